@@ -1,0 +1,52 @@
+/** Time, passed in: the only file that reads the system's clock or sets a timer for a rule. */
+
+/** A pending timer; `cancel` is idempotent. */
+export interface Timer {
+  cancel(): void;
+}
+
+/** A source of time. Tests hand in one that they move by hand. */
+export interface Clock {
+  /** Milliseconds since the Unix epoch. */
+  nowMs(): number;
+  /** Calls `action` once, `delayMs` from now. Never keeps the process alive by itself. */
+  after(delayMs: number, action: () => void): Timer;
+}
+
+/** Longer delays overflow the runtime's timer and would fire at once. */
+const TIMER_DELAY_MAX_MS = 2 ** 31 - 1;
+
+export const systemClock: Clock = {
+  nowMs: () => Date.now(),
+  after(delayMs, action) {
+    const dueMs = Date.now() + delayMs;
+    let handle: NodeJS.Timeout;
+    const arm = (): void => {
+      const leftMs = Math.max(0, dueMs - Date.now());
+      handle = setTimeout(leftMs > TIMER_DELAY_MAX_MS ? arm : action, Math.min(leftMs, TIMER_DELAY_MAX_MS));
+      handle.unref();
+    };
+    arm();
+    return { cancel: () => clearTimeout(handle) };
+  },
+};
+
+/** Calls `action` every `periodMs`; a run that is still under way is never overlapped. */
+export function every(clock: Clock, periodMs: number, action: () => Promise<void>): Timer {
+  let cancelled = false;
+  let timer: Timer;
+  const arm = (): void => {
+    timer = clock.after(periodMs, () => {
+      void action().finally(() => {
+        if (!cancelled) arm();
+      });
+    });
+  };
+  arm();
+  return {
+    cancel() {
+      cancelled = true;
+      timer.cancel();
+    },
+  };
+}
