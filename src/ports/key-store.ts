@@ -1,0 +1,168 @@
+/** What the prekey rules need of storage. Every method is one transaction unless it says otherwise. */
+import type { DeviceAddress } from '../protocol/ids.ts';
+
+/** One-time prekeys and signed prekeys come in an elliptic-curve and a post-quantum kind. */
+export type PreKeyKind = 'ec' | 'pq';
+export const PRE_KEY_KINDS = ['ec', 'pq'] as const satisfies readonly PreKeyKind[];
+
+/** Signed over `publicKey`. Of kind `pq` it is the last-resort prekey. */
+export interface SignedPreKey {
+  keyId: number;
+  publicKey: Uint8Array;
+  signature: Uint8Array;
+}
+
+/** `signature` is null for kind `ec`. */
+export interface OneTimePreKey {
+  keyId: number;
+  publicKey: Uint8Array;
+  signature: Uint8Array | null;
+}
+
+export interface Identity {
+  /** As uploaded: 33 or 32 bytes. */
+  identityKey: Uint8Array;
+  /** The 32 bytes of u: what decides whether two identities are the same, and under which used ids are kept. */
+  canonicalKey: Uint8Array;
+  identityKeyEd25519: Uint8Array | null;
+}
+
+/** A device's row: everything about its key set but the pools themselves. */
+export interface DeviceKeys {
+  registrationId: number | null;
+  /** Null after a reset, and before the first upload. */
+  identity: Identity | null;
+  signedPreKeys: Record<PreKeyKind, SignedPreKey | null>;
+  signedPreKeyExpiresAtMs: number | null;
+  /** Unclaimed one-time prekeys. */
+  availableCounts: Record<PreKeyKind, number>;
+  /** One-time prekeys handed out under the present identity. */
+  claimedCounts: Record<PreKeyKind, number>;
+  keyVersion: number;
+  countVersion: number;
+  /** Rises with every replacement and reset; messages are stamped with it. */
+  identityVersion: number;
+  updatedAtMs: number | null;
+}
+
+/** What a signed prekey id stands for under the present identity. */
+export type SignedPreKeyIdState =
+  | { state: 'free' }
+  | { state: 'active'; publicKey: Uint8Array }
+  /** Wiped by a reset or replacement while active: may come back, with the same key only. */
+  | { state: 'wiped'; matches: (publicKey: Uint8Array) => boolean }
+  | { state: 'retired' };
+
+/** The fields that a change of a key set ends with. */
+export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys'>;
+
+/**
+ * One device's key set inside a transaction that holds the device's row: nothing of this device's
+ * keys, claims or pools changes beside it.
+ */
+export interface KeySetTransaction {
+  /** As it stood when the row was locked; zeros and nulls for a device that never uploaded. */
+  readonly current: DeviceKeys;
+  /** Those of `keyIds` that were handed out or withdrawn under `canonicalKey`, ever. */
+  usedIds(kind: PreKeyKind, canonicalKey: Uint8Array, keyIds: readonly number[]): Promise<Set<number>>;
+  /** The public keys of those of `keyIds` that wait unclaimed. */
+  pooled(kind: PreKeyKind, keyIds: readonly number[]): Promise<Map<number, Uint8Array>>;
+  /** Appends to the pool; claims go out in the order of the list, after everything stored before. */
+  addToPool(kind: PreKeyKind, keys: readonly OneTimePreKey[]): Promise<void>;
+  /**
+   * Takes ids out of the pool and makes every one of them unusable under `canonicalKey` for good,
+   * whether or not it was there. `'all'` takes the whole pool.
+   *
+   * @returns how many were in the pool
+   */
+  withdraw(kind: PreKeyKind, canonicalKey: Uint8Array, keyIds: readonly number[] | 'all'): Promise<number>;
+  signedPreKeyIdState(
+    kind: PreKeyKind,
+    canonicalKey: Uint8Array,
+    keyId: number,
+  ): Promise<SignedPreKeyIdState>;
+  /** Makes `key` the one active signed prekey of its kind; the one before it is retired and stays readable. */
+  activateSignedPreKey(kind: PreKeyKind, key: SignedPreKey, nowMs: number): Promise<void>;
+  /** Drops the active signed prekey of `kind`, as an upload that no longer has one asks for. */
+  retireSignedPreKey(kind: PreKeyKind, nowMs: number): Promise<void>;
+  /**
+   * Wipes signed prekeys, pools and claims, keeping only the used ids under the identity that ends; pending
+   * messages turn into bounces, since nobody can decrypt them any more.
+   */
+  wipe(reason: 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET'): Promise<void>;
+  /** Writes the device's row. */
+  save(update: DeviceKeysUpdate): Promise<void>;
+}
+
+export interface ClaimRequest {
+  claimer: DeviceAddress;
+  /** UUID of the claimer's; the same one for the same target gets the same answer. */
+  claimId: string;
+  userId: string;
+  /** Null stands for every device of the user but the claimer. */
+  deviceId: number | null;
+}
+
+/** The answer of one device to one claim; the very same for a repeated `claimId`. */
+export interface ClaimedBundle {
+  deviceId: number;
+  registrationId: number;
+  identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
+  signedPreKey: SignedPreKey;
+  /** Null when none was left. */
+  oneTimePreKey: OneTimePreKey | null;
+  pqPreKey: (SignedPreKey & { lastResort: boolean }) | null;
+}
+
+export interface ClaimResult {
+  /** One list per request, in the order of the requests; each sorted by device id. */
+  bundles: ClaimedBundle[][];
+  /** Devices of which a pool fell below the threshold, or to zero, by this very claim. */
+  ranLow: DeviceAddress[];
+}
+
+export interface KeyStore {
+  /** Null for a device that never uploaded. */
+  read(device: DeviceAddress): Promise<DeviceKeys | null>;
+
+  /** Runs `action` in one transaction that holds the device's row; throws what it throws, having changed nothing then. */
+  change<Result>(
+    device: DeviceAddress,
+    action: (keys: KeySetTransaction) => Promise<Result>,
+  ): Promise<Result>;
+
+  /** The user's devices that have keys, sorted by device id. */
+  devicesOf(userId: string): Promise<{ deviceId: number; registrationId: number }[]>;
+
+  /**
+   * Claims at most one one-time prekey of each kind for each request and device, oldest upload first.
+   * No key is ever in two answers; a repeated (claimer, claimId, device) gets its first answer and spends
+   * nothing; "none" is said only where none is left. Devices without a whole bundle are left out, and
+   * nothing of theirs is spent.
+   */
+  claim(
+    requests: readonly ClaimRequest[],
+    now: { nowMs: number; lowThreshold: number },
+  ): Promise<ClaimResult>;
+
+  /** Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them. */
+  compareIds(
+    device: DeviceAddress,
+    kind: PreKeyKind,
+    localIds: readonly number[],
+  ): Promise<{ used: number[]; unknown: number[]; notListed: number[] }>;
+
+  /** Ids handed out since `sinceMs` under the present identity, newest first, at most `limit`. */
+  claimedIdsSince(device: DeviceAddress, kind: PreKeyKind, sinceMs: number, limit: number): Promise<number[]>;
+
+  /**
+   * Folds claims made before `claimedBeforeMs` into the device's used ids, and drops signed prekeys that were
+   * replaced before `replacedBeforeMs`; at most `limit` rows of each. The ids stay unusable.
+   *
+   * @returns rows removed; fewer than `limit` means that nothing is left to sweep
+   */
+  sweep(cut: { claimedBeforeMs: number; replacedBeforeMs: number; limit: number }): Promise<number>;
+
+  /** 32 random bytes, made once by whichever node asks first and the same for every node ever after. */
+  sharedSecret(name: string): Promise<Uint8Array>;
+}

@@ -1,0 +1,233 @@
+/**
+ * The registry: every request with its input and its data, every push with its payload and acknowledgement.
+ * Dispatch, both doors, the SDK, the inspector and the generated reference derive from it.
+ */
+import { z } from 'zod';
+import { bounceReason, incomingEnvelope, outgoingEnvelopes } from './envelope.ts';
+import { deviceLists, errorCode, type errorObject } from './errors.ts';
+import { deviceId, keyId, registrationId, time, userId, uuid, version } from './ids.ts';
+import {
+  deviceBundle,
+  ecPublicKey,
+  keySet,
+  listWithoutRepeats,
+  oneTimePreKeys,
+  pqOneTimePreKeys,
+  pqPreKey,
+  signedPreKey,
+  verdict,
+} from './keys.ts';
+import {
+  REASON_LENGTH_MAX,
+  TOKEN_LENGTH_MAX,
+  VALIDATE_PRE_KEYS_MAX,
+  WITHDRAW_PRE_KEYS_MAX,
+} from './limits.ts';
+
+const nothing = z.strictObject({});
+const count = z.int().min(0);
+/** The caller's last seen `keyVersion`: a late repeat can't undo a newer change. */
+const ifKeyVersion = version.optional();
+
+function idList(lengthMax: number) {
+  return listWithoutRepeats(keyId, lengthMax, (id) => id);
+}
+
+const poolCounts = { availableCount: count, pqAvailableCount: count, countVersion: version };
+const uploadVerdicts = z.object({
+  keyVersion: version,
+  oneTimePreKeys: verdict,
+  pqOneTimePreKeys: verdict,
+  ...poolCounts,
+});
+
+export const missingKey = z.enum(['identity', 'signedPreKey', 'pqLastResortPreKey', 'rolledBack']);
+export type MissingKey = z.infer<typeof missingKey>;
+
+function atLeastOne<Shape extends z.ZodRawShape>(shape: Shape, names: string) {
+  return z
+    .strictObject(shape)
+    .refine(
+      (input) => Object.values(input).some((value) => value !== undefined),
+      `needs at least one of ${names}`,
+    );
+}
+
+export const requests = {
+  uploadKeys: {
+    input: keySet.extend({ replaceIdentity: z.boolean().optional(), ifKeyVersion }),
+    data: uploadVerdicts,
+  },
+  addPreKeys: {
+    input: atLeastOne(
+      { oneTimePreKeys: oneTimePreKeys.optional(), pqOneTimePreKeys: pqOneTimePreKeys.optional() },
+      'oneTimePreKeys, pqOneTimePreKeys',
+    ),
+    data: uploadVerdicts,
+  },
+  withdrawPreKeys: {
+    input: atLeastOne(
+      {
+        preKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
+        pqPreKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
+      },
+      'preKeyIds, pqPreKeyIds',
+    ),
+    data: z.object({ withdrawnCount: count, ...poolCounts }),
+  },
+  rotateSignedPreKey: {
+    input: z
+      .strictObject({
+        signedPreKey: signedPreKey.optional(),
+        pqLastResortPreKey: pqPreKey.optional(),
+        ifKeyVersion,
+      })
+      .refine(
+        (input) => input.signedPreKey !== undefined || input.pqLastResortPreKey !== undefined,
+        'needs at least one of signedPreKey, pqLastResortPreKey',
+      ),
+    data: z.object({ keyVersion: version, signedPreKeyExpiresAt: time }),
+  },
+  resetKeys: {
+    input: z.strictObject({ reason: z.string().max(REASON_LENGTH_MAX).optional(), ifKeyVersion }),
+    data: z.object({ keyVersion: version }),
+  },
+  keyStatus: {
+    input: nothing,
+    data: z.object({
+      identityKey: ecPublicKey.nullable(),
+      signedPreKeyId: keyId.nullable(),
+      pqLastResortPreKeyId: keyId.nullable(),
+      preKeyCount: count,
+      pqPreKeyCount: count,
+      keyVersion: version,
+      countVersion: version,
+      signedPreKeyExpiresAt: time.nullable(),
+    }),
+  },
+  keyStats: {
+    input: nothing,
+    data: z.object({
+      totalPreKeys: count,
+      availablePreKeys: count,
+      consumedPreKeys: count,
+      lastUpdated: time.nullable(),
+    }),
+  },
+  checkPreKeys: {
+    input: nothing,
+    data: z.object({ needsMorePreKeys: z.boolean(), threshold: count, ...poolCounts }),
+  },
+  validateKeys: {
+    input: z.strictObject({
+      localIdentityKey: ecPublicKey,
+      localSignedPreKeyId: keyId,
+      localSignedPreKeyPublicKey: ecPublicKey.optional(),
+      localRegistrationId: registrationId.optional(),
+      localPqLastResortPreKeyId: keyId.optional(),
+      localPreKeyIds: idList(VALIDATE_PRE_KEYS_MAX).optional(),
+      localPreKeyCount: count.optional(),
+      localPqPreKeyIds: idList(VALIDATE_PRE_KEYS_MAX).optional(),
+      lastKeyVersion: version.optional(),
+      lastCountVersion: version.optional(),
+    }),
+    data: z.object({
+      keysValid: z.boolean(),
+      missingKeys: z.array(missingKey),
+      preKeyIdsToDelete: z.array(keyId),
+      preKeyIdsToUpload: z.array(keyId),
+      preKeyIdsNotHeld: z.array(keyId),
+      pqPreKeyIdsToDelete: z.array(keyId),
+      pqPreKeyIdsToUpload: z.array(keyId),
+      pqPreKeyIdsNotHeld: z.array(keyId),
+      rotationDue: z.boolean(),
+      reason: z.string().optional(),
+      keyVersion: version,
+      countVersion: version,
+      validation: z.string().optional(),
+    }),
+  },
+  requestBundle: {
+    input: z.strictObject({ claimId: uuid, userId, deviceId: deviceId.optional() }),
+    data: z.object({ userId, devices: z.array(deviceBundle) }),
+  },
+  listDevices: {
+    input: z.strictObject({ userId }),
+    data: z.object({ devices: z.array(z.object({ deviceId: z.int(), registrationId })) }),
+  },
+  sendMessages: {
+    input: z.strictObject({
+      messageId: uuid,
+      userId,
+      envelopes: outgoingEnvelopes,
+      onMismatch: z.enum(['reject', 'sendAnyway']).optional(),
+    }),
+    data: z.object({
+      storedAt: time,
+      accepted: z.array(z.int()),
+      rejected: z.array(z.object({ deviceId: z.int(), code: errorCode })),
+      ...deviceLists.partial().shape,
+    }),
+  },
+  clientReady: {
+    input: z.strictObject({ validation: z.string().max(TOKEN_LENGTH_MAX).optional() }),
+    data: z.object({ pendingCount: count, keyVersion: version }),
+  },
+  refreshToken: {
+    input: z.strictObject({ token: z.string().max(TOKEN_LENGTH_MAX) }),
+    data: z.object({ expiresAt: time }),
+  },
+} as const satisfies Record<string, { input: z.ZodType; data: z.ZodType }>;
+
+export type RequestName = keyof typeof requests;
+/** What a client sends. */
+export type RequestInput<Name extends RequestName> = z.input<(typeof requests)[Name]['input']>;
+/** What a handler gets: parsed, normalised, bounded. */
+export type ParsedInput<Name extends RequestName> = z.output<(typeof requests)[Name]['input']>;
+export type RequestData<Name extends RequestName> = z.output<(typeof requests)[Name]['data']>;
+
+export const requestNames = Object.keys(requests) as RequestName[];
+
+/** Whether the event may come with the acknowledgement alone: its input holds nothing that must be there. */
+export function inputIsOptional(name: RequestName): boolean {
+  return requests[name].input === nothing || name === 'resetKeys' || name === 'clientReady';
+}
+
+export type Reply<Name extends RequestName> =
+  | { ok: true; data: RequestData<Name> }
+  | { ok: false; error: z.output<typeof errorObject> };
+
+export const gateClosedReason = z.enum([
+  'identityReplaced',
+  'keysReset',
+  'keysRotated',
+  'deviceRevoked',
+  'serverRestored',
+]);
+export type GateClosedReason = z.infer<typeof gateClosedReason>;
+
+export const failedReason = z.enum(['undecryptable', 'temporary']);
+export type FailedReason = z.infer<typeof failedReason>;
+
+export const pushes = {
+  messages: {
+    payload: z.object({ envelopes: z.array(incomingEnvelope) }),
+    acknowledgement: z.object({
+      processed: z.array(z.string()),
+      failed: z.array(z.object({ id: z.string(), reason: failedReason })).optional(),
+    }),
+  },
+  queueEmpty: { payload: z.object({ deliveredCount: count }) },
+  preKeysLow: { payload: z.object({ threshold: count, ...poolCounts }) },
+  gateClosed: { payload: z.object({ reason: gateClosedReason, keyVersion: version }) },
+  tokenExpiring: { payload: z.object({ expiresAt: time }) },
+  displaced: { payload: z.object({}) },
+  serverDraining: { payload: z.object({ retryAfterMs: count }) },
+} as const satisfies Record<string, { payload: z.ZodType; acknowledgement?: z.ZodType }>;
+
+export type PushName = keyof typeof pushes;
+export type PushPayload<Name extends PushName> = z.output<(typeof pushes)[Name]['payload']>;
+export type MessagesAcknowledgement = z.output<(typeof pushes)['messages']['acknowledgement']>;
+
+export type { BounceReason } from './envelope.ts';
+export { bounceReason };

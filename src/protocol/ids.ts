@@ -1,0 +1,53 @@
+/** Who is who on the wire: users, devices, key ids and the ids that make a request repeatable. */
+import { z } from 'zod';
+import { DEVICE_ID_MAX, KEY_ID_MAX, REGISTRATION_ID_MAX, USER_ID_LENGTH_MAX, VERSION_MAX } from './limits.ts';
+
+/** Path segments of the HTTP door that a user id would shadow. */
+export const RESERVED_USER_IDS: ReadonlySet<string> = new Set([
+  'stats',
+  'check-prekeys',
+  'add-prekeys',
+  'upload',
+]);
+
+export const userId = z
+  .string()
+  .max(USER_ID_LENGTH_MAX)
+  .regex(
+    /^[A-Za-z0-9][A-Za-z0-9_.:@-]*$/,
+    'must start with a letter or digit and hold only A–Z a–z 0–9 _ . : @ -',
+  )
+  .refine((id) => !RESERVED_USER_IDS.has(id), 'is reserved');
+
+export const deviceId = z.int().min(1).max(DEVICE_ID_MAX);
+
+/** Chosen by the client, never renumbered by the server. */
+export const keyId = z.int().min(0).max(KEY_ID_MAX);
+
+export const registrationId = z.int().min(0).max(REGISTRATION_ID_MAX);
+
+/** `keyVersion` and `countVersion`: 0 for a device that never uploaded; rises, outlives reset and deletion. */
+export const version = z.int().min(0).max(VERSION_MAX);
+
+/** `claimId`, `messageId`: made by the caller, so that a repeated request is recognised. */
+export const uuid = z
+  .string()
+  .regex(/^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$/, 'must be a UUID')
+  .transform((id) => id.toLowerCase());
+
+export const time = z.iso.datetime();
+
+/** One device of one user: the unit that owns keys, a queue and at most one served socket. */
+export const deviceAddress = z.strictObject({ userId, deviceId });
+export type DeviceAddress = z.infer<typeof deviceAddress>;
+
+/** `alice.1`: for maps, locks and logs. Two devices never share it, since a device id holds no dot. */
+export function addressKey(device: DeviceAddress): string {
+  return `${device.userId}.${device.deviceId}`;
+}
+
+/** The inverse of {@link addressKey}. */
+export function addressOfKey(key: string): DeviceAddress {
+  const dot = key.lastIndexOf('.');
+  return { userId: key.slice(0, dot), deviceId: Number(key.slice(dot + 1)) };
+}

@@ -1,0 +1,112 @@
+/** Keys on the wire: public halves only, base64, given back byte for byte as uploaded. */
+import { z } from 'zod';
+import { base64Of, decodedLength, firstByte, isStrictBase64 } from './base64.ts';
+import { keyId, registrationId } from './ids.ts';
+import { UPLOAD_PRE_KEYS_MAX } from './limits.ts';
+
+const EC_KEY_PREFIX = 0x05;
+const KYBER_1024_PREFIX = 0x08;
+/** 0x08 and the 1568 bytes of an ML-KEM-1024 public key. */
+const KYBER_1024_KEY_BYTES = 1569;
+const SIGNATURE_BYTES = 64;
+
+/** 33 bytes `0x05 ‖ u`, or the raw 32 bytes of u. Both are 44 characters long. */
+export const ecPublicKey = z.string().refine(
+  (text) => {
+    if (text.length !== 44 || !isStrictBase64(text)) return false;
+    const bytes = decodedLength(text);
+    return bytes === 32 || (bytes === 33 && firstByte(text) === EC_KEY_PREFIX);
+  },
+  { error: 'must be base64 of 33 bytes that start with 0x05, or of 32 bytes' },
+);
+export const pqPublicKey = base64Of(KYBER_1024_KEY_BYTES, KYBER_1024_PREFIX);
+export const ed25519PublicKey = base64Of(32);
+/** Over the decoded bytes of `publicKey`, exactly as uploaded. */
+export const signature = base64Of(SIGNATURE_BYTES);
+
+export const signedPreKey = z.strictObject({ keyId, publicKey: ecPublicKey, signature });
+export const pqPreKey = z.strictObject({ keyId, publicKey: pqPublicKey, signature });
+export const oneTimePreKey = z.strictObject({ keyId, publicKey: ecPublicKey });
+
+/** One upload's one-time prekeys, in the order in which they are to be handed out. */
+export const oneTimePreKeys = listWithoutRepeats(
+  oneTimePreKey,
+  UPLOAD_PRE_KEYS_MAX,
+  (key) => key.keyId,
+  'keyId',
+);
+export const pqOneTimePreKeys = listWithoutRepeats(
+  pqPreKey,
+  UPLOAD_PRE_KEYS_MAX,
+  (key) => key.keyId,
+  'keyId',
+);
+
+/** A whole key set; every request that stores keys is made of its parts. */
+export const keySet = z.strictObject({
+  registrationId,
+  identityKey: ecPublicKey,
+  identityKeyEd25519: ed25519PublicKey.optional(),
+  signedPreKey,
+  pqLastResortPreKey: pqPreKey.optional(),
+  oneTimePreKeys: oneTimePreKeys.optional(),
+  pqOneTimePreKeys: pqOneTimePreKeys.optional(),
+});
+
+/** What became of each one-time prekey of an upload: a bad one never sinks the batch. */
+export const verdict = z.object({
+  stored: z.int(),
+  unchanged: z.int(),
+  conflicts: z.array(
+    z.object({
+      keyId,
+      /** `idTaken`: stored with another key. `alreadyClaimed`: handed out or withdrawn. `poolFull`: no room. */
+      reason: z.enum(['idTaken', 'alreadyClaimed', 'poolFull']),
+    }),
+  ),
+});
+export type Verdict = z.infer<typeof verdict>;
+
+/** Kinds of signed keys, as SIGNATURE_INVALID names them. */
+export const signedKeyKind = z.enum(['identityKey', 'signedPreKey', 'pqLastResortPreKey', 'pqOneTimePreKey']);
+export type SignedKeyKind = z.infer<typeof signedKeyKind>;
+
+/** What one claimer gets of one device. */
+export const deviceBundle = z.object({
+  deviceId: z.int(),
+  registrationId,
+  identityKey: ecPublicKey,
+  identityKeyEd25519: ed25519PublicKey.optional(),
+  signedPreKey,
+  oneTimePreKey: oneTimePreKey.nullable(),
+  /** Why `oneTimePreKey` is null. */
+  oneTimePreKeyAbsent: z.enum(['noneLeft', 'limited']).optional(),
+  pqPreKey: z.object({ ...pqPreKey.shape, lastResort: z.boolean() }).nullable(),
+});
+export type DeviceBundle = z.infer<typeof deviceBundle>;
+
+/** A bounded list in which no two items have the same id; the fault is reported at the repeated item. */
+export function listWithoutRepeats<Item extends z.ZodType>(
+  item: Item,
+  lengthMax: number,
+  idOf: (value: z.output<Item>) => unknown,
+  idName?: string,
+) {
+  return z
+    .array(item)
+    .max(lengthMax)
+    .superRefine((list, context) => {
+      const seen = new Set<unknown>();
+      list.forEach((value, index) => {
+        const id = idOf(value);
+        if (seen.has(id)) {
+          context.addIssue({
+            code: 'custom',
+            path: idName === undefined ? [index] : [index, idName],
+            message: 'stands in the list twice',
+          });
+        }
+        seen.add(id);
+      });
+    });
+}
