@@ -1,0 +1,186 @@
+/**
+ * The embedded engine: a private PostgreSQL on the gateway's data folder, reachable by a Unix socket only,
+ * never as root, and gone when the gateway is, however it goes.
+ */
+import { chmod, chown, mkdir, mkdtemp, realpath, rm, symlink } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join, resolve } from 'node:path';
+import type { Log } from '../../lib/log.ts';
+import { npmBinaries } from './binaries.ts';
+import { type EngineUser, engineUserFor, letPass } from './engine-user.ts';
+import { ownFolder } from './folder-ownership.ts';
+import { endOrphan, initialise, makeFolderFor, startPostmaster } from './postmaster.ts';
+import { EmbeddedStartError } from './start-error.ts';
+
+export { EmbeddedStartError } from './start-error.ts';
+
+/** A running engine. The first four are connection options of postgres.js, with `socketDir` as its host. */
+export interface EmbeddedPostgres {
+  socketDir: string;
+  port: number;
+  user: string;
+  database: string;
+  /** Shuts PostgreSQL down and gives the folder up. Idempotent. */
+  stop(): Promise<void>;
+  /** Tells when PostgreSQL ends although nobody called `stop`; `reason` ends with the tail of its log. */
+  onExit(listener: (reason: string) => void): void;
+}
+
+/** Only names the socket file; nothing listens on a port. */
+const PORT = 5432;
+const ROLE = 'keygate';
+const DATABASE = 'keygate';
+/** The shortest limit of a Unix socket path is macOS's, with 103 bytes and an end. */
+const SOCKET_PATH_BYTES_MAX = 103;
+
+const SETTINGS: Record<string, string> = {
+  listen_addresses: '',
+  port: String(PORT),
+  unix_socket_permissions: '0700',
+  fsync: 'on',
+  full_page_writes: 'on',
+  synchronous_commit: 'on',
+  max_connections: '60',
+  shared_buffers: '128MB',
+  max_wal_size: '512MB',
+  // Small containers have little shared memory to spare, and no query here gains from helpers.
+  max_parallel_workers_per_gather: '0',
+  jit: 'off',
+  timezone: 'UTC',
+  log_timezone: 'UTC',
+  // The log tells of the server, not of clients: it stays small, and no statement's data gets into it.
+  log_min_messages: 'log',
+  log_min_error_statement: 'panic',
+  log_checkpoints: 'off',
+};
+
+/**
+ * Starts PostgreSQL on `<dataDir>/postgres`, which is made on the first start; the server's log is
+ * `<dataDir>/postgres.log`. Everything that was committed is there again after any kind of end.
+ *
+ * @param options.settings over those of this file
+ * @throws EmbeddedStartError with one sentence: no binaries for this platform, the folder is owned by another
+ *   gateway, or what PostgreSQL itself complained about
+ */
+export async function startEmbeddedPostgres(options: {
+  dataDir: string;
+  log: Log;
+  settings?: Record<string, string>;
+}): Promise<EmbeddedPostgres> {
+  const undo: (() => Promise<void> | void)[] = [];
+  const undoAll = async (): Promise<void> => {
+    for (const step of undo.splice(0).reverse()) await step();
+  };
+  try {
+    return await start(options, undo, undoAll);
+  } catch (error) {
+    await undoAll();
+    if (error instanceof EmbeddedStartError) throw error;
+    const reason = error instanceof Error ? error.message : String(error);
+    throw new EmbeddedStartError(
+      `The embedded PostgreSQL could not start on ${options.dataDir}: ${reason}.`,
+      {
+        cause: error,
+      },
+    );
+  }
+}
+
+async function start(
+  options: { dataDir: string; log: Log; settings?: Record<string, string> },
+  undo: (() => Promise<void> | void)[],
+  undoAll: () => Promise<void>,
+): Promise<EmbeddedPostgres> {
+  const { log } = options;
+  const wasMade = await mkdir(resolve(options.dataDir), { recursive: true });
+  const dataDir = await realpath(resolve(options.dataDir));
+  if (wasMade !== undefined) await chmod(dataDir, 0o700);
+  const databaseDir = join(dataDir, 'postgres');
+  const user = await engineUserFor(databaseDir);
+
+  const alias = await shortAlias(dataDir, user);
+  const shortDir = alias === null ? dataDir : join(alias, 'data');
+  if (alias !== null) undo.push(() => rm(alias, { recursive: true, force: true }));
+
+  const ownership = await ownFolder(join(shortDir, 'owner'));
+  if (ownership === null) {
+    throw new EmbeddedStartError(
+      `Another gateway is running on ${dataDir}: stop it, or give this one its own DATA_DIR.`,
+    );
+  }
+  undo.push(() => ownership.release());
+
+  if (user !== null) await letPass(user, dataDir);
+  const binaries = await npmBinaries({ dataDir, user });
+  await endOrphan(databaseDir);
+  await initialise({ binaries, user, databaseDir, role: ROLE, database: DATABASE, durable: true });
+  const socketDir = join(shortDir, 'run');
+  await makeFolderFor(user, join(dataDir, 'run'));
+  const server = await startPostmaster({
+    binaries,
+    user,
+    databaseDir,
+    logFile: join(dataDir, 'postgres.log'),
+    settings: { ...SETTINGS, unix_socket_directories: quoted(socketDir), ...options.settings },
+    address: { path: join(socketDir, `.s.PGSQL.${PORT}`) },
+    role: ROLE,
+    database: DATABASE,
+    removeWhenOrphaned: alias === null ? [] : [alias],
+  });
+  log.info({ pid: server.pid, dataDir }, 'embedded PostgreSQL runs');
+
+  const listeners: ((reason: string) => void)[] = [];
+  let isStopping = false;
+  undo.push(async () => {
+    await server.stop();
+  });
+  const watched = server.exited.then(async (end) => {
+    if (isStopping) return;
+    let reason: string;
+    if (end.cause === 'guardianLost') {
+      // Without its guardian the server would outlive this process.
+      await endOrphan(databaseDir).catch((error: Error) =>
+        log.error({ error }, 'PostgreSQL could not be stopped'),
+      );
+      reason = 'PostgreSQL was stopped because its guardian was killed';
+    } else {
+      reason = `PostgreSQL ended by itself (${end.signal ?? `code ${end.code}`}); its log ends with:\n${await server.logTail()}`;
+    }
+    for (const listener of listeners) listener(reason);
+  });
+  let stopped: Promise<void> | null = null;
+  return {
+    socketDir,
+    port: PORT,
+    user: ROLE,
+    database: DATABASE,
+    stop() {
+      isStopping = true;
+      stopped ??= undoAll().then(() => watched);
+      return stopped;
+    },
+    onExit(listener) {
+      listeners.push(listener);
+    },
+  };
+}
+
+/**
+ * A private folder with a link to `dataDir`, through which its sockets are named where its own path is too
+ * long for them.
+ *
+ * @returns null where it isn't
+ */
+async function shortAlias(dataDir: string, user: EngineUser | null): Promise<string | null> {
+  const longest = [join(dataDir, 'run', `.s.PGSQL.${PORT}`), join(dataDir, 'owner', 'new-12345678')];
+  if (longest.every((path) => Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX)) return null;
+  const alias = await mkdtemp(join(tmpdir(), 'keygate-'));
+  await symlink(dataDir, join(alias, 'data'));
+  if (user !== null) await chown(alias, user.uid, user.gid);
+  return alias;
+}
+
+/** As PostgreSQL reads a list of folders. */
+function quoted(folder: string): string {
+  return `"${folder.replaceAll('"', '""')}"`;
+}
