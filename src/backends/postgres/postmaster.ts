@@ -136,8 +136,7 @@ export async function startPostmaster(options: PostmasterOptions): Promise<Postm
     const end = await server.stop();
     const tail = await logTail();
     // What an earlier server leaves behind when it dies (its lock, its children) is gone in a moment.
-    const isLeftover =
-      /lock file .* already exists|shared memory block .* is still in use|could not bind/i.test(tail);
+    const isLeftover = /lock file .* already exists|shared memory block .* is still in use/i.test(tail);
     if (!isLeftover || attempt === START_ATTEMPTS_MAX) {
       throw new EmbeddedStartError(`PostgreSQL did not start on ${databaseDir}: ${reasonOf(tail, end)}.`);
     }
