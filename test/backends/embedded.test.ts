@@ -1,0 +1,342 @@
+/** The embedded engine as an operator meets it: started, killed, started twice, left behind. */
+import { type ChildProcess, spawn } from 'node:child_process';
+import { once } from 'node:events';
+import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
+import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import postgres from 'postgres';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import {
+  type EmbeddedPostgres,
+  EmbeddedStartError,
+  startEmbeddedPostgres,
+} from '../../src/backends/postgres/embedded.ts';
+import { ownFolder } from '../../src/backends/postgres/folder-ownership.ts';
+import { silentLog } from '../../src/lib/log.ts';
+import { eventually } from '../support/eventually.ts';
+
+const SOURCES = new URL('../../src/', import.meta.url);
+/** Fast shutdown is a matter of milliseconds; a busy machine is given more. */
+const GONE_WAIT_MAX_MS = 5_000;
+
+let parentDir: string;
+let dataDir: string;
+let undo: (() => Promise<unknown> | unknown)[];
+
+beforeEach(async () => {
+  parentDir = await mkdtemp(join(tmpdir(), 'keygate-test-'));
+  // As root, PostgreSQL's user has to pass through.
+  await chmod(parentDir, 0o711);
+  dataDir = join(parentDir, 'data');
+  undo = [];
+});
+
+afterEach(async () => {
+  for (const step of undo.reverse()) await step();
+  await rm(parentDir, { recursive: true, force: true, maxRetries: 20 });
+});
+
+async function start(dir = dataDir): Promise<EmbeddedPostgres> {
+  const engine = await startEmbeddedPostgres({ dataDir: dir, log: silentLog });
+  undo.push(() => engine.stop());
+  return engine;
+}
+
+function refusal(dir = dataDir): Promise<unknown> {
+  return start(dir).then(
+    () => 'it started',
+    (error: unknown) => error,
+  );
+}
+
+async function query(
+  engine: { socketDir: string; port: number },
+  text: string,
+): Promise<Record<string, unknown>[]> {
+  const sql = postgres({
+    host: engine.socketDir,
+    port: engine.port,
+    username: 'keygate',
+    database: 'keygate',
+    max: 1,
+    onnotice: () => {},
+  });
+  try {
+    return [...(await sql.unsafe(text))];
+  } finally {
+    await sql.end();
+  }
+}
+
+interface Owner {
+  process: ChildProcess;
+  outcome: { socketDir: string; port: number; error?: string };
+}
+
+/** Runs `program` in a process of its own that stays until it is killed, and waits for its one line of JSON. */
+async function runApart(program: string): Promise<{ process: ChildProcess; line: Promise<string> }> {
+  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
+    stdio: ['pipe', 'pipe', 'inherit'],
+  });
+  undo.push(async () => {
+    if (child.exitCode !== null || child.signalCode !== null) return;
+    child.kill('SIGKILL');
+    await once(child, 'exit');
+  });
+  return { process: child, line: once(child.stdout!, 'data').then(([data]) => String(data)) };
+}
+
+function ownerProgram(): string {
+  return `
+    const { startEmbeddedPostgres } = await import(${JSON.stringify(new URL('backends/postgres/embedded.ts', SOURCES).href)});
+    const { silentLog } = await import(${JSON.stringify(new URL('lib/log.ts', SOURCES).href)});
+    const say = (outcome) => process.stdout.write(JSON.stringify(outcome));
+    await startEmbeddedPostgres({ dataDir: ${JSON.stringify(dataDir)}, log: silentLog })
+      .then(({ socketDir, port }) => say({ socketDir, port }), (error) => say({ error: error.name + ': ' + error.message }));
+    process.stdin.resume();
+  `;
+}
+
+async function startOwner(): Promise<Owner> {
+  const child = await runApart(ownerProgram());
+  return { process: child.process, outcome: JSON.parse(await child.line) };
+}
+
+async function killHard(child: ChildProcess): Promise<void> {
+  child.kill('SIGKILL');
+  await once(child, 'exit');
+}
+
+function postmasterPid(): number {
+  return Number(readFileSync(join(dataDir, 'postgres', 'postmaster.pid'), 'utf8').split('\n')[0]);
+}
+
+/** A dead process that nobody has reaped yet still has a number, but no command. */
+function isRunning(pid: number): boolean {
+  try {
+    return readFileSync(`/proc/${pid}/cmdline`, 'utf8') !== '';
+  } catch {
+    return false;
+  }
+}
+
+function statusOf(pid: number, field: string): string {
+  return readFileSync(`/proc/${pid}/status`, 'utf8').match(new RegExp(`^${field}:\\s*(\\S+)`, 'm'))![1]!;
+}
+
+function socketsOf(pid: number): string[] {
+  return readdirSync(`/proc/${pid}/fd`)
+    .map((fd) => readlinkSync(`/proc/${pid}/fd/${fd}`))
+    .flatMap((target) => target.match(/^socket:\[(\d+)\]$/)?.[1] ?? []);
+}
+
+describe('the embedded PostgreSQL', () => {
+  it('starts in a new folder with its own database, UTF8, checksums and durable commits', async () => {
+    const engine = await start();
+    const [settings] = await query(
+      engine,
+      `SELECT current_database() AS database, current_setting('server_encoding') AS encoding,
+        current_setting('data_checksums') AS checksums, current_setting('fsync') AS fsync,
+        current_setting('synchronous_commit') AS commit, current_setting('listen_addresses') AS addresses`,
+    );
+    expect(settings).toEqual({
+      database: 'keygate',
+      encoding: 'UTF8',
+      checksums: 'on',
+      fsync: 'on',
+      commit: 'on',
+      addresses: '',
+    });
+  });
+
+  it('listens on no network address, and keeps its files to itself', async () => {
+    const engine = await start();
+    const sockets = socketsOf(postmasterPid());
+    const tcp = ['tcp', 'tcp6'].map((table) => readFileSync(`/proc/net/${table}`, 'utf8')).join('\n');
+    expect(sockets.length).toBeGreaterThan(0);
+    expect(sockets.filter((inode) => tcp.includes(` ${inode} `))).toEqual([]);
+    expect(statSync(engine.socketDir).mode & 0o777).toBe(0o700);
+    expect(statSync(join(dataDir, 'postgres')).mode & 0o777).toBe(0o700);
+    expect(statSync(join(dataDir, 'postgres.log')).mode & 0o777).toBe(0o600);
+    expect(statSync(dataDir).mode & 0o066).toBe(0);
+  });
+
+  it('never runs as root, and never as anybody else when the gateway is not root', async () => {
+    await start();
+    const uid = Number(statusOf(postmasterPid(), 'Uid'));
+    if (process.getuid!() === 0) expect(uid).not.toBe(0);
+    else expect(uid).toBe(process.getuid!());
+  });
+
+  it('keeps what was committed over a stop', async () => {
+    const first = await start();
+    await query(first, 'CREATE TABLE kept AS SELECT 7 AS value');
+    await first.stop();
+    expect(existsSync(join(dataDir, 'postgres', 'postmaster.pid'))).toBe(false);
+    expect(await query(await start(), 'SELECT value FROM kept')).toEqual([{ value: 7 }]);
+  });
+
+  it('ends within a bound when its gateway is killed with SIGKILL, and keeps what was committed', async () => {
+    const owner = await startOwner();
+    await query(owner.outcome, 'CREATE TABLE kept AS SELECT 7 AS value');
+    const pid = postmasterPid();
+    expect(isRunning(pid)).toBe(true);
+    await killHard(owner.process);
+    await eventually(() => !isRunning(pid), { waitMaxMs: GONE_WAIT_MAX_MS, that: 'the end of PostgreSQL' });
+    expect(await query(await start(), 'SELECT value FROM kept')).toEqual([{ value: 7 }]);
+  });
+
+  it('starts again at once after SIGKILL, without waiting for the old one by itself', async () => {
+    const owner = await startOwner();
+    await query(owner.outcome, 'CREATE TABLE kept AS SELECT 7 AS value');
+    await killHard(owner.process);
+    expect(await query(await start(), 'SELECT value FROM kept')).toEqual([{ value: 7 }]);
+  });
+
+  it('ends a server that was left behind when gateway and guardian were both killed', async () => {
+    const owner = await startOwner();
+    await query(owner.outcome, 'CREATE TABLE kept AS SELECT 7 AS value');
+    const orphan = postmasterPid();
+    // Frozen, the gateway can't notice the loss of the guardian.
+    owner.process.kill('SIGSTOP');
+    process.kill(Number(statusOf(orphan, 'PPid')), 'SIGKILL');
+    await killHard(owner.process);
+    expect(isRunning(orphan)).toBe(true);
+    expect(await query(await start(), 'SELECT value FROM kept')).toEqual([{ value: 7 }]);
+    expect(isRunning(orphan)).toBe(false);
+    expect(postmasterPid()).not.toBe(orphan);
+  });
+
+  it('leaves a stranger alone whose pid stands in an old pid file', async () => {
+    await (await start()).stop();
+    const stranger = spawn('sleep', ['60'], { stdio: 'ignore' });
+    undo.push(() => stranger.kill('SIGKILL'));
+    const pidFile = join(dataDir, 'postgres', 'postmaster.pid');
+    await writeFile(
+      pidFile,
+      `${stranger.pid}\n${join(dataDir, 'postgres')}\n1\n5432\n${join(dataDir, 'run')}\n\n`,
+    );
+    await start();
+    expect(isRunning(stranger.pid!)).toBe(true);
+  });
+
+  it('says in one sentence that another gateway has the folder, and leaves that one running', async () => {
+    const first = await start();
+    const error = await refusal();
+    expect(error).toBeInstanceOf(EmbeddedStartError);
+    expect((error as Error).message).toMatch(
+      /^Another gateway is running on .*: stop it, or give this one its own DATA_DIR\.$/,
+    );
+    expect(await query(first, 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+  });
+
+  it('lets one of several simultaneous starts through, on a new folder and on an abandoned one', async () => {
+    for (const _folder of ['new', 'abandoned']) {
+      const owners = await Promise.all([startOwner(), startOwner(), startOwner()]);
+      const [winner, ...more] = owners.filter(({ outcome }) => outcome.error === undefined);
+      expect(more).toEqual([]);
+      const errors = owners.flatMap(({ outcome }) => outcome.error ?? []);
+      expect(errors).toHaveLength(2);
+      for (const error of errors)
+        expect(error).toMatch(/^EmbeddedStartError: Another gateway is running on /);
+      expect(await query(winner!.outcome, 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+      for (const owner of owners) await killHard(owner.process);
+    }
+  });
+
+  it('makes the folder afresh when the first start was killed in the middle', async () => {
+    const child = await runApart(ownerProgram());
+    child.line.catch(() => {});
+    const isHalfMade = (): boolean =>
+      existsSync(dataDir) && readdirSync(dataDir).some((name) => /^postgres\.part-\w+$/.test(name));
+    await eventually(isHalfMade, { that: 'a folder in the making' });
+    await killHard(child.process);
+    expect(existsSync(join(dataDir, 'postgres'))).toBe(false);
+    expect(await query(await start(), 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+    expect(readdirSync(dataDir).filter((name) => name.includes('.part-'))).toEqual([]);
+  });
+
+  it.runIf(process.getuid?.() === 0)('names the folder that keeps PostgreSQL’s user out', async () => {
+    await chmod(parentDir, 0o700);
+    expect(String(await refusal())).toContain(`can't enter ${parentDir}: put DATA_DIR elsewhere`);
+  });
+
+  it('refuses a folder that holds something else, and says so', async () => {
+    await mkdir(join(dataDir, 'postgres'), { recursive: true });
+    await writeFile(join(dataDir, 'postgres', 'thesis.txt'), 'all of it');
+    expect(String(await refusal())).toMatch(
+      /holds something that is not a PostgreSQL database: move it away\.$/,
+    );
+    expect(await readFile(join(dataDir, 'postgres', 'thesis.txt'), 'utf8')).toBe('all of it');
+  });
+
+  it('gives PostgreSQL’s own reason when it does not start', async () => {
+    await (await start()).stop();
+    await writeFile(join(dataDir, 'postgres', 'PG_VERSION'), '9.6\n');
+    expect(String(await refusal())).toMatch(
+      /^EmbeddedStartError: PostgreSQL did not start on .*incompatible with server\.$/,
+    );
+  });
+
+  it('works where the folder’s path is too long for a socket, and leaves nothing of its way around', async () => {
+    const longDir = join(parentDir, 'long'.repeat(20), 'longer'.repeat(20));
+    const engine = await start(longDir);
+    expect(Buffer.byteLength(engine.socketDir)).toBeLessThan(90);
+    expect(await query(engine, 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+    expect(String(await refusal(longDir))).toMatch(/Another gateway is running/);
+    await engine.stop();
+    expect(existsSync(engine.socketDir)).toBe(false);
+  });
+
+  it('leaves nothing of that way around after SIGKILL either', async () => {
+    dataDir = join(parentDir, 'long'.repeat(20), 'longer'.repeat(20));
+    const owner = await startOwner();
+    const alias = join(owner.outcome.socketDir, '..', '..');
+    expect(existsSync(owner.outcome.socketDir)).toBe(true);
+    await killHard(owner.process);
+    await eventually(() => !existsSync(alias), { that: `the end of ${alias}` });
+    expect(existsSync(join(dataDir, 'postgres'))).toBe(true);
+  });
+
+  it('tells its gateway, with the end of the log, when PostgreSQL ends by itself', async () => {
+    const engine = await start();
+    const reason = new Promise<string>((resolve) => engine.onExit(resolve));
+    process.kill(postmasterPid(), 'SIGINT');
+    expect(await reason).toMatch(
+      /^PostgreSQL ended by itself \(code 0\); its log ends with:\n.*database system is shut down$/s,
+    );
+  });
+
+  it('does not stay behind when its guardian is killed, and tells its gateway', async () => {
+    const engine = await start();
+    const pid = postmasterPid();
+    const reason = new Promise<string>((resolve) => engine.onExit(resolve));
+    process.kill(Number(statusOf(pid, 'PPid')), 'SIGKILL');
+    expect(await reason).toMatch(/guardian was killed/);
+    expect(isRunning(pid)).toBe(false);
+    await engine.stop();
+    expect(await query(await start(), 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+  });
+
+  it('says nothing to onExit on an ordinary stop', async () => {
+    const engine = await start();
+    const reasons: string[] = [];
+    engine.onExit((reason) => reasons.push(reason));
+    await engine.stop();
+    expect(reasons).toEqual([]);
+  });
+});
+
+describe('the ownership of a folder', () => {
+  it('passes on after release, and to exactly one of many that ask at once', async () => {
+    for (let round = 0; round < 20; round++) {
+      const asked = await Promise.all(Array.from({ length: 10 }, () => ownFolder(dataDir)));
+      const owners = asked.filter((ownership) => ownership !== null);
+      expect(owners).toHaveLength(1);
+      expect(await ownFolder(dataDir)).toBeNull();
+      owners[0]!.release();
+    }
+    expect(readdirSync(dataDir)).toHaveLength(1);
+  });
+});
