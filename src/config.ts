@@ -1,0 +1,367 @@
+/** The environment as a typed, checked object: the only reader of environment variables besides main. */
+import { resolve } from 'node:path';
+import { z } from 'zod';
+import { LOG_LEVELS, type LogLevel } from './logger.ts';
+import { CLAIM_MEMORY_MS } from './protocol/limits.ts';
+import {
+  PUBLIC_KEY_ALGORITHMS,
+  type PublicKeyAlgorithm,
+  readPublicKey,
+  SECRET_BYTES_MIN,
+  type TokenKeys,
+} from './requests/authenticate.ts';
+
+export interface Config {
+  /** `embedded`: a private PostgreSQL that the gateway starts on `dataDir`. */
+  store: { kind: 'embedded'; dataDir: string } | { kind: 'url'; url: string };
+  /** Null: bus, locks and limits live in this process, which is the only node then. */
+  redisUrl: string | null;
+  tokens: {
+    /** `secretFile`: the secret that is made once in `dataDir`; only with the embedded store. */
+    keys: TokenKeys | { kind: 'secretFile'; dataDir: string };
+    issuer: string | null;
+    audience: string | null;
+  };
+  /** Host null is every address of the machine; port 0 is any free one. */
+  listen: { host: string | null; port: number };
+  admin: { host: string; port: number; token: string | null };
+  /** Browser origins that may connect. `loopback`: pages of this machine too, on any port. */
+  origins: { listed: readonly string[]; loopback: boolean };
+  preKeys: {
+    /** A pool below it is low. */
+    lowThreshold: number;
+    /** Unclaimed one-time prekeys of one kind that a device may have. */
+    poolMax: number;
+    signedPreKeyLifetimeMs: number;
+    claimedRetentionMs: number;
+  };
+  messages: {
+    /** Pending messages of one device. */
+    queueMax: number;
+    lifetimeMs: number;
+  };
+  logLevel: LogLevel;
+  /** What is allowed and deserves a line in the log at the start. */
+  warnings: readonly string[];
+}
+
+/** Every fault of the environment at once; a line names its variable and never repeats a secret. */
+export class ConfigError extends Error {
+  readonly problems: readonly string[];
+
+  constructor(problems: readonly string[]) {
+    super(problems.join('\n'));
+    this.name = 'ConfigError';
+    this.problems = problems;
+  }
+}
+
+const HOUR_MS = 3_600_000;
+const DAY_MS = 24 * HOUR_MS;
+const ADMIN_TOKEN_LENGTH_MIN = 16;
+
+/**
+ * Every variable with its check and its default. A default of null means "not set"; what that stands for may
+ * depend on the others.
+ */
+export const environment = z.object({
+  PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3000 }),
+  HOST: optional(hostName()),
+  DATABASE_URL: optional(
+    z.string().regex(/^postgres(ql)?:\/\/\S+$/, 'must begin with postgres:// or postgresql://'),
+  ),
+  REDIS_URL: optional(z.string().regex(/^rediss?:\/\/\S+$/, 'must begin with redis:// or rediss://')),
+  DATA_DIR: z.string().default('data'),
+  JWT_SECRET: optional(
+    secret().refine(
+      (text) => Buffer.byteLength(text) >= SECRET_BYTES_MIN,
+      `must have at least ${SECRET_BYTES_MIN} bytes`,
+    ),
+  ),
+  JWT_PUBLIC_KEY: optional(z.string().transform(orIssue(readPublicKey))),
+  JWT_JWKS_URL: optional(z.string().transform(orIssue(webAddress))),
+  JWT_ALGORITHMS: optional(z.string().transform(orIssue(algorithms))),
+  JWT_ISSUER: optional(z.string()),
+  JWT_AUDIENCE: optional(z.string()),
+  ALLOWED_ORIGINS: z
+    .string()
+    .transform(orIssue((text) => listOf(text).map(origin)))
+    .default([]),
+  ADMIN_PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3001 }),
+  ADMIN_HOST: hostName().default('127.0.0.1'),
+  ADMIN_TOKEN: optional(
+    secret().min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`),
+  ),
+  PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }),
+  PREKEY_POOL_MAX: wholeNumber({ min: 1, max: 100_000, byDefault: 2000 }),
+  QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }),
+  SIGNED_PREKEY_ROTATION_HOURS: wholeNumber({ min: 1, max: 24 * 365, byDefault: 720 }),
+  // Claims are what a repeated claimId is answered from.
+  CLAIMED_PREKEY_RETENTION_DAYS: wholeNumber({ min: CLAIM_MEMORY_MS / DAY_MS, max: 3650, byDefault: 30 }),
+  MESSAGE_TTL_DAYS: wholeNumber({ min: 1, max: 3650, byDefault: 30 }),
+  LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`).default('info'),
+});
+
+type VariableName = keyof typeof environment.shape;
+const variableNames = Object.keys(environment.shape) as VariableName[];
+
+/** Values that never stand in a problem line. */
+const SECRET_VARIABLES: ReadonlySet<string> = new Set<VariableName>([
+  'DATABASE_URL',
+  'REDIS_URL',
+  'JWT_SECRET',
+  'JWT_PUBLIC_KEY',
+  'ADMIN_TOKEN',
+]);
+
+const KEY_VARIABLES = ['JWT_SECRET', 'JWT_PUBLIC_KEY', 'JWT_JWKS_URL'] as const satisfies VariableName[];
+
+/**
+ * Reads the configuration. An empty variable counts as absent, as compose files hand them in.
+ *
+ * @throws ConfigError with one line for each problem
+ */
+export function parseConfig(env: NodeJS.ProcessEnv): Config {
+  const given = new Map<string, string>();
+  for (const [name, value] of Object.entries(env)) {
+    if (value !== undefined && value !== '') given.set(name, value);
+  }
+  const parsed = environment.safeParse(Object.fromEntries(given));
+  const problems = [
+    ...(parsed.error?.issues ?? []).map((issue) => problemLine(String(issue.path[0]), issue.message, given)),
+    ...contradictions(given),
+    ...unknownVariables(given),
+  ];
+  if (parsed.data !== undefined) problems.push(...collisions(parsed.data));
+  if (parsed.data === undefined || problems.length > 0) throw new ConfigError(problems);
+  return configOf(parsed.data);
+}
+
+function configOf(values: z.output<typeof environment>): Config {
+  const dataDir = resolve(values.DATA_DIR);
+  const embedded = values.DATABASE_URL === null;
+  const config = {
+    store:
+      values.DATABASE_URL === null
+        ? { kind: 'embedded' as const, dataDir }
+        : { kind: 'url' as const, url: values.DATABASE_URL },
+    redisUrl: values.REDIS_URL,
+    tokens: { keys: tokenKeys(values), issuer: values.JWT_ISSUER, audience: values.JWT_AUDIENCE },
+    listen: { host: values.HOST ?? (embedded ? '127.0.0.1' : null), port: values.PORT },
+    admin: { host: values.ADMIN_HOST, port: values.ADMIN_PORT, token: values.ADMIN_TOKEN },
+    origins: { listed: values.ALLOWED_ORIGINS, loopback: embedded },
+    preKeys: {
+      lowThreshold: values.PREKEY_LOW_THRESHOLD,
+      poolMax: values.PREKEY_POOL_MAX,
+      signedPreKeyLifetimeMs: values.SIGNED_PREKEY_ROTATION_HOURS * HOUR_MS,
+      claimedRetentionMs: values.CLAIMED_PREKEY_RETENTION_DAYS * DAY_MS,
+    },
+    messages: { queueMax: values.QUEUE_MAX, lifetimeMs: values.MESSAGE_TTL_DAYS * DAY_MS },
+    logLevel: values.LOG_LEVEL,
+  };
+  return { ...config, warnings: warningsOf(config) };
+}
+
+function tokenKeys(values: z.output<typeof environment>): Config['tokens']['keys'] {
+  if (values.JWT_SECRET !== null) {
+    return { kind: 'secret', secret: new TextEncoder().encode(values.JWT_SECRET) };
+  }
+  if (values.JWT_PUBLIC_KEY !== null) return values.JWT_PUBLIC_KEY;
+  if (values.JWT_JWKS_URL !== null) {
+    return {
+      kind: 'jwks',
+      url: values.JWT_JWKS_URL,
+      algorithms: values.JWT_ALGORITHMS ?? PUBLIC_KEY_ALGORITHMS,
+    };
+  }
+  return { kind: 'secretFile', dataDir: resolve(values.DATA_DIR) };
+}
+
+function warningsOf(config: Omit<Config, 'warnings'>): string[] {
+  const warnings: string[] = [];
+  const { keys, audience } = config.tokens;
+  if (config.store.kind === 'url' && config.redisUrl === null) {
+    warnings.push('REDIS_URL is not set: this must be the only gateway on its database');
+  }
+  if ((keys.kind === 'publicKey' || keys.kind === 'jwks') && audience === null) {
+    warnings.push('JWT_AUDIENCE is not set: tokens that the issuer made for other services are accepted');
+  }
+  if (keys.kind === 'jwks' && keys.url.protocol === 'http:' && !isLoopback(keys.url.hostname)) {
+    warnings.push('JWT_JWKS_URL is not https: whoever sits on the way can make tokens');
+  }
+  if (!isLoopback(config.admin.host) && config.admin.token === null) {
+    warnings.push('ADMIN_HOST is not a loopback address and ADMIN_TOKEN is not set');
+  }
+  return warnings;
+}
+
+/** Which variables go together: judged by their presence, so that a bad value hides no further problem. */
+function contradictions(given: ReadonlyMap<string, string>): string[] {
+  const problems: string[] = [];
+  if (given.has('REDIS_URL') && !given.has('DATABASE_URL')) {
+    problems.push('REDIS_URL is set without DATABASE_URL: a shared bus over a private store would lie');
+  }
+  const keySources = KEY_VARIABLES.filter((name) => given.has(name));
+  if (keySources.length > 1) {
+    problems.push(`${keySources.join(' and ')} are set: tokens are verified in one way only`);
+  }
+  if (keySources.length === 0 && given.has('DATABASE_URL')) {
+    problems.push(`one of ${KEY_VARIABLES.join(', ')} must be set with DATABASE_URL`);
+  }
+  if (given.has('JWT_ALGORITHMS') && !given.has('JWT_JWKS_URL')) {
+    problems.push('JWT_ALGORITHMS goes with JWT_JWKS_URL only: a single key has one algorithm');
+  }
+  return problems;
+}
+
+function collisions(values: z.output<typeof environment>): string[] {
+  const problems: string[] = [];
+  if (values.PORT !== 0 && values.PORT === values.ADMIN_PORT) {
+    problems.push('PORT and ADMIN_PORT are the same');
+  }
+  if (values.PREKEY_LOW_THRESHOLD > values.PREKEY_POOL_MAX) {
+    problems.push('PREKEY_LOW_THRESHOLD is above PREKEY_POOL_MAX: every pool would be low for ever');
+  }
+  return problems;
+}
+
+/** A variable that begins like ours is taken for ours. */
+const FAMILIES = [
+  'JWT_',
+  'PREKEY_',
+  'SIGNED_PREKEY_',
+  'CLAIMED_PREKEY_',
+  'MESSAGE_',
+  'QUEUE_',
+  'ADMIN_',
+  'ALLOWED_',
+  'KEYGATE_',
+];
+
+/** Kubernetes sets such names for every service; one that is called "keygate" must not stop the gateway. */
+const SERVICE_LINK = /^[A-Z0-9_]+_(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT(_\d+_(TCP|UDP|SCTP)(_[A-Z]+)?)?)$/;
+
+/** Shorter names are too near to too many words. */
+const TYPO_NAME_LENGTH_MIN = 8;
+
+function unknownVariables(given: ReadonlyMap<string, string>): string[] {
+  const problems: string[] = [];
+  for (const name of given.keys()) {
+    if (Object.hasOwn(environment.shape, name) || SERVICE_LINK.test(name)) continue;
+    const nearest = nearestName(name.replace(/^KEYGATE_/, ''));
+    const isOurs = FAMILIES.some((family) => name.startsWith(family));
+    const isTypo = name.length >= TYPO_NAME_LENGTH_MIN && editDistance(name, nearest) === 1;
+    if (isOurs || isTypo) problems.push(`${name} is unknown; did you mean ${nearest}?`);
+  }
+  return problems;
+}
+
+function nearestName(name: string): VariableName {
+  let nearest: VariableName = variableNames[0]!;
+  for (const candidate of variableNames) {
+    if (editDistance(name, candidate) < editDistance(name, nearest)) nearest = candidate;
+  }
+  return nearest;
+}
+
+/** Letters to insert, delete, replace, or swap with their neighbour. */
+function editDistance(a: string, b: string): number {
+  const rows: number[][] = [Array.from({ length: b.length + 1 }, (_, column) => column)];
+  for (let i = 1; i <= a.length; i++) {
+    const row = [i];
+    for (let j = 1; j <= b.length; j++) {
+      const replaced = rows[i - 1]![j - 1]! + (a[i - 1] === b[j - 1] ? 0 : 1);
+      let best = Math.min(rows[i - 1]![j]! + 1, row[j - 1]! + 1, replaced);
+      if (i > 1 && j > 1 && a[i - 1] === b[j - 2] && a[i - 2] === b[j - 1]) {
+        best = Math.min(best, rows[i - 2]![j - 2]! + 1);
+      }
+      row.push(best);
+    }
+    rows.push(row);
+  }
+  return rows[a.length]![b.length]!;
+}
+
+const SHOWN_VALUE_LENGTH_MAX = 60;
+
+function problemLine(name: string, message: string, given: ReadonlyMap<string, string>): string {
+  if (SECRET_VARIABLES.has(name)) return `${name} ${message}`;
+  const value = JSON.stringify((given.get(name) ?? '').slice(0, SHOWN_VALUE_LENGTH_MAX));
+  return `${name} ${message}; it is ${value}`;
+}
+
+function optional<Schema extends z.ZodType>(schema: Schema) {
+  return schema.nullable().default(null);
+}
+
+function wholeNumber({ min, max, byDefault }: { min: number; max: number; byDefault: number }) {
+  return z
+    .string()
+    .refine(
+      (text) => /^\d{1,9}$/.test(text) && Number(text) >= min && Number(text) <= max,
+      `must be a whole number from ${min} to ${max}`,
+    )
+    .transform(Number)
+    .default(byDefault);
+}
+
+function secret() {
+  // A line break at the end comes with reading a file, and makes another secret than the issuer has.
+  return z.string().refine((text) => text.trim() === text, 'begins or ends with white space');
+}
+
+function hostName() {
+  return z.string().regex(/^[A-Za-z0-9.:%_-]+$/, 'must be a host name or an address, without a port');
+}
+
+/** Turns what `read` throws into an issue of the variable. */
+function orIssue<Value>(read: (text: string) => Value) {
+  return (text: string, context: z.RefinementCtx<string>): Value => {
+    try {
+      return read(text);
+    } catch (error) {
+      context.addIssue({ code: 'custom', message: error instanceof Error ? error.message : String(error) });
+      return z.NEVER;
+    }
+  };
+}
+
+function listOf(text: string): string[] {
+  return text
+    .split(',')
+    .map((item) => item.trim())
+    .filter((item) => item !== '');
+}
+
+function webAddress(text: string): URL {
+  const url = URL.canParse(text) ? new URL(text) : null;
+  if (url === null || !/^https?:$/.test(url.protocol)) {
+    throw new Error('must be an address that begins with https:// or http://');
+  }
+  return url;
+}
+
+function algorithms(text: string): PublicKeyAlgorithm[] {
+  const known: readonly string[] = PUBLIC_KEY_ALGORITHMS;
+  const names = listOf(text);
+  if (names.length === 0 || names.some((name) => !known.includes(name))) {
+    throw new Error(`must list some of ${known.join(', ')}`);
+  }
+  return names as PublicKeyAlgorithm[];
+}
+
+/** Compared byte for byte with what browsers send, so only their own spelling is of use. */
+function origin(text: string): string {
+  if (text === '*') throw new Error('must name each origin; * is not accepted');
+  const url = URL.canParse(text) ? new URL(text) : null;
+  const isWeb = url !== null && /^https?:$/.test(url.protocol);
+  if (isWeb && url.origin !== text) throw new Error(`must be written as browsers do: ${url.origin}`);
+  if (!isWeb && !/^[a-z][a-z0-9+.-]*:\/\/[a-z0-9.-]+$/.test(text)) {
+    throw new Error('must list origins such as https://chat.example.org, separated by commas');
+  }
+  return text;
+}
+
+function isLoopback(host: string): boolean {
+  return host === 'localhost' || host === '::1' || host === '[::1]' || /^127(\.\d+){3}$/.test(host);
+}
