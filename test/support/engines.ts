@@ -63,15 +63,26 @@ async function startPostgresIn(dir: string, options: PostgresEngineOptions): Pro
   const { durable = false, prefer = 'npm' } = options;
   const databaseDir = join(dir, 'postgres');
   const user = await engineUserFor(databaseDir);
-  if (user !== null) await letPass(user, dir);
+  const closed = user === null ? null : await letPass(user, dir);
+  if (closed !== null)
+    throw new Error(`PostgreSQL never runs as root, and ${user!.name} can't enter ${closed}.`);
   const binaries = await findPostgres({ dataDir: dir, user, prefer });
-  await initialise({ binaries, user, databaseDir, role: 'postgres', database: 'test', durable });
+  await initialise({
+    binaries,
+    user,
+    databaseDir,
+    isHidden: false,
+    role: 'postgres',
+    database: 'test',
+    durable,
+  });
   const flushed = durable ? 'on' : 'off';
   const engine = await startOnFreePort(dir, (port) =>
     startPostmaster({
       binaries,
       user,
       databaseDir,
+      isHidden: false,
       logFile: join(dir, 'postgres.log'),
       settings: {
         listen_addresses: '127.0.0.1',
@@ -116,6 +127,7 @@ async function startRedisIn(dir: string, binary: RedisBinary, appendOnly: boolea
         ...['--bind', '127.0.0.1', '--port', String(port), '--dir', dir, '--save', ''],
         ...['--appendonly', appendOnly ? 'yes' : 'no', '--appendfsync', 'always'],
       ],
+      cwd: dir,
       env: binary.env,
       user: null,
       outputFd,

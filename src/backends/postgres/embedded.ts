@@ -2,7 +2,7 @@
  * The embedded engine: a private PostgreSQL on the gateway's data folder, reachable by a Unix socket only,
  * never as root, and gone when the gateway is, however it goes.
  */
-import { chmod, chown, mkdir, mkdtemp, realpath, rm, symlink } from 'node:fs/promises';
+import { chmod, mkdir, mkdtemp, realpath, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import type { Log } from '../../lib/log.ts';
@@ -98,9 +98,19 @@ async function start(
   const databaseDir = join(dataDir, 'postgres');
   const user = await engineUserFor(databaseDir);
 
-  const alias = await shortAlias(dataDir, user);
-  const shortDir = alias === null ? dataDir : join(alias, 'data');
+  const closed = user === null ? null : await letPass(user, dataDir);
+  const isHidden = closed !== null;
+  const alias = isHidden || isTooLongForSockets(dataDir) ? await makeAlias(dataDir, user) : null;
   if (alias !== null) undo.push(() => rm(alias, { recursive: true, force: true }));
+  if (closed !== null && (process.platform !== 'linux' || (await letPass(user!, alias!)) !== null)) {
+    throw new EmbeddedStartError(
+      `PostgreSQL never runs as root, and ${user!.name}, whom it would run as, can't enter ${closed}: ` +
+        'put DATA_DIR elsewhere, or start as a user that is not root.',
+    );
+  }
+  const shortDir = alias === null ? dataDir : join(alias, 'data');
+  // What PostgreSQL's user must reach by name lies where it can go.
+  const reachableDir = isHidden ? alias! : dataDir;
 
   const ownership = await ownFolder(join(shortDir, 'owner'));
   if (ownership === null) {
@@ -110,16 +120,16 @@ async function start(
   }
   undo.push(() => ownership.release());
 
-  if (user !== null) await letPass(user, dataDir);
-  const binaries = await npmBinaries({ dataDir, user });
+  const binaries = await npmBinaries({ dataDir: reachableDir, user });
   await endOrphan(databaseDir);
-  await initialise({ binaries, user, databaseDir, role: ROLE, database: DATABASE, durable: true });
-  const socketDir = join(shortDir, 'run');
-  await makeFolderFor(user, join(dataDir, 'run'));
+  await initialise({ binaries, user, databaseDir, isHidden, role: ROLE, database: DATABASE, durable: true });
+  const socketDir = join(isHidden ? reachableDir : shortDir, 'run');
+  await makeFolderFor(user, join(reachableDir, 'run'));
   const server = await startPostmaster({
     binaries,
     user,
     databaseDir,
+    isHidden,
     logFile: join(dataDir, 'postgres.log'),
     settings: { ...SETTINGS, unix_socket_directories: quoted(socketDir), ...options.settings },
     address: { path: join(socketDir, `.s.PGSQL.${PORT}`) },
@@ -165,18 +175,19 @@ async function start(
   };
 }
 
-/**
- * A private folder with a link to `dataDir`, through which its sockets are named where its own path is too
- * long for them.
- *
- * @returns null where it isn't
- */
-async function shortAlias(dataDir: string, user: EngineUser | null): Promise<string | null> {
+function isTooLongForSockets(dataDir: string): boolean {
   const longest = [join(dataDir, 'run', `.s.PGSQL.${PORT}`), join(dataDir, 'owner', 'new-12345678')];
-  if (longest.every((path) => Buffer.byteLength(path) <= SOCKET_PATH_BYTES_MAX)) return null;
-  const alias = await mkdtemp(join(tmpdir(), 'keygate-'));
+  return longest.some((path) => Buffer.byteLength(path) > SOCKET_PATH_BYTES_MAX);
+}
+
+/**
+ * A folder of our own in the system's temporary one, with a link `data` to `dataDir`: sockets are named through
+ * it where the path of `dataDir` is too long, and lie in it where PostgreSQL's user can't go to `dataDir`.
+ */
+async function makeAlias(dataDir: string, user: EngineUser | null): Promise<string> {
+  const alias = await mkdtemp(join(await realpath(tmpdir()), 'keygate-'));
   await symlink(dataDir, join(alias, 'data'));
-  if (user !== null) await chown(alias, user.uid, user.gid);
+  if (user !== null) await chmod(alias, 0o711);
   return alias;
 }
 

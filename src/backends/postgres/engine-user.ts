@@ -1,7 +1,6 @@
 /** Whom PostgreSQL runs as: it refuses root, so a root gateway hands it to an unprivileged user. */
 import { chmod, readFile, stat } from 'node:fs/promises';
 import { dirname } from 'node:path';
-import { EmbeddedStartError } from './start-error.ts';
 
 export interface EngineUser {
   name: string;
@@ -32,23 +31,18 @@ export async function engineUserFor(databaseDir: string): Promise<EngineUser | n
 }
 
 /**
- * Makes sure that `user` can reach what lies in `folder`. The folder itself is opened for passing through,
- * not for listing; its parents belong to somebody else and are only looked at.
+ * Opens `folder` for `user` to pass through, not to list. Its parents belong to somebody else and are only
+ * looked at.
  *
  * @param folder absolute, without links
- * @throws EmbeddedStartError naming the parent that is closed to that user
+ * @returns the parent that is closed to that user, or null when it can reach what lies in `folder`
  */
-export async function letPass(user: EngineUser, folder: string): Promise<void> {
+export async function letPass(user: EngineUser, folder: string): Promise<string | null> {
   const own = await stat(folder);
   if (!mayPass(user, own)) await chmod(folder, (own.mode & 0o777) | 0o001);
   for (let parent = dirname(folder); ; parent = dirname(parent)) {
-    if (!mayPass(user, await stat(parent))) {
-      throw new EmbeddedStartError(
-        `PostgreSQL never runs as root, and ${user.name}, whom it would run as, can't enter ${parent}: ` +
-          'put DATA_DIR elsewhere, or start as a user that is not root.',
-      );
-    }
-    if (parent === dirname(parent)) return;
+    if (!mayPass(user, await stat(parent))) return parent;
+    if (parent === dirname(parent)) return null;
   }
 }
 

@@ -13,6 +13,8 @@ export interface StopStep {
 export interface GuardedOptions {
   command: string;
   args: readonly string[];
+  /** Entered before the user is changed, so it may lie where that user couldn't go. */
+  cwd: string;
   /** The whole environment; nothing is inherited. */
   env: Record<string, string>;
   /** Whom to run as; null is the owner's own user. */
@@ -66,7 +68,7 @@ const stop = (step = 0) => {
 };
 const start = () => {
   child = spawn(order.command, order.args, {
-    cwd: '/', env: order.env, stdio: [order.input === undefined ? 'ignore' : 'pipe', 'inherit', 'inherit'],
+    cwd: order.cwd, env: order.env, stdio: [order.input === undefined ? 'ignore' : 'pipe', 'inherit', 'inherit'],
     ...(order.user ? { uid: order.user.uid, gid: order.user.gid } : {}),
   });
   child.on('spawn', () => report({ kind: 'started', pid: child.pid }));

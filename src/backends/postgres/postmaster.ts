@@ -3,7 +3,20 @@
 import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
-import { chmod, chown, mkdir, open, readdir, readFile, rename, rm, stat, writeFile } from 'node:fs/promises';
+import {
+  chmod,
+  chown,
+  mkdir,
+  open,
+  readdir,
+  readFile,
+  readlink,
+  realpath,
+  rename,
+  rm,
+  stat,
+  writeFile,
+} from 'node:fs/promises';
 import { connect, type NetConnectOpts } from 'node:net';
 import { basename, dirname, join } from 'node:path';
 import { setTimeout as pause } from 'node:timers/promises';
@@ -32,12 +45,16 @@ const LOG_BYTES_MAX = 8 * 1024 * 1024;
 const LOG_TAIL_BYTES_MAX = 4_096;
 /** Beyond every system's highest pid. */
 const PID_OF_NOBODY = 2 ** 31 - 1;
+/** Names the folder that a process was started in, also where it couldn't go there by name. */
+const OWN_FOLDER = '/proc/self/cwd';
 const ENVIRONMENT = { PATH: '/usr/bin:/bin', LC_ALL: 'C', TZ: 'UTC' };
 
 export interface PostmasterOptions {
   binaries: PostgresBinaries;
   user: EngineUser | null;
   databaseDir: string;
+  /** Whether `user` can't reach the folder by its name (Linux only). */
+  isHidden: boolean;
   logFile: string;
   settings: Record<string, string>;
   /** Where it will answer. */
@@ -62,6 +79,8 @@ export async function initialise(options: {
   binaries: PostgresBinaries;
   user: EngineUser | null;
   databaseDir: string;
+  /** Whether `user` can't reach the folder by its name (Linux only). */
+  isHidden: boolean;
   role: string;
   database: string;
   /** False only for tests' throwaway folders. */
@@ -83,10 +102,18 @@ export async function initialise(options: {
 
   const part = join(parent, `${partPrefix}${randomBytes(4).toString('hex')}`);
   await makeFolderFor(user, part);
+  const partAsSeen = options.isHidden ? OWN_FOLDER : part;
   const runIn = (command: string, args: string[], input?: string): Promise<void> =>
-    runToEnd({ command, args, user, logFile: `${part}.log`, ...(input === undefined ? {} : { input }) });
+    runToEnd({
+      command,
+      args,
+      cwd: part,
+      user,
+      logFile: `${part}.log`,
+      ...(input === undefined ? {} : { input }),
+    });
   await runIn(binaries.initdb, [
-    `--pgdata=${part}`,
+    `--pgdata=${partAsSeen}`,
     `--username=${role}`,
     '--auth=trust',
     '--encoding=UTF8',
@@ -97,7 +124,7 @@ export async function initialise(options: {
   const sync = options.durable ? 'on' : 'off';
   await runIn(
     binaries.postgres,
-    ['--single', '-D', part, '-c', `fsync=${sync}`, 'postgres'],
+    ['--single', '-D', partAsSeen, '-c', `fsync=${sync}`, 'postgres'],
     `CREATE DATABASE "${database}";\n`,
   );
   await rename(part, databaseDir);
@@ -119,12 +146,13 @@ export async function startPostmaster(options: PostmasterOptions): Promise<Postm
     await endOrphan(databaseDir);
     const logStartBytes = await fileBytes(logFile);
     const logTail = (): Promise<string> => readFrom(logFile, logStartBytes);
-    const args = ['-D', databaseDir];
+    const args = ['-D', options.isHidden ? OWN_FOLDER : databaseDir];
     for (const [name, value] of Object.entries(options.settings)) args.push('-c', `${name}=${value}`);
     const server = await withLogFd(logFile, (outputFd) =>
       startGuarded({
         command: options.binaries.postgres,
         args,
+        cwd: databaseDir,
         env: ENVIRONMENT,
         user: options.user,
         outputFd,
@@ -196,18 +224,16 @@ export async function makeFolderFor(user: EngineUser | null, folder: string): Pr
   if (user !== null) await chown(folder, user.uid, user.gid);
 }
 
+/** PostgreSQL goes to its folder before anything else, and stays there. */
 async function isPostmasterOf(pid: number, databaseDir: string): Promise<boolean> {
-  const command =
-    process.platform === 'linux'
-      ? await readFile(`/proc/${pid}/cmdline`, 'utf8').then(
-          (text) => text.split('\0').join(' '),
-          () => '',
-        )
-      : await promisify(execFile)('ps', ['-ww', '-o', 'command=', '-p', String(pid)]).then(
-          (run) => run.stdout,
-          () => '',
-        );
-  return /(^|\/)postgres /.test(command) && command.includes(` -D ${databaseDir} `);
+  const isPostgres = (command: string): boolean => /(^|\/)postgres /.test(command);
+  if (process.platform === 'linux') {
+    const command = await readFile(`/proc/${pid}/cmdline`, 'utf8').catch(() => '');
+    const folder = await readlink(`/proc/${pid}/cwd`).catch(() => null);
+    return isPostgres(command.replaceAll('\0', ' ')) && folder === (await realpath(databaseDir));
+  }
+  const ps = await promisify(execFile)('ps', ['-ww', '-o', 'command=', '-p', String(pid)]).catch(() => null);
+  return ps !== null && isPostgres(ps.stdout) && ps.stdout.includes(` -D ${databaseDir} `);
 }
 
 function isAlive(pid: number): boolean {
@@ -259,6 +285,7 @@ function probe(
 async function runToEnd(options: {
   command: string;
   args: string[];
+  cwd: string;
   user: EngineUser | null;
   logFile: string;
   input?: string;
