@@ -1,0 +1,290 @@
+#!/usr/bin/env node
+/** The command line. Answers go to stdout, faults and the log to stderr; 0 is success, 1 failure, 2 wrong usage. */
+import { readFileSync } from 'node:fs';
+import { basename, relative } from 'node:path';
+import { type ParseArgsConfig, parseArgs } from 'node:util';
+import { type Config, ConfigError, parseConfig } from './config.ts';
+import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
+import { systemClock } from './lib/clock.ts';
+import { unreachable } from './lib/unreachable.ts';
+import { createLogger } from './logger.ts';
+import { deviceId, userId } from './protocol/ids.ts';
+import { signToken } from './requests/authenticate.ts';
+import { endOnUncaught } from './uncaught.ts';
+
+type Options = NonNullable<ParseArgsConfig['options']>;
+type Values = Record<string, string | boolean | (string | boolean)[] | undefined>;
+
+interface Command {
+  /** One line, for the list of commands. */
+  summary: string;
+  help: string;
+  options: Options;
+  /** @throws UsageError, ConfigError, or any Error whose message tells the operator what went wrong */
+  run(values: Values): Promise<void>;
+}
+
+/** The command was typed wrongly; its help would have told. */
+class UsageError extends Error {}
+
+const commands: Record<string, Command> = {
+  serve: {
+    summary: 'run the gateway until SIGTERM or SIGINT',
+    help: 'Usage: keygate serve\n\nRuns the gateway. It is configured by environment variables; see the README.\nA second SIGTERM or SIGINT ends it at once.',
+    options: {},
+    run: serve,
+  },
+  token: {
+    summary: 'print a token for a device',
+    help: 'Usage: keygate token --user <user id> --device <1-127> [--ttl <time>]\n\n  --user    the user id, as in alice\n  --device  the device id, a number from 1 to 127\n  --ttl     how long the token is good: 90s, 15m, 1h, 7d (default 1h)\n\nSigns with JWT_SECRET or, where no key is configured, with the secret file in DATA_DIR.',
+    options: { user: { type: 'string' }, device: { type: 'string' }, ttl: { type: 'string' } },
+    run: printToken,
+  },
+  migrate: {
+    summary: 'bring the database schema up to date',
+    help: 'Usage: keygate migrate\n\nApplies the migrations of this version to the database. serve does so too when it starts.',
+    options: {},
+    run: migrate,
+  },
+  'check-config': {
+    summary: 'check the environment and show what it means',
+    help: 'Usage: keygate check-config\n\nPrints every problem of the configuration, one a line, or what the configuration amounts to.\nConnects to nothing.',
+    options: {},
+    run: checkConfig,
+  },
+};
+
+const HELP: Options = { help: { type: 'boolean', short: 'h' } };
+
+async function main(args: readonly string[]): Promise<number> {
+  const [name, ...rest] = args;
+  const command = name !== undefined && Object.hasOwn(commands, name) ? commands[name] : undefined;
+  try {
+    if (command !== undefined) {
+      const values = parsed(rest, { ...command.options, ...HELP });
+      if (values.help === true) print(command.help);
+      else await command.run(values);
+      return 0;
+    }
+    if (name !== undefined && !name.startsWith('-')) throw new UsageError(`unknown command ${shown(name)}`);
+    const values = parsed(args, { ...HELP, version: { type: 'boolean', short: 'v' } });
+    if (values.version === true) print(packageVersion());
+    else if (values.help === true) print(overview());
+    else throw new UsageError('no command given');
+    return 0;
+  } catch (error) {
+    for (const line of error instanceof ConfigError ? error.problems : [reasonOf(error)]) complain(line);
+    if (!(error instanceof UsageError)) return 1;
+    complain(`see ${commandLine()} ${command === undefined ? '' : `${name} `}--help`);
+    return 2;
+  }
+}
+
+async function serve(): Promise<void> {
+  const config = parseConfig(process.env);
+  const log = createLogger(config.logLevel);
+  endOnUncaught(log);
+  for (const warning of config.warnings) log.warn({}, warning);
+  // Listened for before the start, so that a signal during it is not lost.
+  const signal = nextSignal();
+  // Loaded only here: the other commands answer without waiting for the whole gateway.
+  const { createGateway } = await import('./compose.ts');
+  const gateway = await createGateway(config, { log });
+  print(
+    [
+      `Keygate ${packageVersion()}`,
+      `  gateway  ${gateway.url}`,
+      `  health   ${gateway.adminUrl}/readyz`,
+      `  a token  ${tokenHint(config)}`,
+    ].join('\n'),
+  );
+  log.info({ signal: await signal }, 'stopping');
+  await gateway.stop();
+}
+
+/** The first one; from then on, the next ends the process at once. */
+function nextSignal(): Promise<NodeJS.Signals> {
+  const signals = ['SIGTERM', 'SIGINT'] as const;
+  return new Promise((resolve) => {
+    const heed = (signal: NodeJS.Signals): void => {
+      for (const name of signals) process.off(name, heed);
+      resolve(signal);
+    };
+    for (const name of signals) process.on(name, heed);
+  });
+}
+
+function tokenHint(config: Config): string {
+  const { keys } = config.tokens;
+  switch (keys.kind) {
+    case 'secret':
+    case 'secretFile':
+      return `${commandLine()} token --user alice --device 1`;
+    case 'publicKey':
+      return 'from whoever holds the private half of JWT_PUBLIC_KEY';
+    case 'jwks':
+      return 'from the issuer whose keys are at JWT_JWKS_URL';
+    default:
+      return unreachable(keys);
+  }
+}
+
+async function printToken(values: Values): Promise<void> {
+  const user = userId.safeParse(values.user);
+  if (!user.success) {
+    throw new UsageError(
+      values.user === undefined ? '--user is missing' : `--user ${user.error.issues[0]?.message}`,
+    );
+  }
+  const device = deviceId.safeParse(
+    /^\d{1,3}$/.test(String(values.device)) ? Number(values.device) : Number.NaN,
+  );
+  if (!device.success) {
+    throw new UsageError(
+      values.device === undefined ? '--device is missing' : '--device must be a number from 1 to 127',
+    );
+  }
+  const ttlMs = timeOf(typeof values.ttl === 'string' ? values.ttl : '1h');
+  const config = parseConfig(process.env);
+  const token = await signToken({
+    secret: await signingSecret(config),
+    device: { userId: user.data, deviceId: device.data },
+    ttlMs,
+    issuer: config.tokens.issuer,
+    audience: config.tokens.audience,
+    clock: systemClock,
+  });
+  print(token);
+}
+
+async function signingSecret(config: Config): Promise<Uint8Array> {
+  const { keys } = config.tokens;
+  switch (keys.kind) {
+    case 'secret':
+      return keys.secret;
+    case 'secretFile':
+      return embeddedSecret(keys.dataDir);
+    case 'publicKey':
+      throw new Error('can not sign: JWT_PUBLIC_KEY only verifies; the tokens come from its private half');
+    case 'jwks':
+      throw new Error('can not sign: JWT_JWKS_URL only verifies; the tokens come from its issuer');
+    default:
+      return unreachable(keys);
+  }
+}
+
+const UNIT_MS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };
+const TTL_MAX_MS = 3650 * 86_400_000;
+
+function timeOf(text: string): number {
+  const [, count, unit] = /^(\d{1,9})([smhd])$/.exec(text) ?? [];
+  const timeMs = Number(count) * (UNIT_MS[unit ?? ''] ?? Number.NaN);
+  if (!(timeMs > 0 && timeMs <= TTL_MAX_MS)) {
+    throw new UsageError('--ttl must be a time such as 90s, 15m, 1h or 7d, of at most ten years');
+  }
+  return timeMs;
+}
+
+async function migrate(): Promise<void> {
+  const config = parseConfig(process.env);
+  const { migrateDatabase } = await import('./compose.ts');
+  await migrateDatabase(config);
+  print('the database schema is up to date');
+}
+
+async function checkConfig(): Promise<void> {
+  const config = parseConfig(process.env);
+  const { store, redisUrl, listen, admin, origins } = config;
+  print(
+    [
+      'the configuration is good',
+      `  store    ${store.kind === 'embedded' ? `a private PostgreSQL in ${store.dataDir}` : 'PostgreSQL at DATABASE_URL'}`,
+      `  bus      ${redisUrl === null ? 'in this process, one node' : 'Redis at REDIS_URL'}`,
+      `  tokens   ${verifiedBy(config)}`,
+      `  gateway  ${listen.host ?? 'every address'}, port ${listen.port}`,
+      `  admin    ${admin.host}, port ${admin.port}`,
+      `  origins  ${[...(origins.loopback ? ['pages of this machine'] : []), ...origins.listed].join(', ') || 'no browser page'}`,
+      ...config.warnings.map((warning) => `  warning  ${warning}`),
+    ].join('\n'),
+  );
+}
+
+function verifiedBy(config: Config): string {
+  const { keys } = config.tokens;
+  switch (keys.kind) {
+    case 'secret':
+      return 'HS256 by JWT_SECRET';
+    case 'secretFile':
+      return `HS256 by the secret in ${embeddedSecretFile(keys.dataDir)}`;
+    case 'publicKey':
+      return `${keys.algorithms.join(' or ')} by JWT_PUBLIC_KEY`;
+    case 'jwks':
+      return `${keys.algorithms.join(', ')} by the keys at JWT_JWKS_URL`;
+    default:
+      return unreachable(keys);
+  }
+}
+
+function parsed(args: readonly string[], options: Options): Values {
+  try {
+    return parseArgs({ args: [...args], options, strict: true, allowPositionals: false }).values;
+  } catch (error) {
+    // The first sentence names the argument; the rest explains parseArgs.
+    throw new UsageError(
+      error instanceof Error ? (error.message.split(/[.\n]( |$)/)[0] ?? '') : String(error),
+    );
+  }
+}
+
+function overview(): string {
+  const width = Math.max(...Object.keys(commands).map((name) => name.length));
+  const list = Object.entries(commands).map(([name, { summary }]) => `  ${name.padEnd(width)}  ${summary}`);
+  return [
+    'Usage: keygate <command> [options]',
+    '',
+    ...list,
+    '',
+    '`keygate <command> --help` tells more; `keygate --version` tells the version.',
+  ].join('\n');
+}
+
+/** How this very program was called, so that what it proposes works as it stands. */
+function commandLine(): string {
+  const script = process.argv[1] ?? 'keygate';
+  if (basename(script) === 'keygate') return 'npx keygate';
+  return `${script.endsWith('.ts') ? 'npx tsx' : 'node'} ${relative(process.cwd(), script)}`;
+}
+
+/** Both from `src` and from `dist`. */
+function packageVersion(): string {
+  return JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
+}
+
+const CAUSES_MAX = 4;
+
+/** One line: the message and what lies behind it, without statements, whose parameters are nobody's business. */
+function reasonOf(error: unknown): string {
+  const reasons: string[] = [];
+  let at = error;
+  for (let depth = 0; at instanceof Error && depth < CAUSES_MAX; depth++) {
+    const code = 'code' in at ? String(at.code) : at.name;
+    const message = at.message.replace(/\s*\n\s*/g, ' ') || code;
+    if (!message.startsWith('Failed query') && !reasons.includes(message)) reasons.push(message);
+    at = at.cause;
+  }
+  return reasons.join(': ') || 'failed for an unknown reason';
+}
+
+function shown(text: string): string {
+  return JSON.stringify(text.slice(0, 60));
+}
+
+function print(text: string): void {
+  process.stdout.write(`${text}\n`);
+}
+
+function complain(text: string): void {
+  process.stderr.write(`keygate: ${text}\n`);
+}
+
+process.exit(await main(process.argv.slice(2)));
