@@ -22,7 +22,7 @@ export interface EmbeddedPostgres {
   database: string;
   /** Shuts PostgreSQL down and gives the folder up. Idempotent. */
   stop(): Promise<void>;
-  /** Tells when PostgreSQL ends although nobody called `stop`; `reason` ends with the tail of its log. */
+  /** Tells that PostgreSQL ended, or has ended, although nobody called `stop`; with the tail of its log. */
   onExit(listener: (reason: string) => void): void;
 }
 
@@ -141,6 +141,7 @@ async function start(
 
   const listeners: ((reason: string) => void)[] = [];
   let isStopping = false;
+  let endReason: string | null = null;
   undo.push(async () => {
     await server.stop();
   });
@@ -156,6 +157,7 @@ async function start(
     } else {
       reason = `PostgreSQL ended by itself (${end.signal ?? `code ${end.code}`}); its log ends with:\n${await server.logTail()}`;
     }
+    endReason = reason;
     for (const listener of listeners) listener(reason);
   });
   let stopped: Promise<void> | null = null;
@@ -170,7 +172,8 @@ async function start(
       return stopped;
     },
     onExit(listener) {
-      listeners.push(listener);
+      if (endReason === null) listeners.push(listener);
+      else listener(endReason);
     },
   };
 }
