@@ -1,0 +1,171 @@
+import { spawn } from 'node:child_process';
+import { existsSync, readFileSync } from 'node:fs';
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import { describe, expect, it } from 'vitest';
+import { parse } from 'yaml';
+import { environment, parseConfig } from '../src/config.ts';
+
+interface Instruction {
+  name: string;
+  text: string;
+}
+
+/** Instructions with their continued lines joined, comments left out, split into stages. */
+function stagesOf(dockerfile: string): Instruction[][] {
+  const lines = dockerfile
+    .split('\n')
+    .filter((line) => !line.trimStart().startsWith('#'))
+    .join('\n')
+    .replace(/\\\n\s*/g, ' ')
+    .split('\n')
+    .filter((line) => line.trim() !== '');
+  const stages: Instruction[][] = [];
+  for (const line of lines) {
+    const [, name = '', text = ''] = /^(\w+)\s+(.*)$/.exec(line) ?? [];
+    if (name === 'FROM') stages.push([]);
+    stages.at(-1)?.push({ name, text });
+  }
+  return stages;
+}
+
+function textsOf(stage: readonly Instruction[], name: string): string[] {
+  return stage.filter((instruction) => instruction.name === name).map((instruction) => instruction.text);
+}
+
+const stages = stagesOf(readFileSync('Dockerfile', 'utf8'));
+const image = stages.at(-1)!;
+
+describe('Dockerfile', () => {
+  it('builds in one stage and runs in another, on a Node that the package allows', () => {
+    expect(stages).toHaveLength(2);
+    const oldest = Number(/>=(\d+)/.exec(JSON.parse(readFileSync('package.json', 'utf8')).engines.node)?.[1]);
+    for (const stage of stages) {
+      const [, major] = /^node:(\d+)-\S+/.exec(textsOf(stage, 'FROM')[0]!) ?? [];
+      expect(Number(major)).toBeGreaterThanOrEqual(oldest);
+    }
+  });
+
+  it('takes the locked dependencies, without their scripts, and leaves the development ones behind', () => {
+    const runs = textsOf(stages[0]!, 'RUN').join('\n');
+    expect(runs).toContain('npm ci --ignore-scripts');
+    expect(runs).toMatch(/npm prune .*--omit=dev/);
+  });
+
+  it('runs as somebody who is not root', () => {
+    const users = textsOf(image, 'USER');
+    expect(users).toHaveLength(1);
+    expect(['root', '0', '0:0']).not.toContain(users[0]);
+    const names = image.map((instruction) => instruction.name);
+    expect(names.slice(names.indexOf('USER'))).not.toContain('RUN');
+  });
+
+  it('holds no secret, and asks for none while it is built', () => {
+    expect(stages.flatMap((stage) => textsOf(stage, 'ARG'))).toEqual([]);
+    const variables = stages.flatMap((stage) => textsOf(stage, 'ENV')).join('\n');
+    expect(variables).not.toMatch(/SECRET|TOKEN|PASSWORD|KEY|URL/);
+  });
+
+  it('copies only what is there and what .dockerignore lets through', () => {
+    const ignore = readFileSync('.dockerignore', 'utf8').split('\n');
+    expect(ignore).toContain('*');
+    const copied = stages
+      .flatMap((stage) => textsOf(stage, 'COPY'))
+      .filter((text) => !text.startsWith('--from='));
+    const sources = copied.flatMap((text) => text.split(/\s+/).slice(0, -1));
+    expect(sources).toContain('drizzle');
+    for (const source of sources) {
+      expect(existsSync(source), source).toBe(true);
+      expect(ignore).toContain(`!${source}`);
+    }
+  });
+
+  it('starts the gateway as the first process, so that it gets the signals', () => {
+    expect(JSON.parse(textsOf(image, 'ENTRYPOINT')[0]!)).toEqual(['node', 'dist/main.js']);
+    expect(JSON.parse(textsOf(image, 'CMD')[0]!)).toEqual(['serve']);
+  });
+
+  it.each([
+    ['is healthy while /livez says so', 200, 0],
+    ['is not healthy where /livez denies it', 503, 1],
+    ['is not healthy where nobody answers', null, 1],
+  ])('%s', async (_, status, expected) => {
+    const [, json] = /CMD (\[.*\])$/.exec(textsOf(image, 'HEALTHCHECK')[0]!) ?? [];
+    const [command, ...args] = JSON.parse(json!) as [string, ...string[]];
+    expect(command).toBe('node');
+    const asked: (string | undefined)[] = [];
+    const admin = createServer((request, response) => {
+      asked.push(request.url);
+      response.writeHead(status ?? 500).end();
+    });
+    await new Promise<void>((resolve) => admin.listen(0, '127.0.0.1', resolve));
+    const { port } = admin.address() as AddressInfo;
+    const close = () => new Promise((resolve) => admin.close(resolve));
+    if (status === null) await close();
+    const code = await new Promise((resolve) => {
+      spawn(process.execPath, args, { env: { ADMIN_PORT: String(port) }, stdio: 'ignore' }).on(
+        'exit',
+        resolve,
+      );
+    });
+    expect(code).toBe(expected);
+    expect(asked).toEqual(status === null ? [] : ['/livez']);
+    if (status !== null) await close();
+  });
+});
+
+interface Service {
+  image?: string;
+  environment?: Record<string, string>;
+  depends_on?: Record<string, { condition: string }>;
+  healthcheck?: { test: string[] };
+  ports?: string[];
+}
+
+describe('compose.yaml', () => {
+  const text = readFileSync('compose.yaml', 'utf8');
+  const { services } = parse(text) as { services: Record<string, Service> };
+  const gateway = services.gateway!;
+
+  it('starts PostgreSQL, Redis and the gateway, in versions that the gateway supports', () => {
+    expect(Object.keys(services).sort()).toEqual(['gateway', 'postgres', 'redis']);
+    expect(Number(/^postgres:(\d+)/.exec(services.postgres!.image!)?.[1])).toBeGreaterThanOrEqual(14);
+    expect(Number(/^redis:(\d+)/.exec(services.redis!.image!)?.[1])).toBeGreaterThanOrEqual(7);
+  });
+
+  it('starts the gateway once both answer', () => {
+    expect(Object.keys(gateway.depends_on ?? {}).sort()).toEqual(['postgres', 'redis']);
+    for (const [name, { condition }] of Object.entries(gateway.depends_on ?? {})) {
+      expect(condition).toBe('service_healthy');
+      expect(services[name]?.healthcheck?.test[0]).toBe('CMD');
+    }
+  });
+
+  it('sets variables that the gateway knows, to values that it accepts without a warning', () => {
+    const env: Record<string, string> = {};
+    for (const [name, value] of Object.entries(gateway.environment ?? {})) {
+      expect(Object.keys(environment.shape)).toContain(name);
+      env[name] = value
+        .replace(/\$\{\w+:\?[^}]*\}/g, 's'.repeat(32))
+        .replace(/\$\{\w+:-([^}]*)\}/g, (_, byDefault: string) => byDefault);
+    }
+    expect(JSON.stringify(env)).not.toContain('${');
+    const config = parseConfig(env);
+    expect(config.store.kind).toBe('url');
+    expect(config.warnings).toEqual([]);
+  });
+
+  it('demands its secrets, and has none of its own', () => {
+    for (const name of ['JWT_SECRET', 'POSTGRES_PASSWORD']) {
+      expect(text).toContain(`\${${name}:?`);
+      expect(text).not.toContain(`\${${name}:-`);
+      expect(text).not.toContain(`\${${name}}`);
+    }
+  });
+
+  it('publishes the gateway alone, to this machine alone', () => {
+    expect(gateway.ports).toEqual(['127.0.0.1:3000:3000']);
+    expect(services.postgres?.ports).toBeUndefined();
+    expect(services.redis?.ports).toBeUndefined();
+  });
+});
