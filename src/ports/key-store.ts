@@ -83,13 +83,11 @@ export interface KeySetTransaction {
   ): Promise<SignedPreKeyIdState>;
   /** Makes `key` the one active signed prekey of its kind; the one before it is retired and stays readable. */
   activateSignedPreKey(kind: PreKeyKind, key: SignedPreKey, nowMs: number): Promise<void>;
-  /** Drops the active signed prekey of `kind`, as an upload that no longer has one asks for. */
-  retireSignedPreKey(kind: PreKeyKind, nowMs: number): Promise<void>;
   /**
    * Wipes signed prekeys, pools and claims, keeping only the used ids under the identity that ends; pending
    * messages turn into bounces, since nobody can decrypt them any more.
    */
-  wipe(reason: 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET'): Promise<void>;
+  wipe(reason: 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET', nowMs: number): Promise<void>;
   /** Writes the device's row. */
   save(update: DeviceKeysUpdate): Promise<void>;
 }

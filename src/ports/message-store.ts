@@ -61,6 +61,8 @@ export interface DeviceProof {
   /** The number of the connection that was served last. */
   fence: number;
   availableCounts: { ec: number; pq: number };
+  /** Whether the device has ever offered one-time PQ prekeys under its present identity. */
+  offersPq: boolean;
   countVersion: number;
   /** `countVersion` when a pool last crossed the threshold or reached zero. */
   lowNoticeVersion: number;
@@ -88,8 +90,12 @@ export interface MessageStore {
    */
   store(request: StoreRequest): Promise<StoreResult | null>;
 
-  /** The next number of a connection: rises over all nodes and restarts. */
-  nextFence(): Promise<number>;
+  /**
+   * Numbers a new connection of the device.
+   *
+   * @returns `fence`, which rises over all nodes and restarts, and how things stand with its low-key notices
+   */
+  connect(device: DeviceAddress): Promise<{ fence: number; lowNoticeVersion: number }>;
 
   /**
    * Makes `reader.fence` the one that may read and delete, if the key version is still `keyVersion` and no
@@ -153,9 +159,12 @@ export interface MessageStore {
    */
   sweep(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): Promise<number>;
 
-  /** Of `readers`, those whose device has changed its keys, was superseded, or has an envelope due. */
+  /**
+   * Of `readers`, those whose device has changed its keys, ran low, was superseded, or has an envelope due beyond
+   * those in flight.
+   */
   inNeedOfALook(
-    readers: readonly (Reader & { keyVersion: number; inFlight: number })[],
+    readers: readonly (Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number })[],
     nowMs: number,
   ): Promise<DeviceAddress[]>;
 }

@@ -193,7 +193,9 @@ export const messages = pgTable(
   },
   (table) => [
     primaryKey({ columns: [table.userId, table.deviceId, table.sequence] }),
-    index('messages_put_off').on(table.userId, table.deviceId, table.dueAt).where(sql`${table.dueAt} IS NOT NULL`),
+    index('messages_put_off')
+      .on(table.userId, table.deviceId, table.dueAt)
+      .where(sql`${table.dueAt} IS NOT NULL`),
     index('messages_bounced').on(table.userId, table.deviceId).where(sql`NOT ${table.pending}`),
     index('messages_expiry').on(table.expiresAt),
   ],
@@ -216,7 +218,14 @@ export const messageReceipts = pgTable(
   },
   (table) => [
     primaryKey({
-      columns: [table.userId, table.deviceId, table.kind, table.peerUserId, table.peerDeviceId, table.messageId],
+      columns: [
+        table.userId,
+        table.deviceId,
+        table.kind,
+        table.peerUserId,
+        table.peerDeviceId,
+        table.messageId,
+      ],
     }),
     index('message_receipts_stored').on(table.storedAt).where(sql`${table.finishedAt} IS NULL`),
     index('message_receipts_finished').on(table.finishedAt).where(sql`${table.finishedAt} IS NOT NULL`),

@@ -1,0 +1,261 @@
+/**
+ * The way to PostgreSQL: two pools over one address, every query bounded in time, and the whole replaced by a fresh
+ * one when a connection has gone bad.
+ */
+import type { SQL } from 'drizzle-orm';
+import { PgDialect } from 'drizzle-orm/pg-core';
+import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
+import { migrate } from 'drizzle-orm/postgres-js/migrator';
+import postgres from 'postgres';
+import type { Clock } from '../../lib/clock.ts';
+import type { Log } from '../../lib/log.ts';
+import { GatewayError } from '../../protocol/errors.ts';
+
+/** Where PostgreSQL is: a URL, or the socket folder of the embedded one. */
+export type PostgresAddress =
+  | { kind: 'url'; url: string }
+  | { kind: 'socket'; socketDir: string; port: number; user: string; database: string };
+
+/** A statement of the hot path: prepared once per connection under its text. */
+export interface HotStatement<Row> {
+  readonly text: string;
+  /** The values, in the order in which the text numbers them. */
+  bind(values: Readonly<Record<string, unknown>>): unknown[];
+  /** Never there: it carries the row's type. */
+  readonly row?: Row;
+}
+
+export interface Database {
+  /** Runs `action` in one transaction, READ COMMITTED. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
+  transaction<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
+  /** Runs queries that are no hot path. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
+  run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
+  /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
+  hot<Row>(statement: HotStatement<Row>, values: Readonly<Record<string, unknown>>): Promise<Row[]>;
+  /** Replaces both pools: what hangs on the old ones fails. */
+  recycle(reason: string): void;
+  close(): Promise<void>;
+}
+
+export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction']>[0]>[0];
+
+/** One query, from asking the pool to the last row. The server gives up a little earlier, so that it answers why. */
+const QUERY_TIMEOUT_MS = 10_000;
+const STATEMENT_TIMEOUT_MS = 8_000;
+const CONNECT_TIMEOUT_S = 5;
+const RETRY_AFTER_MS = 1_000;
+const POOL_CONNECTIONS = 6;
+const HOT_CONNECTIONS = 6;
+
+const MIGRATIONS_FOLDER = new URL('../../../drizzle', import.meta.url).pathname;
+/** Any number that all nodes share. */
+const MIGRATION_LOCK = 7_217_903_411;
+
+const dialect = new PgDialect();
+
+/**
+ * Names a hot statement. It is written with Drizzle's columns and `sql.placeholder`s, and sent by its text, because
+ * Drizzle itself would send raw SQL unprepared.
+ */
+export function hotStatement<Row>(statement: SQL): HotStatement<Row> {
+  const { sql: text, params } = dialect.sqlToQuery(statement);
+  const names = params.map((param) => (param as { name: string }).name);
+  return {
+    text,
+    bind: (values) => names.map((name) => values[name]),
+  };
+}
+
+/**
+ * Opens the pools; connections are made when they are first needed.
+ *
+ * @param address with `?prepare=false` in its URL, nothing is prepared and no setting is made at connecting, as a
+ *   pooler in transaction mode requires
+ */
+export function openDatabase(options: { address: PostgresAddress; clock: Clock; log: Log }): Database {
+  const { address, clock, log } = options;
+  let pools = openPools(address);
+  let closed = false;
+
+  function recycle(reason: string): void {
+    if (closed) return;
+    log.warn({ reason }, 'replacing the PostgreSQL connections');
+    const old = pools;
+    pools = openPools(address);
+    void endPools(old, 0);
+  }
+
+  async function bounded<Result>(work: (current: Pools) => PromiseLike<Result>): Promise<Result> {
+    const used = pools;
+    let timer: ReturnType<Clock['after']> | undefined;
+    try {
+      return await Promise.race([
+        work(used),
+        new Promise<never>((_, reject) => {
+          timer = clock.after(QUERY_TIMEOUT_MS, () => {
+            // A connection that died in silence stays poisoned: only a new one is sure to answer.
+            if (pools === used) recycle('a query did not end in time');
+            reject(unavailable(new Error('the query did not end in time')));
+          });
+        }),
+      ]);
+    } catch (error) {
+      throw isOutage(error) ? unavailable(error) : error;
+    } finally {
+      timer?.cancel();
+    }
+  }
+
+  return {
+    transaction: (action) => bounded((current) => current.drizzle.transaction(action)),
+    run: (action) => bounded((current) => action(current.drizzle)),
+    hot: (statement, values) =>
+      bounded(
+        (current) =>
+          current.hot.unsafe(statement.text, statement.bind(values) as never[], {
+            prepare: current.prepare,
+          }) as unknown as Promise<never[]>,
+      ),
+    recycle,
+    async close() {
+      closed = true;
+      await endPools(pools, 5);
+    },
+  };
+}
+
+/**
+ * Brings the schema up to date. Safe from several nodes at once: they wait for each other.
+ *
+ * @returns once every migration of this version is applied
+ */
+export async function migrateDatabase(address: PostgresAddress): Promise<void> {
+  const client = connect(address, { max: 1, connection: {} });
+  try {
+    const db = drizzle(client);
+    await client`SELECT pg_advisory_lock(${MIGRATION_LOCK})`;
+    await migrate(db, { migrationsFolder: MIGRATIONS_FOLDER });
+    await client`SELECT pg_advisory_unlock(${MIGRATION_LOCK})`;
+  } finally {
+    await client.end({ timeout: 5 });
+  }
+}
+
+interface Pools {
+  drizzle: PostgresJsDatabase;
+  client: postgres.Sql;
+  hot: postgres.Sql;
+  prepare: boolean;
+}
+
+function openPools(address: PostgresAddress): Pools {
+  const prepare = !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
+  const timeouts = {
+    statement_timeout: STATEMENT_TIMEOUT_MS,
+    idle_in_transaction_session_timeout: STATEMENT_TIMEOUT_MS,
+  };
+  // Drizzle changes how its client parses dates: the hot statements get one of their own.
+  const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? timeouts : {} });
+  const hot = connect(address, {
+    max: HOT_CONNECTIONS,
+    prepare,
+    connection: prepare
+      ? {
+          ...timeouts,
+          // A hot statement reaches every table by an index, whatever the statistics say that day, so it is planned
+          // once: a plan made while a table was empty must be right when it is full.
+          plan_cache_mode: 'force_generic_plan',
+          enable_seqscan: 'off',
+          jit: 'off',
+        }
+      : {},
+  });
+  return { drizzle: drizzle(client), client, hot, prepare };
+}
+
+async function endPools(pools: Pools, timeoutS: number): Promise<void> {
+  await Promise.allSettled([pools.client.end({ timeout: timeoutS }), pools.hot.end({ timeout: timeoutS })]);
+}
+
+function connect(
+  address: PostgresAddress,
+  options: { max: number; prepare?: boolean; connection: Record<string, string | number> },
+): postgres.Sql {
+  const common: postgres.Options<Record<string, postgres.PostgresType>> = {
+    max: options.max,
+    prepare: options.prepare ?? true,
+    connect_timeout: CONNECT_TIMEOUT_S,
+    connection: { application_name: 'keygate', ...options.connection } as Record<string, string>,
+    onnotice: () => {},
+    // Array parameters are cast where they stand; asking the server for its types costs a query per connection.
+    fetch_types: false,
+    types: { int8: { to: 20, from: [20], serialize: String, parse: Number } },
+    // A failing server is asked again soon but never in a storm.
+    backoff: (attempt) => Math.min(2, 0.05 * 2 ** attempt) * (0.5 + Math.random() / 2),
+  };
+  if (address.kind === 'socket') {
+    return postgres({
+      ...common,
+      host: address.socketDir,
+      port: address.port,
+      user: address.user,
+      database: address.database,
+    });
+  }
+  const url = new URL(address.url);
+  url.searchParams.delete('prepare');
+  return postgres(url.toString(), common);
+}
+
+function unavailable(cause: unknown): GatewayError {
+  return new GatewayError('UNAVAILABLE', 'the store can’t be reached; nothing is lost, try again', {
+    retryAfterMs: RETRY_AFTER_MS,
+    cause,
+  });
+}
+
+const OUTAGE_CODES = new Set([
+  'CONNECTION_CLOSED',
+  'CONNECTION_ENDED',
+  'CONNECTION_DESTROYED',
+  'CONNECT_TIMEOUT',
+  'ECONNREFUSED',
+  'ECONNRESET',
+  'ENOENT',
+  'EPIPE',
+  'ETIMEDOUT',
+  'EHOSTUNREACH',
+  'ENETUNREACH',
+  'ENOTFOUND',
+  'EAI_AGAIN',
+  // Query cancelled by the statement time-out; deadlock; serialization; lock not available.
+  '57014',
+  '40P01',
+  '40001',
+  '55P03',
+]);
+/** Classes: connection exception, insufficient resources (disk full, too many connections), operator intervention. */
+const OUTAGE_CLASSES = ['08', '53', '57', '58'];
+
+/** Whether `error` says that the store is away rather than that the statement is wrong. */
+function isOutage(error: unknown): boolean {
+  for (let at: unknown = error; at instanceof Error; at = at.cause) {
+    const code = (at as { code?: unknown }).code;
+    if (typeof code !== 'string') continue;
+    if (OUTAGE_CODES.has(code)) return true;
+    if (code.length === 5 && OUTAGE_CLASSES.includes(code.slice(0, 2))) return true;
+  }
+  return false;
+}
+
+/**
+ * Whether an uncaught exception is the driver's known fault: it writes to a connection that is gone from a timer, where
+ * no caller can catch it (porsager/postgres 1154, 1208). The process may go on after `recycle`.
+ */
+export function isDriverWriteFault(error: unknown): boolean {
+  return (
+    error instanceof TypeError &&
+    /null/.test(error.message) &&
+    /postgres[\\/](?:src|cjs[\\/]src)[\\/]connection\.js/.test(error.stack ?? '')
+  );
+}

@@ -1,0 +1,589 @@
+/** Key sets, pools and claims in PostgreSQL. */
+import { createHash, randomBytes } from 'node:crypto';
+import { and, eq, type SQL, sql } from 'drizzle-orm';
+import type { PostgresJsDatabase } from 'drizzle-orm/postgres-js';
+import type {
+  ClaimedBundle,
+  ClaimRequest,
+  DeviceKeys,
+  KeySetTransaction,
+  KeyStore,
+  PreKeyKind,
+} from '../../ports/key-store.ts';
+import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
+import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
+import { byteaArray, numberArray, textArray } from './array-literal.ts';
+import { type ClaimRow, type ClaimValues, claimSql, claimStatement } from './claim-statement.ts';
+import { type Database, hotStatement, type Transaction } from './database.ts';
+import { createPublicParts } from './public-parts.ts';
+import {
+  devices,
+  messages,
+  oneTimePreKeys,
+  PRE_KEY_KIND,
+  prekeyClaims,
+  sharedSecrets,
+  signedPreKeys,
+  usedPreKeyIds,
+} from './schema.ts';
+
+type Queryable = PostgresJsDatabase | Transaction;
+
+export function createKeyStore(database: Database): KeyStore {
+  const publicParts = createPublicParts(database);
+
+  async function toBundles(
+    requests: readonly ClaimRequest[],
+    rows: readonly ClaimRow[],
+  ): Promise<ClaimedBundle[][]> {
+    const parts = await publicParts.read(
+      rows.map((row) => ({
+        userId: requests[row.ord]!.userId,
+        deviceId: row.device_id,
+        identityVersion: row.identity_version,
+        signedPreKeyId: row.signed_prekey_id,
+        pqLastResortPreKeyId: row.pq_last_resort_prekey_id,
+      })),
+    );
+    const bundles: ClaimedBundle[][] = requests.map(() => []);
+    rows.forEach((row, index) => {
+      const known = parts[index];
+      // Wiped since it was claimed: there is no key set to answer with, and what was spent went with it.
+      if (known == null) return;
+      bundles[row.ord]!.push({
+        deviceId: row.device_id,
+        registrationId: row.registration_id,
+        identity: known.identity,
+        signedPreKey: known.signedPreKey,
+        oneTimePreKey:
+          row.ec_key_id === null
+            ? null
+            : { keyId: row.ec_key_id, publicKey: row.ec_public_key!, signature: null },
+        pqPreKey:
+          row.pq_key_id === null
+            ? known.pqLastResortPreKey && { ...known.pqLastResortPreKey, lastResort: true }
+            : {
+                keyId: row.pq_key_id,
+                publicKey: row.pq_public_key!,
+                signature: row.pq_signature!,
+                lastResort: false,
+              },
+      });
+    });
+    for (const list of bundles) list.sort((a, b) => a.deviceId - b.deviceId);
+    return bundles;
+  }
+
+  return {
+    async read(device) {
+      return await database.run(async (db) => await readKeys(db, device, false));
+    },
+
+    async change(device, action) {
+      return await database.transaction(async (tx) => {
+        let current = await readKeys(tx, device, true);
+        if (current === null) {
+          await tx.insert(devices).values(device).onConflictDoNothing();
+          current = await readKeys(tx, device, true);
+        }
+        return await action(createKeySetTransaction(tx, device, current!));
+      });
+    },
+
+    async devicesOf(userId) {
+      const rows = await database.hot(devicesOfStatement, { userId });
+      return rows.map((row) => ({ deviceId: row.device_id, registrationId: row.registration_id }));
+    },
+
+    async claim(requests, now) {
+      const rows = await database.hot(claimStatement, { ...claimValues(requests, now) });
+      const ranLow = devicesThatRanLow(requests, rows);
+      const again = [...new Set(rows.filter((row) => row.outcome === 'again').map((row) => row.ord))].sort(
+        (a, b) => a - b,
+      );
+      let settled: ClaimRow[] = rows;
+      if (again.length > 0) {
+        // What the first statement did claim for these requests comes back as their first answer.
+        const retried = again.map((ord) => requests[ord]!);
+        const lockedRows = await claimUnderLock(database, retried, now);
+        for (const [key, device] of devicesThatRanLow(retried, lockedRows)) ranLow.set(key, device);
+        const retriedOrds = new Set(again);
+        settled = rows
+          .filter((row) => !retriedOrds.has(row.ord))
+          .concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
+      }
+      return { bundles: await toBundles(requests, settled), ranLow: [...ranLow.values()] };
+    },
+
+    async compareIds(device, kind, localIds) {
+      const canonicalKey = sql`(
+        SELECT identity_canonical FROM ${devices}
+        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId})`;
+      const rows = await database.run(
+        async (db) =>
+          await select<{ key_id: number; fate: 'used' | 'unknown' | 'notListed' }>(
+            db,
+            sql`
+            WITH local AS (SELECT DISTINCT id FROM unnest(${numberArray(localIds)}::int8[]) AS l (id)),
+            pooled AS (
+              SELECT key_id FROM ${oneTimePreKeys}
+              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND kind = ${PRE_KEY_KIND[kind]})
+            SELECT l.id AS key_id, CASE WHEN u.id IS NULL THEN 'unknown' ELSE 'used' END AS fate
+            FROM local l LEFT JOIN (${usedAmong(device, kind, canonicalKey, localIds)}) u ON u.id = l.id
+            WHERE NOT EXISTS (SELECT 1 FROM pooled p WHERE p.key_id = l.id)
+            UNION ALL
+            SELECT p.key_id, 'notListed' FROM pooled p WHERE NOT EXISTS (SELECT 1 FROM local l WHERE l.id = p.key_id)
+            ORDER BY 1`,
+          ),
+      );
+      const idsOf = (fate: string) => rows.filter((row) => row.fate === fate).map((row) => row.key_id);
+      return { used: idsOf('used'), unknown: idsOf('unknown'), notListed: idsOf('notListed') };
+    },
+
+    async claimedIdsSince(device, kind, sinceMs, limit) {
+      const column = kind === 'ec' ? prekeyClaims.ecKeyId : prekeyClaims.pqKeyId;
+      const rows = await database.run(
+        async (db) =>
+          await db
+            .select({ keyId: column })
+            .from(prekeyClaims)
+            .where(
+              and(
+                eq(prekeyClaims.userId, device.userId),
+                eq(prekeyClaims.deviceId, device.deviceId),
+                sql`${column} IS NOT NULL`,
+                sql`${prekeyClaims.claimedAt} >= ${moment(sinceMs)}`,
+              ),
+            )
+            .orderBy(sql`${prekeyClaims.claimedAt} DESC`)
+            .limit(limit),
+      );
+      return rows.map((row) => row.keyId!);
+    },
+
+    async sweep({ claimedBeforeMs, replacedBeforeMs, limit }) {
+      const due = await database.run(
+        async (db) =>
+          await select<{ user_id: string; device_id: number }>(
+            db,
+            sql`
+            SELECT DISTINCT user_id, device_id FROM (
+              (SELECT user_id, device_id FROM ${prekeyClaims}
+               WHERE claimed_at < ${moment(claimedBeforeMs)} ORDER BY claimed_at LIMIT ${limit})
+              UNION ALL
+              (SELECT user_id, device_id FROM ${signedPreKeys}
+               WHERE replaced_at < ${moment(replacedBeforeMs)} ORDER BY replaced_at LIMIT ${limit})
+            ) old ORDER BY user_id, device_id`,
+          ),
+      );
+      let removed = 0;
+      for (const { user_id: userId, device_id: deviceId } of due) {
+        const device = { userId, deviceId };
+        removed += await database.transaction(async (tx) => {
+          const current = await readKeys(tx, device, true);
+          // Claims and signed prekeys are of the present identity alone; without one there are none.
+          if (current?.identity == null) return 0;
+          const canonicalKey = sql`${current.identity.canonicalKey}`;
+          return (
+            (await foldClaims(
+              tx,
+              device,
+              canonicalKey,
+              sql`claimed_at < ${moment(claimedBeforeMs)}`,
+              limit,
+            )) +
+            (await foldReplacedSignedPreKeys(
+              tx,
+              device,
+              canonicalKey,
+              sql`replaced_at < ${moment(replacedBeforeMs)}`,
+            ))
+          );
+        });
+      }
+      return removed;
+    },
+
+    async sharedSecret(name) {
+      return await database.run(async (db) => {
+        await db
+          .insert(sharedSecrets)
+          .values({ name, value: randomBytes(32) })
+          .onConflictDoNothing();
+        const [row] = await db.select().from(sharedSecrets).where(eq(sharedSecrets.name, name));
+        return row!.value;
+      });
+    },
+  };
+}
+
+const devicesOfStatement = hotStatement<{ device_id: number; registration_id: number }>(sql`
+  SELECT device_id, registration_id FROM ${devices}
+  WHERE user_id = ${sql.placeholder('userId')} AND identity_key IS NOT NULL
+  ORDER BY user_id, device_id LIMIT ${sql.raw(String(DEVICE_ID_MAX))}`);
+
+interface ClaimTime {
+  nowMs: number;
+  lowThreshold: number;
+}
+
+function claimValues(requests: readonly ClaimRequest[], { nowMs, lowThreshold }: ClaimTime): ClaimValues {
+  return {
+    ords: numberArray(requests.map((_, ord) => ord)),
+    userIds: textArray(requests.map((request) => request.userId)),
+    firstDeviceIds: numberArray(requests.map((request) => request.deviceId ?? 1)),
+    lastDeviceIds: numberArray(requests.map((request) => request.deviceId ?? DEVICE_ID_MAX)),
+    exceptDeviceIds: numberArray(
+      requests.map(({ deviceId, userId, claimer }) =>
+        deviceId === null && userId === claimer.userId ? claimer.deviceId : 0,
+      ),
+    ),
+    claimerUserIds: textArray(requests.map((request) => request.claimer.userId)),
+    claimerDeviceIds: numberArray(requests.map((request) => request.claimer.deviceId)),
+    claimIds: textArray(requests.map((request) => request.claimId)),
+    lowThreshold,
+    nowMs,
+  };
+}
+
+/** Locks the devices' rows in sorted order first, so that the claim's snapshot is sure to be current. */
+async function claimUnderLock(
+  database: Database,
+  requests: readonly ClaimRequest[],
+  now: ClaimTime,
+): Promise<ClaimRow[]> {
+  const values = claimValues(requests, now);
+  return await database.transaction(async (tx) => {
+    await tx.execute(sql`
+      SELECT 1 FROM ${devices} d
+      WHERE d.user_id = ANY (${values.userIds}::text[]) AND EXISTS (
+        SELECT 1
+        FROM unnest(${values.userIds}::text[], ${values.firstDeviceIds}::int2[], ${values.lastDeviceIds}::int2[])
+          AS a (user_id, first_device_id, last_device_id)
+        WHERE a.user_id = d.user_id AND d.device_id BETWEEN a.first_device_id AND a.last_device_id)
+      ORDER BY d.user_id, d.device_id
+      FOR NO KEY UPDATE`);
+    return await select<ClaimRow>(
+      tx,
+      claimSql((name) => values[name]),
+    );
+  });
+}
+
+function devicesThatRanLow(
+  requests: readonly ClaimRequest[],
+  rows: readonly ClaimRow[],
+): Map<string, DeviceAddress> {
+  const found = new Map<string, DeviceAddress>();
+  for (const row of rows) {
+    if (!row.ran_low) continue;
+    const device = { userId: requests[row.ord]!.userId, deviceId: row.device_id };
+    found.set(addressKey(device), device);
+  }
+  return found;
+}
+
+/** Raw SQL with the rows' type said once, where the statement is. */
+async function select<Row>(db: Queryable, statement: SQL): Promise<Row[]> {
+  return (await db.execute(statement)) as unknown as Row[];
+}
+
+function moment(ms: number): SQL {
+  return sql`to_timestamp(${ms}::float8 / 1000)`;
+}
+
+async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Promise<DeviceKeys | null> {
+  const query = db
+    .select()
+    .from(devices)
+    .where(and(eq(devices.userId, device.userId), eq(devices.deviceId, device.deviceId)));
+  const [row] = lock ? await query.for('no key update') : await query;
+  if (row === undefined) return null;
+  const active =
+    row.signedPreKeyId === null
+      ? []
+      : await db
+          .select()
+          .from(signedPreKeys)
+          .where(
+            and(
+              eq(signedPreKeys.userId, device.userId),
+              eq(signedPreKeys.deviceId, device.deviceId),
+              sql`${signedPreKeys.replacedAt} IS NULL`,
+            ),
+          );
+  const activeOf = (kind: PreKeyKind) => active.find((key) => key.kind === PRE_KEY_KIND[kind]) ?? null;
+  return {
+    registrationId: row.registrationId,
+    identity:
+      row.identityKey === null
+        ? null
+        : {
+            identityKey: row.identityKey,
+            canonicalKey: row.identityCanonical!,
+            identityKeyEd25519: row.identityKeyEd25519,
+          },
+    signedPreKeys: { ec: activeOf('ec'), pq: activeOf('pq') },
+    signedPreKeyExpiresAtMs: row.signedPreKeyExpiresAt?.getTime() ?? null,
+    availableCounts: { ec: row.ecAvailable, pq: row.pqAvailable },
+    claimedCounts: { ec: row.ecClaimed, pq: row.pqClaimed },
+    keyVersion: row.keyVersion,
+    countVersion: row.countVersion,
+    identityVersion: row.identityVersion,
+    updatedAtMs: row.updatedAt?.getTime() ?? null,
+  };
+}
+
+function createKeySetTransaction(
+  tx: Transaction,
+  device: DeviceAddress,
+  current: DeviceKeys,
+): KeySetTransaction {
+  const { userId, deviceId } = device;
+  const ofDevice = sql`user_id = ${userId} AND device_id = ${deviceId}`;
+
+  return {
+    current,
+
+    async usedIds(kind, canonicalKey, keyIds) {
+      if (keyIds.length === 0) return new Set();
+      const rows = await select<{ id: number }>(tx, usedAmong(device, kind, sql`${canonicalKey}`, keyIds));
+      return new Set(rows.map((row) => row.id));
+    },
+
+    async pooled(kind, keyIds) {
+      if (keyIds.length === 0) return new Map();
+      const rows = await select<{ key_id: number; public_key: Uint8Array }>(
+        tx,
+        sql`SELECT key_id, public_key FROM ${oneTimePreKeys}
+            WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} AND key_id = ANY (${numberArray(keyIds)}::int8[])`,
+      );
+      return new Map(rows.map((row) => [row.key_id, row.public_key]));
+    },
+
+    async addToPool(kind, keys) {
+      if (keys.length === 0) return;
+      // One statement in the order of the list, so that the identity column numbers the keys in it.
+      await tx.execute(sql`
+        INSERT INTO ${oneTimePreKeys} (user_id, device_id, kind, key_id, public_key, signature)
+        SELECT ${userId}, ${deviceId}::int2, ${PRE_KEY_KIND[kind]}::int2, k.key_id, k.public_key, k.signature
+        FROM unnest(
+          ${numberArray(keys.map((key) => key.keyId))}::int8[],
+          ${byteaArray(keys.map((key) => key.publicKey))}::bytea[],
+          ${byteaArray(keys.map((key) => key.signature))}::bytea[]
+        ) WITH ORDINALITY AS k (key_id, public_key, signature, nth)
+        ORDER BY k.nth`);
+    },
+
+    async withdraw(kind, canonicalKey, keyIds) {
+      const chosen = keyIds === 'all' ? sql`` : sql`AND key_id = ANY (${numberArray(keyIds)}::int8[])`;
+      const removed = await select<{ key_id: number }>(
+        tx,
+        sql`DELETE FROM ${oneTimePreKeys} WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} ${chosen}
+            RETURNING key_id`,
+      );
+      const gone = keyIds === 'all' ? removed.map((row) => row.key_id) : keyIds;
+      await markUsed(tx, device, sql`${canonicalKey}`, PRE_KEY_KIND[kind], false, gone);
+      return removed.length;
+    },
+
+    async signedPreKeyIdState(kind, canonicalKey, keyId) {
+      const [stored] = await tx
+        .select({ publicKey: signedPreKeys.publicKey, replacedAt: signedPreKeys.replacedAt })
+        .from(signedPreKeys)
+        .where(
+          and(
+            eq(signedPreKeys.userId, userId),
+            eq(signedPreKeys.deviceId, deviceId),
+            eq(signedPreKeys.kind, PRE_KEY_KIND[kind]),
+            eq(signedPreKeys.keyId, keyId),
+          ),
+        );
+      if (stored !== undefined) {
+        return stored.replacedAt === null
+          ? { state: 'active', publicKey: stored.publicKey }
+          : { state: 'retired' };
+      }
+      const [used] = await select<{ retired: boolean; wiped: boolean; wiped_key_digest: Uint8Array | null }>(
+        tx,
+        sql`SELECT ids @> ${keyId}::int8 AS retired, coalesce(wiped_key_id = ${keyId}::int8, false) AS wiped,
+                   wiped_key_digest
+            FROM ${usedPreKeyIds}
+            WHERE ${ofDevice} AND identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]} AND signed`,
+      );
+      if (used?.retired) return { state: 'retired' };
+      if (used?.wiped) {
+        return {
+          state: 'wiped',
+          matches: (publicKey) => keyDigest(kind, publicKey).equals(used.wiped_key_digest!),
+        };
+      }
+      return { state: 'free' };
+    },
+
+    async activateSignedPreKey(kind, key, nowMs) {
+      await retire(kind, nowMs);
+      await tx.insert(signedPreKeys).values({ userId, deviceId, kind: PRE_KEY_KIND[kind], ...key });
+      await tx
+        .update(devices)
+        .set(kind === 'ec' ? { signedPreKeyId: key.keyId } : { pqLastResortPreKeyId: key.keyId })
+        .where(ofDevice);
+    },
+
+    async wipe(reason, nowMs) {
+      if (current.identity !== null) {
+        const canonicalKey = sql`${current.identity.canonicalKey}`;
+        await foldClaims(tx, device, canonicalKey, sql`true`, null);
+        await foldReplacedSignedPreKeys(tx, device, canonicalKey, sql`replaced_at IS NOT NULL`);
+        for (const kind of ['ec', 'pq'] as const) {
+          const active = current.signedPreKeys[kind];
+          if (active === null) continue;
+          await tx.execute(sql`
+            INSERT INTO ${usedPreKeyIds}
+              (user_id, device_id, identity_canonical, kind, signed, ids, wiped_key_id, wiped_key_digest)
+            VALUES (${userId}, ${deviceId}, ${canonicalKey}, ${PRE_KEY_KIND[kind]}, true, '{}',
+                    ${active.keyId}, ${keyDigest(kind, active.publicKey)})
+            ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
+            SET wiped_key_id = excluded.wiped_key_id, wiped_key_digest = excluded.wiped_key_digest`);
+        }
+      }
+      await tx.execute(sql`DELETE FROM ${signedPreKeys} WHERE ${ofDevice}`);
+      await tx.execute(sql`DELETE FROM ${oneTimePreKeys} WHERE ${ofDevice}`);
+      await tx
+        .update(devices)
+        .set({ signedPreKeyId: null, pqLastResortPreKeyId: null, wipedAt: new Date(nowMs) })
+        .where(ofDevice);
+      // What commits beside this bears the old stamp and is bounced when it is read or swept.
+      await tx.execute(sql`
+        UPDATE ${messages} SET pending = false, bounce_reason = ${reason}, content = NULL, due_at = NULL
+        WHERE ${ofDevice} AND pending AND bounce_reason IS NULL`);
+    },
+
+    async save(update) {
+      await tx
+        .update(devices)
+        .set({
+          registrationId: update.registrationId,
+          identityKey: update.identity?.identityKey ?? null,
+          identityCanonical: update.identity?.canonicalKey ?? null,
+          identityKeyEd25519: update.identity?.identityKeyEd25519 ?? null,
+          signedPreKeyExpiresAt:
+            update.signedPreKeyExpiresAtMs === null ? null : new Date(update.signedPreKeyExpiresAtMs),
+          ecAvailable: update.availableCounts.ec,
+          pqAvailable: update.availableCounts.pq,
+          ecClaimed: update.claimedCounts.ec,
+          pqClaimed: update.claimedCounts.pq,
+          keyVersion: update.keyVersion,
+          countVersion: update.countVersion,
+          identityVersion: update.identityVersion,
+          updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
+          revision: sql`${devices.revision} + 1`,
+        })
+        .where(ofDevice);
+    },
+  };
+
+  async function retire(kind: PreKeyKind, nowMs: number): Promise<void> {
+    await tx
+      .update(signedPreKeys)
+      .set({ replacedAt: new Date(nowMs) })
+      .where(
+        and(
+          eq(signedPreKeys.userId, userId),
+          eq(signedPreKeys.deviceId, deviceId),
+          eq(signedPreKeys.kind, PRE_KEY_KIND[kind]),
+          sql`${signedPreKeys.replacedAt} IS NULL`,
+        ),
+      );
+  }
+}
+
+/** Two encodings of one EC key are one key: the last 32 bytes are what counts. */
+function keyDigest(kind: PreKeyKind, publicKey: Uint8Array): Buffer {
+  return createHash('sha256')
+    .update(kind === 'ec' ? publicKey.subarray(-32) : publicKey)
+    .digest();
+}
+
+/** Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. */
+function usedAmong(
+  device: DeviceAddress,
+  kind: PreKeyKind,
+  canonicalKey: SQL,
+  keyIds: readonly number[],
+): SQL {
+  const column = sql.raw(kind === 'ec' ? 'ec_key_id' : 'pq_key_id');
+  return sql`
+    SELECT DISTINCT l.id
+    FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+    WHERE EXISTS (
+      SELECT 1 FROM ${prekeyClaims} c
+      WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId} AND c.${column} = l.id
+    ) OR EXISTS (
+      SELECT 1 FROM ${usedPreKeyIds} u
+      WHERE u.user_id = ${device.userId} AND u.device_id = ${device.deviceId}
+        AND u.identity_canonical = ${canonicalKey} AND u.kind = ${PRE_KEY_KIND[kind]} AND NOT u.signed
+        AND u.ids @> l.id
+    )`;
+}
+
+async function markUsed(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  kind: number,
+  signed: boolean,
+  keyIds: readonly number[],
+): Promise<void> {
+  if (keyIds.length === 0) return;
+  await tx.execute(sql`
+    INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids)
+    SELECT ${device.userId}, ${device.deviceId}::int2, ${canonicalKey}, ${kind}::int2, ${signed}::bool,
+           range_agg(int8range(l.id, l.id, '[]'))
+    FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+    ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE SET ids = u.ids + excluded.ids`);
+}
+
+/** Turns claim records into used ids. @returns how many, at most `limit` where there is one */
+async function foldClaims(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  which: SQL,
+  limit: number | null,
+): Promise<number> {
+  const folded = await select<{ ec_key_id: number | null; pq_key_id: number | null }>(
+    tx,
+    sql`
+    DELETE FROM ${prekeyClaims}
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM ${prekeyClaims}
+      WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${which}
+      LIMIT ${limit === null ? sql`ALL` : limit}))
+    RETURNING ec_key_id, pq_key_id`,
+  );
+  const ids = (column: 'ec_key_id' | 'pq_key_id') =>
+    folded.map((row) => row[column]).filter((keyId) => keyId !== null);
+  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.ec, false, ids('ec_key_id'));
+  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.pq, false, ids('pq_key_id'));
+  return folded.length;
+}
+
+async function foldReplacedSignedPreKeys(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  which: SQL,
+): Promise<number> {
+  const folded = await select<{ kind: number; key_id: number }>(
+    tx,
+    sql`DELETE FROM ${signedPreKeys}
+        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${which}
+        RETURNING kind, key_id`,
+  );
+  for (const kind of Object.values(PRE_KEY_KIND)) {
+    const ids = folded.filter((row) => row.kind === kind).map((row) => row.key_id);
+    await markUsed(tx, device, canonicalKey, kind, true, ids);
+  }
+  return folded.length;
+}

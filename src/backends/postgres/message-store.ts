@@ -1,0 +1,611 @@
+/** Queues in PostgreSQL: every read and deletion proves, in its own statement, who is asking and for which key set. */
+import { randomUUID } from 'node:crypto';
+import { type SQL, sql } from 'drizzle-orm';
+import type { DeviceProof, MessageStore, QueuedEnvelope, StoreRequest } from '../../ports/message-store.ts';
+import type { BounceReason } from '../../protocol/envelope.ts';
+import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
+import { byteaArray, numberArray, textArray } from './array-literal.ts';
+import { type Database, hotStatement } from './database.ts';
+import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
+
+const { placeholder } = sql;
+const MESSAGE = sql.raw(String(ENVELOPE_KIND.message));
+const BOUNCE = sql.raw(String(ENVELOPE_KIND.bounce));
+
+/** How long an envelope that failed is put off, by how often it has failed; the last one repeats. */
+const TEMPORARY_DELAYS_MS = [1_000, 5_000, 30_000, 120_000];
+const UNDECRYPTABLE_DELAYS_MS = [1_000, 5_000];
+/** Offers of an undecryptable envelope before it turns into a bounce. */
+const UNDECRYPTABLE_OFFERS = UNDECRYPTABLE_DELAYS_MS.length + 1;
+/** A statement that stored under an old stamp ends within this time of the wipe. */
+const STALE_WINDOW_MS = 3_600_000;
+
+export function createMessageStore(database: Database): MessageStore {
+  return {
+    async store(request) {
+      const [row] = await database.hot(storeStatement, bindStore(request));
+      if (!row!.user_known) return null;
+      const mismatch = row!.missing.length + row!.extra.length + row!.stale.length > 0;
+      return {
+        storedAtMs: row!.stored_at_ms,
+        accepted: row!.accepted,
+        full: row!.full_devices,
+        missingDevices: row!.missing,
+        extraDevices: row!.extra,
+        staleDevices: row!.stale,
+        stored: request.sendAnyway || !mismatch || row!.all_repeated,
+      };
+    },
+
+    async connect(device) {
+      const [row] = await database.hot(connectStatement, { ...device });
+      return { fence: row!.fence, lowNoticeVersion: row!.low_notice_version };
+    },
+
+    async serve({ device, fence }, keyVersion, nowMs) {
+      const [row] = await database.hot(serveStatement, { ...device, fence, keyVersion, nowMs });
+      if (row === undefined) return null;
+      return {
+        proof: toProof(row),
+        served: row.served,
+        pendingCount: row.pending_count,
+        newestSequence: row.newest_sequence,
+      };
+    },
+
+    async read({ device }, { inFlight, envelopesMax, bytesMax, nowMs }) {
+      const rows = await database.hot(readStatement, {
+        ...device,
+        inFlight: numberArray(inFlight),
+        envelopesMax,
+        bytesMax,
+        nowMs,
+      });
+      const [first] = rows;
+      if (first === undefined) return null;
+      const envelopes: QueuedEnvelope[] = [];
+      const unreadable: { sequence: number; reason: BounceReason }[] = [];
+      for (const row of rows) {
+        if (row.sequence === null) continue;
+        const reason = unreadableReason(row, first);
+        if (reason === null) envelopes.push(toEnvelope(row as EnvelopeRow));
+        else unreadable.push({ sequence: row.sequence, reason });
+      }
+      return {
+        proof: toProof(first),
+        envelopes,
+        unreadable,
+        oldestSequence: first.oldest_sequence,
+        nextDueAtMs: first.next_due_at_ms,
+      };
+    },
+
+    async prove(device) {
+      const [row] = await database.hot(proveStatement, { ...device });
+      return row === undefined ? null : toProof(row);
+    },
+
+    async acknowledge({ device, fence }, sequences) {
+      const rows = await database.hot(acknowledgeStatement, {
+        ...device,
+        fence,
+        sequences: numberArray(sequences),
+      });
+      return rows.length;
+    },
+
+    async putOff({ device, fence }, failures, nowMs) {
+      const rows = await database.hot(putOffStatement, {
+        ...device,
+        fence,
+        sequences: numberArray(failures.map((failure) => failure.sequence)),
+        undecryptable: `{${failures.map((failure) => failure.reason === 'undecryptable').join(',')}}`,
+        nowMs,
+      });
+      const dueTimes = rows.filter((row) => row.pending).map((row) => row.due_at_ms!);
+      return {
+        nextDueAtMs: dueTimes.length === 0 ? null : Math.min(...dueTimes),
+        bounced: rows.some((row) => !row.pending),
+      };
+    },
+
+    async bounce(device, unreadable) {
+      await database.hot(bounceStatement, {
+        ...device,
+        sequences: numberArray(unreadable.map((item) => item.sequence)),
+        reasons: textArray(unreadable.map((item) => item.reason)),
+      });
+    },
+
+    async settleBounces(of, { nowMs, expiresAtMs, limit }) {
+      const bounced = await database.run(
+        async (db) =>
+          (await db.execute(sql`
+          SELECT user_id, device_id, sequence, peer_user_id, peer_device_id, message_id, bounce_reason
+          FROM ${messages}
+          WHERE NOT pending ${of === null ? sql`` : sql`AND user_id = ${of.userId} AND device_id = ${of.deviceId}`}
+          ORDER BY user_id, device_id, sequence
+          LIMIT ${limit}`)) as unknown as BouncedRow[],
+      );
+      const senders = new Map<string, DeviceAddress>();
+      // One sender's rows, then one recipient's rows: no statement spans two users.
+      for (const [userId, rows] of groupBy(bounced, (row) => row.peer_user_id)) {
+        await database.hot(copyBounceStatement, {
+          userId,
+          deviceIds: numberArray(rows.map((row) => row.peer_device_id)),
+          recipientUserIds: textArray(rows.map((row) => row.user_id)),
+          recipientDeviceIds: numberArray(rows.map((row) => row.device_id)),
+          messageIds: textArray(rows.map((row) => row.message_id)),
+          reasons: textArray(rows.map((row) => row.bounce_reason)),
+          ids: textArray(rows.map(() => randomUUID())),
+          nowMs,
+          expiresAtMs,
+        });
+        for (const row of rows) {
+          const sender = { userId, deviceId: row.peer_device_id };
+          senders.set(addressKey(sender), sender);
+        }
+      }
+      for (const [userId, rows] of groupBy(bounced, (row) => row.user_id)) {
+        await database.hot(removeBouncedStatement, {
+          userId,
+          deviceIds: numberArray(rows.map((row) => row.device_id)),
+          sequences: numberArray(rows.map((row) => row.sequence)),
+        });
+      }
+      return { senders: [...senders.values()], more: bounced.length === limit };
+    },
+
+    async sweep({ nowMs, forgetBeforeMs, limit }) {
+      let touched = 0;
+      for (const statement of sweepStatements({ nowMs, forgetBeforeMs, limit })) {
+        touched += await database.run(async (db) => (await db.execute(statement)).count);
+      }
+      return touched;
+    },
+
+    async inNeedOfALook(readers, nowMs) {
+      if (readers.length === 0) return [];
+      const rows = await database.hot(lookStatement, {
+        userIds: textArray(readers.map((reader) => reader.device.userId)),
+        deviceIds: numberArray(readers.map((reader) => reader.device.deviceId)),
+        fences: numberArray(readers.map((reader) => reader.fence)),
+        keyVersions: numberArray(readers.map((reader) => reader.keyVersion)),
+        noticeVersions: numberArray(readers.map((reader) => reader.lowNoticeVersion)),
+        inFlightCounts: numberArray(readers.map((reader) => reader.inFlight)),
+        nowMs,
+      });
+      return rows.map((row) => ({ userId: row.user_id, deviceId: row.device_id }));
+    },
+  };
+}
+
+function moment(name: string): SQL {
+  return sql`to_timestamp(${placeholder(name)}::float8 / 1000)`;
+}
+
+function ms(expression: string): SQL {
+  return sql.raw(`(extract(epoch FROM ${expression}) * 1000)::float8`);
+}
+
+const ofDevice = sql`user_id = ${placeholder('userId')} AND device_id = ${placeholder('deviceId')}`;
+
+// ── Storing ─────────────────────────────────────────────────────────────────────────────────────────────
+
+interface StoreRow {
+  user_known: boolean;
+  stored_at_ms: number;
+  accepted: number[];
+  full_devices: number[];
+  missing: number[];
+  extra: number[];
+  stale: number[];
+  all_repeated: boolean;
+}
+
+function bindStore(request: StoreRequest): Record<string, unknown> {
+  const { sender, messages: list } = request;
+  return {
+    userId: request.recipientUserId,
+    ownDeviceId: request.recipientUserId === sender.userId ? sender.deviceId : 0,
+    senderUserId: sender.userId,
+    senderDeviceId: sender.deviceId,
+    messageId: request.messageId,
+    deviceIds: numberArray(list.map((message) => message.deviceId)),
+    registrationIds: numberArray(list.map((message) => message.registrationId)),
+    types: numberArray(list.map((message) => message.type)),
+    contents: byteaArray(list.map((message) => message.content)),
+    ids: textArray(list.map(() => randomUUID())),
+    sendAnyway: request.sendAnyway,
+    nowMs: request.nowMs,
+    expiresAtMs: request.expiresAtMs,
+    queueMax: request.queueMax,
+  };
+}
+
+const deviceList = (which: SQL): SQL =>
+  sql`ARRAY(SELECT device_id::int4 FROM judged WHERE ${which} ORDER BY device_id)`;
+
+/**
+ * Judges the addressed devices and stores in one statement. The stamp is the identity version in the statement's own
+ * snapshot: a key set that is replaced beside it gets a newer one, and the message is bounced when it is read.
+ */
+const storeStatement = hotStatement<StoreRow>(sql`
+WITH asked AS MATERIALIZED (
+  SELECT a.*, nextval('message_sequence') AS sequence
+  FROM unnest(
+    ${placeholder('deviceIds')}::int2[], ${placeholder('registrationIds')}::int4[], ${placeholder('types')}::int2[],
+    ${placeholder('contents')}::bytea[], ${placeholder('ids')}::uuid[]
+  ) AS a (device_id, registration_id, type, content, id)
+),
+registered AS MATERIALIZED (
+  SELECT device_id, registration_id, identity_version, device_id = ${placeholder('ownDeviceId')}::int2 AS own
+  FROM ${devices}
+  WHERE user_id = ${placeholder('userId')} AND identity_key IS NOT NULL
+),
+judged AS MATERIALIZED (
+  SELECT a.*, r.identity_version, r.device_id IS NOT NULL AS known,
+         coalesce(r.registration_id = a.registration_id, false) AS matches,
+         s.stored_at AS repeated_of,
+         (SELECT count(*) FROM (
+            SELECT 1 FROM ${messages} m
+            WHERE m.user_id = ${placeholder('userId')} AND m.device_id = a.device_id AND m.pending AND m.kind = ${MESSAGE}
+            LIMIT ${placeholder('queueMax')}::int4
+          ) held) >= ${placeholder('queueMax')}::int4 AS is_full
+  FROM asked a
+  LEFT JOIN registered r ON r.device_id = a.device_id AND NOT r.own
+  LEFT JOIN LATERAL (
+    SELECT c.stored_at FROM ${messageReceipts} c
+    WHERE c.user_id = ${placeholder('userId')} AND c.device_id = a.device_id AND c.kind = ${MESSAGE}
+      AND c.peer_user_id = ${placeholder('senderUserId')} AND c.peer_device_id = ${placeholder('senderDeviceId')}::int2
+      AND c.message_id = ${placeholder('messageId')}::uuid
+    LIMIT 1
+  ) s ON true
+),
+missing AS MATERIALIZED (
+  SELECT r.device_id FROM registered r
+  WHERE NOT r.own AND NOT EXISTS (SELECT 1 FROM asked a WHERE a.device_id = r.device_id)
+),
+verdict AS MATERIALIZED (
+  SELECT ${placeholder('sendAnyway')}::bool
+    OR (bool_and(known AND matches) AND NOT EXISTS (SELECT 1 FROM missing)) AS may_store,
+    -- What was accepted before stays accepted, whatever has become of the recipient's devices.
+    bool_and(repeated_of IS NOT NULL) AS all_repeated,
+    min(repeated_of) AS first_stored_at
+  FROM judged
+),
+remembered AS (
+  INSERT INTO ${messageReceipts}
+    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at)
+  SELECT ${placeholder('userId')}, j.device_id, ${MESSAGE}, ${placeholder('senderUserId')},
+         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.sequence, ${moment('nowMs')}
+  FROM judged j, verdict v
+  WHERE v.may_store AND j.matches AND j.repeated_of IS NULL AND NOT j.is_full
+  ORDER BY j.device_id
+  ON CONFLICT DO NOTHING
+  RETURNING device_id
+),
+stored AS (
+  INSERT INTO ${messages}
+    (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
+     identity_version, stored_at, expires_at)
+  SELECT ${placeholder('userId')}, j.device_id, j.sequence, j.id, ${MESSAGE}, ${placeholder('senderUserId')},
+         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.type, j.content,
+         j.identity_version, ${moment('nowMs')}, ${moment('expiresAtMs')}
+  FROM remembered m JOIN judged j ON j.device_id = m.device_id
+)
+SELECT EXISTS (SELECT 1 FROM registered) OR v.all_repeated AS user_known, v.all_repeated,
+       CASE WHEN v.all_repeated THEN ${ms('v.first_stored_at')} ELSE ${placeholder('nowMs')}::float8 END AS stored_at_ms,
+       ${deviceList(sql`repeated_of IS NOT NULL OR (matches AND NOT is_full)`)} AS accepted,
+       ${deviceList(sql`matches AND is_full AND repeated_of IS NULL`)} AS full_devices,
+       ARRAY(SELECT device_id::int4 FROM missing ORDER BY device_id) AS missing,
+       ${deviceList(sql`NOT known`)} AS extra,
+       ${deviceList(sql`known AND NOT matches`)} AS stale
+FROM verdict v`);
+
+// ── Proofs ──────────────────────────────────────────────────────────────────────────────────────────────
+
+interface ProofRow {
+  key_version: number;
+  identity_version: number;
+  has_keys: boolean;
+  fence: number;
+  ec_available: number;
+  pq_available: number;
+  offers_pq: boolean;
+  count_version: number;
+  low_notice_version: number;
+}
+
+const PROOF_COLUMNS = sql.raw(
+  `key_version, identity_version, identity_key IS NOT NULL AS has_keys, fence, ec_available, pq_available,
+   pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version`,
+);
+
+function toProof(row: ProofRow): DeviceProof {
+  return {
+    keyVersion: row.key_version,
+    identityVersion: row.identity_version,
+    hasKeys: row.has_keys,
+    fence: row.fence,
+    availableCounts: { ec: row.ec_available, pq: row.pq_available },
+    offersPq: row.offers_pq,
+    countVersion: row.count_version,
+    lowNoticeVersion: row.low_notice_version,
+  };
+}
+
+const proveStatement = hotStatement<ProofRow>(sql`SELECT ${PROOF_COLUMNS} FROM ${devices} WHERE ${ofDevice}`);
+
+const connectStatement = hotStatement<{ fence: number; low_notice_version: number }>(sql`
+SELECT nextval('connection_fence') AS fence,
+       coalesce((SELECT low_notice_version FROM ${devices} WHERE ${ofDevice}), 0) AS low_notice_version`);
+
+// The locked row's own columns are returned, not the snapshot's: a change that came between shows.
+const serveStatement = hotStatement<
+  ProofRow & { served: boolean; pending_count: number; newest_sequence: number }
+>(sql`
+WITH served AS (
+  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8
+  WHERE ${ofDevice} AND fence <= ${placeholder('fence')}::int8 AND key_version = ${placeholder('keyVersion')}::int8
+    AND identity_key IS NOT NULL
+  RETURNING ${PROOF_COLUMNS}, true AS served
+),
+proof AS (
+  SELECT * FROM served
+  UNION ALL
+  SELECT ${PROOF_COLUMNS}, false FROM ${devices} WHERE ${ofDevice} AND NOT EXISTS (SELECT 1 FROM served)
+)
+SELECT p.*, q.pending_count, q.newest_sequence
+FROM proof p
+CROSS JOIN LATERAL (
+  SELECT count(*)::int4 AS pending_count, coalesce(max(m.sequence), 0) AS newest_sequence
+  FROM ${messages} m
+  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.pending
+    AND (m.kind = ${BOUNCE} OR (m.identity_version = p.identity_version AND m.expires_at > ${moment('nowMs')}))
+) q`);
+
+// ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────
+
+interface EnvelopeRow {
+  sequence: number;
+  id: string;
+  kind: number;
+  message_id: string;
+  peer_user_id: string;
+  peer_device_id: number;
+  type: number | null;
+  content: Uint8Array | null;
+  bounce_reason: BounceReason | null;
+  stamp: number;
+  expired: boolean;
+  stored_at_ms: number;
+}
+
+type PageRow = ProofRow & { oldest_sequence: number | null; next_due_at_ms: number | null } & (
+    | EnvelopeRow
+    | (Partial<Record<keyof EnvelopeRow, null>> & { sequence: null })
+  );
+
+const readStatement = hotStatement<PageRow>(sql`
+WITH page AS MATERIALIZED (
+  SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
+         m.identity_version AS stamp, m.expires_at <= ${moment('nowMs')} AS expired, ${ms('m.stored_at')} AS stored_at_ms
+  FROM ${messages} m
+  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.pending
+    AND m.sequence <> ALL (${placeholder('inFlight')}::int8[])
+    AND (m.due_at IS NULL OR m.due_at <= ${moment('nowMs')})
+  ORDER BY m.user_id, m.device_id, m.sequence
+  LIMIT ${placeholder('envelopesMax')}::int4
+),
+sized AS (
+  SELECT *, row_number() OVER (ORDER BY sequence) AS nth,
+         sum(coalesce(octet_length(content), 0)) OVER (ORDER BY sequence) AS bytes
+  FROM page
+)
+SELECT ${PROOF_COLUMNS}, (
+    SELECT o.sequence FROM ${messages} o
+    WHERE o.user_id = d.user_id AND o.device_id = d.device_id AND o.pending
+    ORDER BY o.user_id, o.device_id, o.sequence LIMIT 1
+  ) AS oldest_sequence, (
+    SELECT ${ms('min(o.due_at)')} FROM ${messages} o
+    WHERE o.user_id = d.user_id AND o.device_id = d.device_id AND o.due_at > ${moment('nowMs')}
+  ) AS next_due_at_ms, s.*
+FROM ${devices} d
+LEFT JOIN sized s ON s.nth = 1 OR s.bytes <= ${placeholder('bytesMax')}::int8
+WHERE d.user_id = ${placeholder('userId')} AND d.device_id = ${placeholder('deviceId')}
+ORDER BY s.sequence`);
+
+function unreadableReason(row: PageRow, proof: ProofRow): BounceReason | null {
+  if (row.kind !== ENVELOPE_KIND.message) return null;
+  if (!proof.has_keys) return 'RECIPIENT_KEYS_RESET';
+  if (row.stamp !== proof.identity_version) return 'RECIPIENT_IDENTITY_CHANGED';
+  return row.expired ? 'EXPIRED' : null;
+}
+
+function toEnvelope(row: EnvelopeRow): QueuedEnvelope {
+  const peer = { userId: row.peer_user_id, deviceId: row.peer_device_id };
+  return {
+    sequence: row.sequence,
+    id: row.id,
+    messageId: row.message_id,
+    storedAtMs: row.stored_at_ms,
+    body:
+      row.kind === ENVELOPE_KIND.bounce
+        ? { kind: 'bounce', recipient: peer, reason: row.bounce_reason! }
+        : { kind: 'message', sender: peer, type: row.type!, content: row.content! },
+  };
+}
+
+const lookStatement = hotStatement<{ user_id: string; device_id: number }>(sql`
+SELECT a.user_id, a.device_id
+FROM unnest(
+  ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[], ${placeholder('fences')}::int8[],
+  ${placeholder('keyVersions')}::int8[], ${placeholder('noticeVersions')}::int8[],
+  ${placeholder('inFlightCounts')}::int4[]
+) AS a (user_id, device_id, fence, key_version, notice_version, in_flight)
+CROSS JOIN LATERAL (
+  SELECT v.fence, v.key_version, v.low_notice_version FROM ${devices} v
+  WHERE v.user_id = a.user_id AND v.device_id = a.device_id LIMIT 1
+) d
+WHERE d.fence > a.fence OR d.key_version <> a.key_version OR d.low_notice_version > a.notice_version OR a.in_flight < (
+  SELECT count(*) FROM (
+    SELECT 1 FROM ${messages} m
+    WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
+      AND (m.due_at IS NULL OR m.due_at <= ${moment('nowMs')})
+    LIMIT a.in_flight + 1
+  ) due)`);
+
+// ── Ends: acknowledged, put off, bounced ────────────────────────────────────────────────────────────────
+
+const isServed = sql`EXISTS (SELECT 1 FROM ${devices} WHERE ${ofDevice} AND fence = ${placeholder('fence')}::int8)`;
+
+const acknowledgeStatement = hotStatement<{ sequence: number }>(sql`
+DELETE FROM ${messages}
+WHERE ${ofDevice} AND sequence = ANY (${placeholder('sequences')}::int8[]) AND pending AND ${isServed}
+RETURNING sequence`);
+
+/** `delays` in seconds by how often it has failed before; the last one repeats. */
+function delayOf(countColumn: string, delaysMs: readonly number[]): SQL {
+  const seconds = delaysMs.map((delay) => delay / 1000).join(', ');
+  return sql.raw(
+    `make_interval(secs => (ARRAY[${seconds}]::float8[])[least(${countColumn} + 1, ${delaysMs.length})])`,
+  );
+}
+
+const putOffStatement = hotStatement<{ pending: boolean; due_at_ms: number | null }>(sql`
+WITH failed AS MATERIALIZED (
+  SELECT * FROM unnest(${placeholder('sequences')}::int8[], ${placeholder('undecryptable')}::bool[])
+    AS f (sequence, undecryptable)
+),
+dropped AS (
+  -- A bounce that nobody can read is nobody's loss: it is never bounced itself.
+  DELETE FROM ${messages} m USING failed f
+  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
+    AND m.pending AND m.kind = ${BOUNCE} AND f.undecryptable
+    AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))} AND ${isServed}
+)
+UPDATE ${messages} m SET
+  undecryptable_count = m.undecryptable_count + f.undecryptable::int4,
+  temporary_count = least(m.temporary_count + (NOT f.undecryptable)::int4, 1000),
+  pending = NOT (f.undecryptable AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))}),
+  bounce_reason = CASE WHEN f.undecryptable AND m.kind = ${MESSAGE}
+      AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))}
+    THEN 'UNDECRYPTABLE' ELSE m.bounce_reason END,
+  due_at = ${moment('nowMs')} + CASE WHEN f.undecryptable
+    THEN ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
+    ELSE ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
+FROM failed f
+WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
+  AND m.pending AND ${isServed}
+  AND NOT (m.kind = ${BOUNCE} AND f.undecryptable
+    AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))})
+RETURNING m.pending, ${ms('m.due_at')} AS due_at_ms`);
+
+const bounceStatement = hotStatement<never>(sql`
+UPDATE ${messages} m SET pending = false, bounce_reason = b.reason, content = NULL, due_at = NULL
+FROM unnest(${placeholder('sequences')}::int8[], ${placeholder('reasons')}::text[]) AS b (sequence, reason)
+WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = b.sequence
+  AND m.pending AND m.kind = ${MESSAGE}`);
+
+interface BouncedRow {
+  user_id: string;
+  device_id: number;
+  sequence: number;
+  peer_user_id: string;
+  peer_device_id: number;
+  message_id: string;
+  bounce_reason: BounceReason;
+}
+
+/** The receipt makes the copy happen once, however often a crash between the two steps makes it be tried. */
+const copyBounceStatement = hotStatement<never>(sql`
+WITH bounced AS MATERIALIZED (
+  SELECT b.*, nextval('message_sequence') AS sequence
+  FROM unnest(
+    ${placeholder('deviceIds')}::int2[], ${placeholder('recipientUserIds')}::text[],
+    ${placeholder('recipientDeviceIds')}::int2[], ${placeholder('messageIds')}::uuid[],
+    ${placeholder('reasons')}::text[], ${placeholder('ids')}::uuid[]
+  ) AS b (device_id, recipient_user_id, recipient_device_id, message_id, reason, id)
+),
+remembered AS (
+  INSERT INTO ${messageReceipts}
+    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at)
+  SELECT ${placeholder('userId')}, b.device_id, ${BOUNCE}, b.recipient_user_id, b.recipient_device_id, b.message_id,
+         b.sequence, ${moment('nowMs')}
+  FROM bounced b
+  ORDER BY b.device_id, b.recipient_user_id, b.recipient_device_id, b.message_id
+  ON CONFLICT DO NOTHING
+  RETURNING sequence
+)
+INSERT INTO ${messages}
+  (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, bounce_reason, identity_version,
+   stored_at, expires_at)
+SELECT ${placeholder('userId')}, b.device_id, b.sequence, b.id, ${BOUNCE}, b.recipient_user_id, b.recipient_device_id,
+       b.message_id, b.reason, 0, ${moment('nowMs')}, ${moment('expiresAtMs')}
+FROM remembered r JOIN bounced b ON b.sequence = r.sequence`);
+
+const removeBouncedStatement = hotStatement<never>(sql`
+DELETE FROM ${messages} m
+USING unnest(${placeholder('deviceIds')}::int2[], ${placeholder('sequences')}::int8[]) AS b (device_id, sequence)
+WHERE m.user_id = ${placeholder('userId')} AND m.device_id = b.device_id AND m.sequence = b.sequence AND NOT m.pending`);
+
+function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<string, Row[]> {
+  const groups = new Map<string, Row[]>();
+  for (const row of rows) {
+    const group = groups.get(keyOf(row));
+    if (group === undefined) groups.set(keyOf(row), [row]);
+    else group.push(row);
+  }
+  return groups;
+}
+
+// ── Retention ───────────────────────────────────────────────────────────────────────────────────────────
+
+function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): SQL[] {
+  const at = (value: number) => sql`to_timestamp(${value}::float8 / 1000)`;
+  return [
+    sql`
+    UPDATE ${messages} SET pending = false, bounce_reason = 'EXPIRED', content = NULL, due_at = NULL
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM ${messages}
+      WHERE expires_at <= ${at(cut.nowMs)} AND pending AND kind = ${MESSAGE}
+      ORDER BY expires_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
+    sql`
+    DELETE FROM ${messages}
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM ${messages}
+      WHERE expires_at <= ${at(cut.nowMs)} AND kind = ${BOUNCE}
+      ORDER BY expires_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
+    // What was stored beside a replacement bears the older stamp.
+    sql`
+    UPDATE ${messages} SET pending = false, content = NULL, due_at = NULL,
+      bounce_reason = 'RECIPIENT_IDENTITY_CHANGED'
+    WHERE ctid = ANY (ARRAY(
+      SELECT m.ctid
+      FROM (SELECT user_id, device_id, identity_version FROM ${devices}
+            WHERE wiped_at > ${at(cut.nowMs - STALE_WINDOW_MS)}) d
+      CROSS JOIN LATERAL (
+        SELECT s.ctid FROM ${messages} s
+        WHERE s.user_id = d.user_id AND s.device_id = d.device_id AND s.pending AND s.kind = ${MESSAGE}
+          AND s.identity_version < d.identity_version
+        LIMIT ${cut.limit}
+        FOR UPDATE SKIP LOCKED
+      ) m
+      LIMIT ${cut.limit}))`,
+    // A message id is forgotten a day after the sweep first finds it finished: nobody counted the days before.
+    sql`
+    DELETE FROM ${messageReceipts}
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM ${messageReceipts}
+      WHERE finished_at <= ${at(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${cut.limit}))`,
+    sql`
+    UPDATE ${messageReceipts} SET finished_at = ${at(cut.nowMs)}
+    WHERE ctid = ANY (ARRAY(
+      SELECT r.ctid FROM ${messageReceipts} r
+      WHERE r.finished_at IS NULL AND r.stored_at <= ${at(cut.forgetBeforeMs)} AND NOT EXISTS (
+        SELECT 1 FROM ${messages} m
+        WHERE m.user_id = r.user_id AND m.device_id = r.device_id AND m.sequence = r.sequence)
+      ORDER BY r.stored_at LIMIT ${cut.limit}))`,
+  ];
+}

@@ -1,0 +1,135 @@
+/**
+ * The parts of a bundle that are the same for every claimer. They are cached by what never changes: under one identity
+ * version a signed prekey id stands for the same bytes for ever, so no entry can grow stale.
+ */
+import { sql } from 'drizzle-orm';
+import type { Identity, SignedPreKey } from '../../ports/key-store.ts';
+import { numberArray, textArray } from './array-literal.ts';
+import { type Database, hotStatement } from './database.ts';
+import { devices, PRE_KEY_KIND, signedPreKeys } from './schema.ts';
+
+export interface PublicPartsId {
+  userId: string;
+  deviceId: number;
+  identityVersion: number;
+  signedPreKeyId: number;
+  pqLastResortPreKeyId: number | null;
+}
+
+export interface PublicParts {
+  identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
+  signedPreKey: SignedPreKey;
+  pqLastResortPreKey: SignedPreKey | null;
+}
+
+/** Each entry takes some 3 KB where there is a last-resort prekey. */
+const ENTRIES_MAX = 10_000;
+
+/** `read` gives the parts in the order of `ids`; null where the key set was wiped meanwhile. */
+export function createPublicParts(database: Database): {
+  read(ids: readonly PublicPartsId[]): Promise<(PublicParts | null)[]>;
+} {
+  // A Map keeps the order of insertion: re-inserting what was used makes its first entry the least recently used.
+  const cache = new Map<string, PublicParts>();
+
+  return {
+    async read(ids) {
+      const found = new Map<string, PublicParts>();
+      const missing = new Map<string, PublicPartsId>();
+      for (const id of ids) {
+        const key = cacheKey(id);
+        const cached = cache.get(key);
+        if (cached === undefined) {
+          missing.set(key, id);
+          continue;
+        }
+        found.set(key, cached);
+        cache.delete(key);
+        cache.set(key, cached);
+      }
+      if (missing.size > 0) {
+        const keys = [...missing.keys()];
+        for (const row of await database.hot(publicPartsStatement, bind([...missing.values()]))) {
+          const parts = toParts(row);
+          const key = keys[row.ord]!;
+          found.set(key, parts);
+          cache.set(key, parts);
+        }
+        for (const key of cache.keys()) {
+          if (cache.size <= ENTRIES_MAX) break;
+          cache.delete(key);
+        }
+      }
+      return ids.map((id) => found.get(cacheKey(id)) ?? null);
+    },
+  };
+}
+
+function cacheKey(id: PublicPartsId): string {
+  return `${id.userId}.${id.deviceId}/${id.identityVersion}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
+}
+
+interface PublicPartsRow {
+  ord: number;
+  identity_key: Uint8Array;
+  identity_key_ed25519: Uint8Array | null;
+  signed_key_id: number;
+  signed_public_key: Uint8Array;
+  signed_signature: Uint8Array;
+  pq_key_id: number | null;
+  pq_public_key: Uint8Array | null;
+  pq_signature: Uint8Array | null;
+}
+
+const publicPartsStatement = hotStatement<PublicPartsRow>(sql`
+SELECT (a.nth - 1)::int4 AS ord, d.identity_key, d.identity_key_ed25519, s.key_id AS signed_key_id,
+       s.public_key AS signed_public_key, s.signature AS signed_signature, p.key_id AS pq_key_id,
+       p.public_key AS pq_public_key, p.signature AS pq_signature
+FROM unnest(
+  ${sql.placeholder('userIds')}::text[], ${sql.placeholder('deviceIds')}::int2[],
+  ${sql.placeholder('identityVersions')}::int8[], ${sql.placeholder('signedPreKeyIds')}::int8[],
+  ${sql.placeholder('pqLastResortPreKeyIds')}::int8[]
+) WITH ORDINALITY AS a (user_id, device_id, identity_version, signed_id, pq_id, nth)
+CROSS JOIN LATERAL (
+  SELECT v.identity_key, v.identity_key_ed25519 FROM ${devices} v
+  WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.identity_version = a.identity_version
+    AND v.identity_key IS NOT NULL
+  LIMIT 1
+) d
+CROSS JOIN LATERAL (
+  SELECT k.key_id, k.public_key, k.signature FROM ${signedPreKeys} k
+  WHERE k.user_id = a.user_id AND k.device_id = a.device_id AND k.kind = ${sql.raw(String(PRE_KEY_KIND.ec))}
+    AND k.key_id = a.signed_id
+  LIMIT 1
+) s
+LEFT JOIN LATERAL (
+  SELECT k.key_id, k.public_key, k.signature FROM ${signedPreKeys} k
+  WHERE k.user_id = a.user_id AND k.device_id = a.device_id AND k.kind = ${sql.raw(String(PRE_KEY_KIND.pq))}
+    AND k.key_id = a.pq_id
+  LIMIT 1
+) p ON true`);
+
+function bind(ids: readonly PublicPartsId[]): Record<string, string> {
+  return {
+    userIds: textArray(ids.map((id) => id.userId)),
+    deviceIds: numberArray(ids.map((id) => id.deviceId)),
+    identityVersions: numberArray(ids.map((id) => id.identityVersion)),
+    signedPreKeyIds: numberArray(ids.map((id) => id.signedPreKeyId)),
+    pqLastResortPreKeyIds: numberArray(ids.map((id) => id.pqLastResortPreKeyId)),
+  };
+}
+
+function toParts(row: PublicPartsRow): PublicParts {
+  return {
+    identity: { identityKey: row.identity_key, identityKeyEd25519: row.identity_key_ed25519 },
+    signedPreKey: {
+      keyId: row.signed_key_id,
+      publicKey: row.signed_public_key,
+      signature: row.signed_signature,
+    },
+    pqLastResortPreKey:
+      row.pq_key_id === null
+        ? null
+        : { keyId: row.pq_key_id, publicKey: row.pq_public_key!, signature: row.pq_signature! },
+  };
+}

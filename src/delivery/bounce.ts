@@ -1,0 +1,39 @@
+/** Bounces: a message that nobody can decrypt any more goes back to its sender, never into the void. */
+import type { Clock } from '../lib/clock.ts';
+import type { Bus } from '../ports/bus.ts';
+import type { MessageStore } from '../ports/message-store.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+
+export interface Bounces {
+  /**
+   * Brings what bounced of one recipient device, or of any, into its senders' queues. What a crash interrupts is
+   * finished by the next call on any node.
+   */
+  settle(of: DeviceAddress | null): Promise<void>;
+}
+
+/** Rows brought back at a time. */
+const SETTLE_MAX = 500;
+
+export function createBounces(parts: {
+  messages: MessageStore;
+  bus: Bus;
+  clock: Clock;
+  messageLifetimeMs: number;
+}): Bounces {
+  const { messages, bus, clock, messageLifetimeMs } = parts;
+  return {
+    async settle(of) {
+      for (;;) {
+        const nowMs = clock.nowMs();
+        const { senders, more } = await messages.settleBounces(of, {
+          nowMs,
+          expiresAtMs: nowMs + messageLifetimeMs,
+          limit: SETTLE_MAX,
+        });
+        bus.poke(senders);
+        if (!more) return;
+      }
+    },
+  };
+}

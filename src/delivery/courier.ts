@@ -1,0 +1,101 @@
+/**
+ * The courier of one process: it knows every served socket, looks where a poke points, and looks again by itself where
+ * a poke may have been lost.
+ */
+import { type Clock, every, type Timer } from '../lib/clock.ts';
+import type { Log } from '../lib/log.ts';
+import type { Bus, BusListener } from '../ports/bus.ts';
+import type { MessageStore } from '../ports/message-store.ts';
+import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import type { Bounces } from './bounce.ts';
+import { createSession, type ServedSocket, type Session } from './session.ts';
+
+export interface CourierParts {
+  messages: MessageStore;
+  bus: Bus;
+  bounces: Bounces;
+  clock: Clock;
+  log: Log;
+  lowThreshold: number;
+}
+
+export interface Courier extends BusListener {
+  /**
+   * Takes a connected socket in: numbers its connection, displaces older ones of the device on every node, and
+   * resolves when pokes for it can arrive. Nothing is handed out before the session's `ready`.
+   *
+   * @throws GatewayError UNAVAILABLE when the store can't be reached
+   */
+  attach(device: DeviceAddress, socket: ServedSocket): Promise<Session>;
+  /** Starts the slow sweep that finds what a lost poke left. */
+  start(): void;
+  stop(): void;
+}
+
+/** A lost poke delays a message by at most this long. */
+const SWEEP_PERIOD_MS = 15_000;
+/** Devices asked about in one statement of the sweep. */
+const SWEEP_DEVICES_MAX = 500;
+
+export function createCourier(parts: CourierParts): Courier {
+  const { messages, bus, clock, log } = parts;
+  const sessions = new Map<string, Session>();
+  let sweeping: Timer | null = null;
+
+  function forget(session: Session): void {
+    // A late end of an older connection must not remove the newer one.
+    const key = addressKey(session.device);
+    if (sessions.get(key) === session) sessions.delete(key);
+    bus.release({ device: session.device, fence: session.fence });
+  }
+
+  async function sweep(): Promise<void> {
+    const open = [...sessions.values()].filter((session) => session.gate().name === 'open');
+    for (let start = 0; start < open.length; start += SWEEP_DEVICES_MAX) {
+      const readers = open.slice(start, start + SWEEP_DEVICES_MAX).map((session) => session.reader());
+      for (const device of await messages.inNeedOfALook(readers, clock.nowMs())) {
+        sessions.get(addressKey(device))?.look();
+      }
+    }
+  }
+
+  return {
+    async attach(device, socket) {
+      const { fence, lowNoticeVersion } = await messages.connect(device);
+      const session = createSession({ ...parts, device, fence, lowNoticeVersion, socket, forget });
+      const key = addressKey(device);
+      const older = sessions.get(key);
+      if (older !== undefined && older.fence > fence) {
+        session.displace();
+        return session;
+      }
+      sessions.set(key, session);
+      older?.displace();
+      if (!(await bus.acquire({ device, fence }))) session.displace();
+      return session;
+    },
+
+    onPoke(device) {
+      sessions.get(addressKey(device))?.look();
+    },
+
+    onDisplaced(lease) {
+      const session = sessions.get(addressKey(lease.device));
+      if (session?.fence === lease.fence) session.displace();
+    },
+
+    onGap() {
+      for (const session of sessions.values()) session.look();
+    },
+
+    start() {
+      sweeping = every(clock, SWEEP_PERIOD_MS, async () => {
+        await sweep().catch((error: Error) => log.warn({ error }, 'the delivery sweep failed'));
+      });
+    },
+
+    stop() {
+      sweeping?.cancel();
+    },
+  };
+}

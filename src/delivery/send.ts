@@ -1,0 +1,64 @@
+/** Sending: durable for every device of the recipient, or refused for a reason that the sender can mend. */
+import type { Clock } from '../lib/clock.ts';
+import type { Bus } from '../ports/bus.ts';
+import type { MessageStore } from '../ports/message-store.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { ParsedInput, RequestData } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+
+export interface SendParts {
+  messages: MessageStore;
+  bus: Bus;
+  clock: Clock;
+  messageLifetimeMs: number;
+  /** Messages that one device may have waiting. */
+  queueMax: number;
+}
+
+/** A full queue empties when its owner comes back; asking every second helps nobody. */
+const QUEUE_FULL_RETRY_MS = 60_000;
+
+/**
+ * Stores one envelope per device of the recipient; on disk when it resolves. The caller has shown that the sender
+ * itself has keys.
+ *
+ * @throws GatewayError USER_NOT_FOUND, DEVICES_MISMATCHED, QUEUE_FULL, UNAVAILABLE; nothing was stored then
+ */
+export async function sendMessages(
+  parts: SendParts,
+  sender: DeviceAddress,
+  input: ParsedInput<'sendMessages'>,
+): Promise<RequestData<'sendMessages'>> {
+  const { messages, bus, clock } = parts;
+  const nowMs = clock.nowMs();
+  const sendAnyway = input.onMismatch === 'sendAnyway';
+  const result = await messages.store({
+    sender,
+    messageId: input.messageId,
+    recipientUserId: input.userId,
+    messages: input.envelopes.map((envelope) => ({
+      deviceId: envelope.deviceId,
+      registrationId: envelope.registrationId,
+      type: envelope.type,
+      content: Buffer.from(envelope.content, 'base64'),
+    })),
+    sendAnyway,
+    nowMs,
+    expiresAtMs: nowMs + parts.messageLifetimeMs,
+    queueMax: parts.queueMax,
+  });
+  if (result === null) throw new GatewayError('USER_NOT_FOUND');
+  const { missingDevices, extraDevices, staleDevices, accepted, full } = result;
+  const lists = { missingDevices, extraDevices, staleDevices };
+  if (!result.stored) throw new GatewayError('DEVICES_MISMATCHED', undefined, { details: lists });
+  if (full.length > 0 && accepted.length === 0) {
+    throw new GatewayError('QUEUE_FULL', undefined, { retryAfterMs: QUEUE_FULL_RETRY_MS });
+  }
+  bus.poke(accepted.map((deviceId) => ({ userId: input.userId, deviceId })));
+  return {
+    storedAt: new Date(result.storedAtMs).toISOString(),
+    accepted,
+    rejected: full.map((deviceId) => ({ deviceId, code: 'QUEUE_FULL' as const })),
+    ...(sendAnyway ? lists : {}),
+  };
+}

@@ -1,0 +1,422 @@
+/**
+ * One socket's share of delivery: its gate, the window of what was pushed and not yet acknowledged, and the one loop
+ * that reads, proves and pushes.
+ */
+import type { Clock, Timer } from '../lib/clock.ts';
+import type { Log } from '../lib/log.ts';
+import type { DeviceProof, MessageStore, QueuedEnvelope, Reader } from '../ports/message-store.ts';
+import type { IncomingEnvelope } from '../protocol/envelope.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type {
+  FailedReason,
+  GateClosedReason,
+  MessagesAcknowledgement,
+  PushName,
+  PushPayload,
+} from '../protocol/events.ts';
+import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import {
+  PAGE_BYTES_MAX,
+  PAGE_ENVELOPES_MAX,
+  WINDOW_BYTES_MAX,
+  WINDOW_ENVELOPES_MAX,
+} from '../protocol/limits.ts';
+import type { Bounces } from './bounce.ts';
+import { CONNECTED, type GateEffect, type GateEvent, type GateState, step } from './gate.ts';
+
+/** What a session needs of its socket. */
+export interface ServedSocket {
+  push<Name extends Exclude<PushName, 'messages'>>(name: Name, payload: PushPayload<Name>): void;
+  /** @returns the client's acknowledgement; null where none came in time, or the socket ended */
+  pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null>;
+  /** Ends the connection; the client may come back at once. */
+  close(reason: string): void;
+  /** Ends the connection for a newer one of the same device; the client does not come back by itself. */
+  displace(): void;
+}
+
+export interface Session {
+  readonly device: DeviceAddress;
+  readonly fence: number;
+  gate(): GateState;
+  /** What the sweep asks the store about. */
+  reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
+  /** A validation found client and server in step at `keyVersion`. */
+  validated(keyVersion: number): void;
+  /**
+   * Opens the gate with this socket's validation, or with the one brought along.
+   *
+   * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED, KEYS_OUT_OF_SYNC, UNAVAILABLE
+   */
+  ready(broughtKeyVersion: number | null): Promise<{ pendingCount: number; keyVersion: number }>;
+  /** Runs a rotation of this socket's own, which carries an open gate along instead of closing it. */
+  rotate<Outcome extends { rotation: boolean; data: { keyVersion: number } }>(
+    rotation: () => Promise<Outcome>,
+  ): Promise<Outcome>;
+  /** Whether the device has a key set, as far as this session has heard. */
+  hasKeys(): Promise<boolean>;
+  /** Something of the device may have changed. */
+  look(): void;
+  /** While paused nothing is handed out; the gate stays as it is. */
+  pause(): void;
+  resume(): void;
+  displace(): void;
+  detach(): void;
+}
+
+export interface SessionParts {
+  device: DeviceAddress;
+  fence: number;
+  lowNoticeVersion: number;
+  socket: ServedSocket;
+  messages: MessageStore;
+  bounces: Bounces;
+  clock: Clock;
+  log: Log;
+  lowThreshold: number;
+  forget(session: Session): void;
+}
+
+/** After a failure of the store, look again this much later. */
+const RETRY_MS = 1_000;
+
+/** What lasts from one `clientReady` to the next, or to the gate's closing. */
+interface Opening {
+  identityVersion: number;
+  /** The highest sequence that waited at `clientReady`. */
+  boundary: number;
+  deliveredCount: number;
+  emptyAnnounced: boolean;
+  /** Bytes of each sequence that was pushed and not yet acknowledged. */
+  inFlight: Map<number, number>;
+  inFlightBytes: number;
+}
+
+export function createSession(parts: SessionParts): Session {
+  const { device, fence, socket, messages, bounces, clock, log, lowThreshold } = parts;
+  const me: Reader = { device, fence };
+  let state: GateState = CONNECTED;
+  let opening: Opening | null = null;
+  let noticeVersion = parts.lowNoticeVersion;
+  let knownToHaveKeys = false;
+  let paused = false;
+  let ended = false;
+  let looking = false;
+  let lookAgain = false;
+  let timer: Timer | null = null;
+  let timerDueMs = Number.POSITIVE_INFINITY;
+
+  function apply(event: GateEvent): void {
+    const next = step(state, event);
+    state = next.state;
+    for (const effect of next.effects) carryOut(effect);
+  }
+
+  function carryOut(effect: GateEffect): void {
+    switch (effect.name) {
+      case 'deliver':
+        session.look();
+        break;
+      case 'close':
+        // What is in flight stays pending: a late acknowledgement still counts, another opening offers it again.
+        opening = null;
+        socket.push('gateClosed', { reason: effect.reason, keyVersion: effect.keyVersion });
+        break;
+    }
+  }
+
+  /** Looks once, and once more for everything that asked meanwhile. */
+  async function lookUntilQuiet(): Promise<void> {
+    looking = true;
+    while (lookAgain && !ended) {
+      lookAgain = false;
+      try {
+        if (state.name === 'open' && !paused) await drain();
+        else learn(await messages.prove(device));
+      } catch (error) {
+        log.warn({ device: addressKey(device), error: error as Error }, 'looking at a device failed');
+        lookAt(clock.nowMs() + RETRY_MS);
+      }
+    }
+    looking = false;
+  }
+
+  /** Takes in what a statement proved. @returns whether the gate is open at the proven version */
+  function learn(proof: DeviceProof | null, keyVersionAtStart?: number): boolean {
+    if (proof === null || ended) return false;
+    knownToHaveKeys = proof.hasKeys;
+    if (proof.fence > fence) {
+      session.displace();
+      return false;
+    }
+    if (proof.lowNoticeVersion > noticeVersion) {
+      noticeVersion = proof.lowNoticeVersion;
+      if (isLow(proof)) pushPreKeysLow(proof);
+    }
+    if (state.name === 'open' && proof.keyVersion !== state.keyVersion) {
+      // A version that went back while no change of ours was under way: an older backup was restored.
+      const restored = proof.keyVersion < state.keyVersion && state.keyVersion === keyVersionAtStart;
+      apply({
+        name: 'keysChanged',
+        keyVersion: proof.keyVersion,
+        reason: restored ? 'serverRestored' : reasonOf(proof),
+      });
+    }
+    return state.name === 'open' && state.keyVersion === proof.keyVersion;
+  }
+
+  function reasonOf(proof: DeviceProof): GateClosedReason {
+    if (!proof.hasKeys) return 'keysReset';
+    return proof.identityVersion === opening?.identityVersion ? 'keysRotated' : 'identityReplaced';
+  }
+
+  function isLow(proof: DeviceProof): boolean {
+    const { ec, pq } = proof.availableCounts;
+    return proof.hasKeys && (ec < lowThreshold || (proof.offersPq && pq < lowThreshold));
+  }
+
+  function pushPreKeysLow(proof: DeviceProof): void {
+    socket.push('preKeysLow', {
+      availableCount: proof.availableCounts.ec,
+      pqAvailableCount: proof.availableCounts.pq,
+      threshold: lowThreshold,
+      countVersion: proof.countVersion,
+    });
+  }
+
+  /** Reads and pushes pages until the queue or the window ends. */
+  async function drain(): Promise<void> {
+    while (state.name === 'open' && opening !== null && !paused && !ended) {
+      const current = opening;
+      const room = WINDOW_ENVELOPES_MAX - current.inFlight.size;
+      const roomBytes = WINDOW_BYTES_MAX - current.inFlightBytes;
+      // An acknowledgement makes room and looks again.
+      if (room <= 0 || roomBytes <= 0) return;
+      const keyVersionAtStart = state.keyVersion;
+      const page = await messages.read(me, {
+        inFlight: [...current.inFlight.keys()],
+        envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
+        bytesMax: Math.min(PAGE_BYTES_MAX, roomBytes),
+        nowMs: clock.nowMs(),
+      });
+      if (page === null || !learn(page.proof, keyVersionAtStart)) return;
+      // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
+      if (opening !== current) continue;
+      if (page.nextDueAtMs !== null) lookAt(page.nextDueAtMs);
+      if (page.unreadable.length > 0) {
+        await messages.bounce(device, page.unreadable);
+        await bounces.settle(device);
+      }
+      if (page.envelopes.length > 0) {
+        if (opening === current && !paused) pushPage(current, page.envelopes);
+      } else if (page.unreadable.length === 0) {
+        announceEmpty(current, page.oldestSequence);
+        return;
+      }
+    }
+  }
+
+  function announceEmpty(current: Opening, oldestSequence: number | null): void {
+    if (current.emptyAnnounced || (oldestSequence !== null && oldestSequence <= current.boundary)) return;
+    current.emptyAnnounced = true;
+    socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
+  }
+
+  function pushPage(current: Opening, envelopes: QueuedEnvelope[]): void {
+    for (const envelope of envelopes) {
+      const bytes = envelope.body.kind === 'message' ? envelope.body.content.length : 0;
+      current.inFlight.set(envelope.sequence, bytes);
+      current.inFlightBytes += bytes;
+    }
+    const sequences = new Map(envelopes.map((envelope) => [envelope.id, envelope.sequence]));
+    void socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
+      if (acknowledgement === null) {
+        // The client may have been told that the gate is closed and have dropped the page: that is no silence.
+        if (!ended && opening === current) socket.close('a push was not acknowledged in time');
+        return;
+      }
+      try {
+        await settlePage(current, sequences, acknowledgement);
+      } catch (error) {
+        log.warn({ device: addressKey(device), error: error as Error }, 'an acknowledgement was not stored');
+        lookAt(clock.nowMs() + RETRY_MS);
+      } finally {
+        for (const sequence of sequences.values()) {
+          current.inFlightBytes -= current.inFlight.get(sequence) ?? 0;
+          current.inFlight.delete(sequence);
+        }
+        session.look();
+      }
+    });
+  }
+
+  async function settlePage(
+    current: Opening,
+    sequences: ReadonlyMap<string, number>,
+    acknowledgement: MessagesAcknowledgement,
+  ): Promise<void> {
+    const left = new Map(sequences);
+    const processed: number[] = [];
+    for (const id of acknowledgement.processed) {
+      const sequence = left.get(id);
+      if (sequence === undefined) continue;
+      processed.push(sequence);
+      left.delete(id);
+    }
+    const failures: { sequence: number; reason: FailedReason }[] = [];
+    for (const { id, reason } of acknowledgement.failed ?? []) {
+      const sequence = left.get(id);
+      if (sequence === undefined) continue;
+      failures.push({ sequence, reason });
+      left.delete(id);
+    }
+    // What the client left out it has not processed: it is offered again.
+    for (const sequence of left.values()) failures.push({ sequence, reason: 'temporary' });
+
+    if (processed.length > 0) {
+      const count = await messages.acknowledge(me, processed);
+      // What was pushed before a second `clientReady` and processed after it counts for the second.
+      (opening ?? current).deliveredCount += count;
+    }
+    if (failures.length > 0) {
+      const { nextDueAtMs, bounced } = await messages.putOff(me, failures, clock.nowMs());
+      if (nextDueAtMs !== null) lookAt(nextDueAtMs);
+      if (bounced) await bounces.settle(device);
+    }
+  }
+
+  /** Looks at `dueMs`, or before. */
+  function lookAt(dueMs: number): void {
+    if (ended || dueMs >= timerDueMs) return;
+    timer?.cancel();
+    timerDueMs = dueMs;
+    timer = clock.after(Math.max(0, dueMs - clock.nowMs()), () => {
+      timerDueMs = Number.POSITIVE_INFINITY;
+      session.look();
+    });
+  }
+
+  const session: Session = {
+    device,
+    fence,
+    gate: () => state,
+
+    reader: () => ({
+      ...me,
+      keyVersion: state.name === 'open' ? state.keyVersion : 0,
+      lowNoticeVersion: noticeVersion,
+      inFlight: opening?.inFlight.size ?? 0,
+    }),
+
+    validated(keyVersion) {
+      apply({ name: 'validated', keyVersion });
+    },
+
+    async ready(broughtKeyVersion) {
+      const keyVersion = broughtKeyVersion ?? (state.name === 'connected' ? null : state.keyVersion);
+      if (keyVersion === null) {
+        if (!(await session.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
+        throw new GatewayError('KEYS_NOT_VALIDATED');
+      }
+      const result = await messages.serve(me, keyVersion, clock.nowMs());
+      if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
+      if (!result.served) {
+        learn(result.proof);
+        if (result.proof.fence > fence) {
+          throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
+        }
+        throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, {
+          details: { keyVersion: result.proof.keyVersion },
+        });
+      }
+      knownToHaveKeys = true;
+      opening = {
+        identityVersion: result.proof.identityVersion,
+        boundary: result.newestSequence,
+        deliveredCount: 0,
+        emptyAnnounced: false,
+        inFlight: new Map(),
+        inFlightBytes: 0,
+      };
+      noticeVersion = result.proof.lowNoticeVersion;
+      apply({ name: 'validated', keyVersion });
+      apply({ name: 'opened', keyVersion });
+      if (isLow(result.proof)) pushPreKeysLow(result.proof);
+      return { pendingCount: result.pendingCount, keyVersion };
+    },
+
+    async rotate(rotation) {
+      apply({ name: 'rotationStarted' });
+      let keyVersion: number | null = null;
+      try {
+        const outcome = await rotation();
+        if (outcome.rotation) keyVersion = outcome.data.keyVersion;
+        return outcome;
+      } finally {
+        apply({ name: 'rotationEnded', keyVersion });
+        // Where it was more than a rotation, the store's version tells.
+        session.look();
+      }
+    },
+
+    async hasKeys() {
+      if (!knownToHaveKeys) knownToHaveKeys = (await messages.prove(device))?.hasKeys ?? false;
+      return knownToHaveKeys;
+    },
+
+    look() {
+      lookAgain = true;
+      if (!looking && !ended) void lookUntilQuiet();
+    },
+
+    pause() {
+      paused = true;
+    },
+
+    resume() {
+      paused = false;
+      session.look();
+    },
+
+    displace() {
+      if (ended) return;
+      socket.push('displaced', {});
+      session.detach();
+      socket.displace();
+    },
+
+    detach() {
+      if (ended) return;
+      ended = true;
+      opening = null;
+      timer?.cancel();
+      parts.forget(session);
+    },
+  };
+  return session;
+}
+
+function toWire(envelope: QueuedEnvelope): IncomingEnvelope {
+  const { id, messageId, body } = envelope;
+  const storedAt = new Date(envelope.storedAtMs).toISOString();
+  if (body.kind === 'bounce') {
+    return {
+      id,
+      kind: 'bounce',
+      messageId,
+      recipient: body.recipient,
+      reason: body.reason,
+      storedAt,
+    };
+  }
+  const content = Buffer.from(body.content.buffer, body.content.byteOffset, body.content.byteLength);
+  return {
+    id,
+    kind: 'message',
+    messageId,
+    sender: body.sender,
+    type: body.type,
+    content: content.toString('base64'),
+    storedAt,
+  };
+}

@@ -1,0 +1,167 @@
+/**
+ * Bundles: each claims at most one one-time prekey of each kind, exactly once, however often it is asked again.
+ * Requests gather into one statement while the last one is under way.
+ */
+import type { Clock } from '../lib/clock.ts';
+import { createGatherer } from '../lib/gather.ts';
+import type { ClaimedBundle, ClaimRequest, KeyStore } from '../ports/key-store.ts';
+import type { DeviceLocks } from '../ports/lock.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { ParsedInput, RequestData } from '../protocol/events.ts';
+import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import type { DeviceBundle } from '../protocol/keys.ts';
+import { base64Of } from './decode.ts';
+
+export interface BundleClaims {
+  /**
+   * @returns the bundle of the device, or of every device of the user but the caller, sorted by device id; the same
+   *   for a repeated `claimId`
+   * @throws GatewayError USER_NOT_FOUND, DEVICE_NOT_FOUND, UNAVAILABLE; nothing was spent then, or a repetition
+   *   gets what was
+   */
+  claim(claimer: DeviceAddress, input: ParsedInput<'requestBundle'>): Promise<RequestData<'requestBundle'>>;
+}
+
+export interface BundleClaimsParts {
+  store: KeyStore;
+  locks: DeviceLocks;
+  clock: Clock;
+  lowThreshold: number;
+  /** Told of devices of which a pool fell below the threshold, or to zero. */
+  onRanLow(devices: readonly DeviceAddress[]): void;
+}
+
+/** Requests in one statement. */
+const BATCH_MAX = 128;
+/** Times that a request yields to the holder of its device's lock before the row's lock alone decides. */
+const YIELDS_MAX = 20;
+/** Between two tries where nothing else is to be done. */
+const YIELD_MS = 2;
+
+interface Entry {
+  request: ClaimRequest;
+  yields: number;
+}
+
+export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
+  const { store, locks, clock, lowThreshold } = parts;
+  /** The same request from many sockets at once is asked once. */
+  const underWay = new Map<string, Promise<ClaimedBundle[]>>();
+  const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield'>({ batchMax: BATCH_MAX, run: runBatch });
+
+  async function runBatch(entries: Entry[]): Promise<(ClaimedBundle[] | 'yield')[]> {
+    const targets = new Map(entries.map(({ request }) => [targetKey(request), lockAddress(request)]));
+    const lock = await locks.acquire([...targets.values()]);
+    try {
+      const claimants = new Set<string>();
+      const goes = entries.map(({ request, yields }) => {
+        // Two requests of one claimId for one user may overlap in a device: the second finds the first's answer.
+        const claimant = claimantKey(request);
+        const free = lock.held.has(targetKey(request)) || yields >= YIELDS_MAX;
+        if (!free || claimants.has(claimant)) return false;
+        claimants.add(claimant);
+        return true;
+      });
+      const requests = entries.filter((_, index) => goes[index]).map((entry) => entry.request);
+      const bundles = requests.length === 0 ? [] : await claimAll(requests);
+      let next = 0;
+      return goes.map((went) => (went ? bundles[next++]! : 'yield'));
+    } finally {
+      // The answers need not wait for it: the lock is a courtesy, and expires by itself.
+      void lock.release();
+    }
+  }
+
+  async function claimAll(requests: ClaimRequest[]): Promise<ClaimedBundle[][]> {
+    const { bundles, ranLow } = await store.claim(requests, { nowMs: clock.nowMs(), lowThreshold });
+    if (ranLow.length > 0) parts.onRanLow(ranLow);
+    return bundles;
+  }
+
+  async function ask(request: ClaimRequest): Promise<ClaimedBundle[]> {
+    for (let yields = 0; ; yields++) {
+      const answer = await gatherer.submit({ request, yields });
+      if (answer !== 'yield') return answer;
+      await new Promise<void>((resolve) => clock.after(YIELD_MS, resolve));
+    }
+  }
+
+  return {
+    async claim(claimer, input) {
+      const request: ClaimRequest = {
+        claimer,
+        claimId: input.claimId,
+        userId: input.userId,
+        deviceId: input.deviceId ?? null,
+      };
+      const key = `${claimantKey(request)}>${targetKey(request)}`;
+      let answer = underWay.get(key);
+      if (answer === undefined) {
+        answer = ask(request).finally(() => underWay.delete(key));
+        underWay.set(key, answer);
+      }
+      const bundles = await answer;
+      if (bundles.length === 0) await explainAbsence(store, claimer, request);
+      return { userId: input.userId, devices: bundles.map(toWire) };
+    },
+  };
+}
+
+/** @throws GatewayError unless the user simply has no other device than the caller's */
+async function explainAbsence(store: KeyStore, claimer: DeviceAddress, request: ClaimRequest): Promise<void> {
+  const devices = await store.devicesOf(request.userId);
+  if (devices.length === 0) throw new GatewayError('USER_NOT_FOUND');
+  if (request.deviceId !== null) {
+    if (devices.some((device) => device.deviceId === request.deviceId)) {
+      // Its keys were replaced while they were claimed.
+      throw new GatewayError('UNAVAILABLE', 'the device’s keys are changing; try again', {
+        retryAfterMs: 100,
+      });
+    }
+    throw new GatewayError('DEVICE_NOT_FOUND');
+  }
+  const onlyCaller =
+    request.userId === claimer.userId && devices.every((device) => device.deviceId === claimer.deviceId);
+  if (!onlyCaller) {
+    throw new GatewayError('UNAVAILABLE', 'the user’s keys are changing; try again', { retryAfterMs: 100 });
+  }
+}
+
+/** Device 0 exists nowhere: it stands for all devices of a user. */
+function lockAddress(request: ClaimRequest): DeviceAddress {
+  return { userId: request.userId, deviceId: request.deviceId ?? 0 };
+}
+
+function targetKey(request: ClaimRequest): string {
+  return addressKey(lockAddress(request));
+}
+
+function claimantKey(request: ClaimRequest): string {
+  return `${addressKey(request.claimer)}/${request.claimId}/${request.userId}`;
+}
+
+function toWire(bundle: ClaimedBundle): DeviceBundle {
+  const { identity, signedPreKey, oneTimePreKey, pqPreKey } = bundle;
+  return {
+    deviceId: bundle.deviceId,
+    registrationId: bundle.registrationId,
+    identityKey: base64Of(identity.identityKey),
+    ...(identity.identityKeyEd25519 === null
+      ? {}
+      : { identityKeyEd25519: base64Of(identity.identityKeyEd25519) }),
+    signedPreKey: {
+      keyId: signedPreKey.keyId,
+      publicKey: base64Of(signedPreKey.publicKey),
+      signature: base64Of(signedPreKey.signature),
+    },
+    ...(oneTimePreKey === null
+      ? { oneTimePreKey: null, oneTimePreKeyAbsent: 'noneLeft' as const }
+      : { oneTimePreKey: { keyId: oneTimePreKey.keyId, publicKey: base64Of(oneTimePreKey.publicKey) } }),
+    pqPreKey: pqPreKey && {
+      keyId: pqPreKey.keyId,
+      publicKey: base64Of(pqPreKey.publicKey),
+      signature: base64Of(pqPreKey.signature),
+      lastResort: pqPreKey.lastResort,
+    },
+  };
+}

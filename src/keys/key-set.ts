@@ -1,0 +1,117 @@
+/** Steps that uploads, rotations and resets share, each inside a transaction that holds the device's row. */
+
+import type {
+  DeviceKeys,
+  DeviceKeysUpdate,
+  KeySetTransaction,
+  OneTimePreKey,
+  PreKeyKind,
+  SignedPreKey,
+} from '../ports/key-store.ts';
+import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import type { Verdict } from '../protocol/keys.ts';
+import { samePublicKey } from './decode.ts';
+
+/** What a change of keys answers, and what it means for those who watch the device. */
+export interface KeyChange<Data> {
+  data: Data;
+  /** Whether `keyVersion` rose: every gate of the device that stood at an older one closes. */
+  keysChanged: boolean;
+  /** Whether it was nothing but a new signed or last-resort prekey. */
+  rotation: boolean;
+  /** Whether pending messages turned into bounces that are to be brought to their senders. */
+  wiped: boolean;
+}
+
+export function untouched<Data>(data: Data): KeyChange<Data> {
+  return { data, keysChanged: false, rotation: false, wiped: false };
+}
+
+/** The row to save, to be changed step by step. */
+export function draftOf(current: DeviceKeys): DeviceKeysUpdate {
+  const { signedPreKeys: _, ...rest } = current;
+  return { ...rest, availableCounts: { ...rest.availableCounts }, claimedCounts: { ...rest.claimedCounts } };
+}
+
+/**
+ * Whether a signed prekey would be new, stands already, or may not be stored under its id.
+ * A fresh signature over the same key is no change: the stored one is as good.
+ */
+export async function placeOf(
+  keys: KeySetTransaction,
+  kind: PreKeyKind,
+  canonicalKey: Uint8Array,
+  offered: SignedPreKey,
+): Promise<'new' | 'stands' | 'conflict'> {
+  const stored = await keys.signedPreKeyIdState(kind, canonicalKey, offered.keyId);
+  switch (stored.state) {
+    case 'free':
+      return 'new';
+    case 'active':
+      return samePublicKey(kind, stored.publicKey, offered.publicKey) ? 'stands' : 'conflict';
+    case 'wiped':
+      return stored.matches(offered.publicKey) ? 'new' : 'conflict';
+    case 'retired':
+      return 'conflict';
+  }
+}
+
+/** @throws GatewayError KEYS_OUT_OF_SYNC where the caller's view is older and something would change */
+export function refuseLateChange(
+  ifKeyVersion: number | undefined,
+  current: DeviceKeys,
+  changes: boolean,
+): void {
+  if (changes && ifKeyVersion !== undefined && ifKeyVersion < current.keyVersion) {
+    throw new GatewayError('KEYS_OUT_OF_SYNC', 'the keys have changed since ifKeyVersion', {
+      details: { keyVersion: current.keyVersion },
+    });
+  }
+}
+
+/** Adds what can be added and says what became of each: one bad key never sinks the batch. */
+export async function addToPool(
+  keys: KeySetTransaction,
+  kind: PreKeyKind,
+  canonicalKey: Uint8Array,
+  offered: readonly OneTimePreKey[],
+  room: number,
+): Promise<Verdict> {
+  const verdict: Verdict = { stored: 0, unchanged: 0, conflicts: [] };
+  if (offered.length === 0) return verdict;
+  const keyIds = offered.map((key) => key.keyId);
+  const used = await keys.usedIds(kind, canonicalKey, keyIds);
+  const pooled = await keys.pooled(kind, keyIds);
+  const fresh: OneTimePreKey[] = [];
+  for (const key of offered) {
+    const stored = pooled.get(key.keyId);
+    if (used.has(key.keyId)) verdict.conflicts.push({ keyId: key.keyId, reason: 'alreadyClaimed' });
+    else if (stored !== undefined) {
+      if (samePublicKey(kind, stored, key.publicKey)) verdict.unchanged += 1;
+      else verdict.conflicts.push({ keyId: key.keyId, reason: 'idTaken' });
+    } else if (fresh.length >= room) verdict.conflicts.push({ keyId: key.keyId, reason: 'poolFull' });
+    else fresh.push(key);
+  }
+  await keys.addToPool(kind, fresh);
+  verdict.stored = fresh.length;
+  return verdict;
+}
+
+/**
+ * Runs `action` while other nodes are kept off the device, if the lock is to be had at once; without it the row's
+ * lock alone decides, which is as right and only slower.
+ */
+export async function withCourtesyLock<Result>(
+  locks: DeviceLocks,
+  device: DeviceAddress,
+  action: () => Promise<Result>,
+): Promise<Result> {
+  const lock: HeldLocks = await locks.acquire([device]);
+  try {
+    return await action();
+  } finally {
+    await lock.release();
+  }
+}

@@ -1,0 +1,42 @@
+/** Reset: all of a device's keys go; what remains is its versions and the ids that may never come back. */
+import type { Clock } from '../lib/clock.ts';
+import type { KeyStore } from '../ports/key-store.ts';
+import type { DeviceLocks } from '../ports/lock.ts';
+import type { ParsedInput, RequestData } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import { draftOf, type KeyChange, refuseLateChange, untouched, withCourtesyLock } from './key-set.ts';
+
+/**
+ * Wipes the key set; messages that wait for it turn into bounces. Doing it twice is one reset.
+ *
+ * @throws GatewayError KEYS_OUT_OF_SYNC, UNAVAILABLE; nothing has changed then
+ */
+export async function resetKeys(
+  parts: { store: KeyStore; locks: DeviceLocks; clock: Clock },
+  device: DeviceAddress,
+  input: ParsedInput<'resetKeys'>,
+): Promise<KeyChange<RequestData<'resetKeys'>>> {
+  return await withCourtesyLock(parts.locks, device, async () =>
+    parts.store.change(device, async (keys) => {
+      const { current } = keys;
+      if (current.identity === null) return untouched({ keyVersion: current.keyVersion });
+      refuseLateChange(input.ifKeyVersion, current, true);
+      const nowMs = parts.clock.nowMs();
+      await keys.wipe('RECIPIENT_KEYS_RESET', nowMs);
+      const keyVersion = current.keyVersion + 1;
+      await keys.save({
+        ...draftOf(current),
+        registrationId: null,
+        identity: null,
+        signedPreKeyExpiresAtMs: null,
+        availableCounts: { ec: 0, pq: 0 },
+        claimedCounts: { ec: 0, pq: 0 },
+        keyVersion,
+        countVersion: current.countVersion + 1,
+        identityVersion: current.identityVersion + 1,
+        updatedAtMs: nowMs,
+      });
+      return { data: { keyVersion }, keysChanged: true, rotation: false, wiped: true };
+    }),
+  );
+}

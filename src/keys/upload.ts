@@ -1,0 +1,212 @@
+/** Uploads: a whole key set, or more one-time prekeys. One upload is one transaction. */
+import type { Clock } from '../lib/clock.ts';
+import type { DeviceKeysUpdate, KeySetTransaction, KeyStore, OneTimePreKey } from '../ports/key-store.ts';
+import type { DeviceLocks } from '../ports/lock.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { ParsedInput, RequestData } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import {
+  decodeIdentity,
+  decodeOneTimePreKeys,
+  decodePqOneTimePreKeys,
+  decodeSigned,
+  sameIdentity,
+} from './decode.ts';
+import {
+  addToPool,
+  draftOf,
+  type KeyChange,
+  placeOf,
+  refuseLateChange,
+  withCourtesyLock,
+} from './key-set.ts';
+import { verifySignedKeys } from './verify.ts';
+
+export interface UploadParts {
+  store: KeyStore;
+  locks: DeviceLocks;
+  clock: Clock;
+  /** Unclaimed one-time prekeys of one kind that a device may have waiting. */
+  poolMax: number;
+  signedPreKeyLifetimeMs: number;
+}
+
+type UploadData = RequestData<'uploadKeys'>;
+
+/**
+ * Stores a key set: new, added to, rotated, or in place of another identity's. Every signed key is verified first,
+ * against the very identity that is stored with them.
+ *
+ * @throws GatewayError SIGNATURE_INVALID, IDENTITY_MISMATCH, PREKEY_CONFLICT, KEYS_OUT_OF_SYNC, BAD_REQUEST,
+ *   UNAVAILABLE; nothing was stored then
+ */
+export async function uploadKeys(
+  parts: UploadParts,
+  device: DeviceAddress,
+  input: ParsedInput<'uploadKeys'>,
+): Promise<KeyChange<UploadData>> {
+  const oneTimePreKeys = decodeOneTimePreKeys(input.oneTimePreKeys);
+  const pqOneTimePreKeys = decodePqOneTimePreKeys(input.pqOneTimePreKeys);
+  const signedPreKey = decodeSigned(input.signedPreKey);
+  const pqLastResortPreKey = input.pqLastResortPreKey && decodeSigned(input.pqLastResortPreKey);
+  const identity = decodeIdentity(input);
+  await verifySignedKeys(identity, { signedPreKey, pqLastResortPreKey, pqOneTimePreKeys });
+  // Verification refuses a null identity; said again for the compiler.
+  if (identity === null) throw new GatewayError('SIGNATURE_INVALID');
+
+  return await withCourtesyLock(parts.locks, device, async () =>
+    parts.store.change(device, async (keys) => {
+      const { current } = keys;
+      const nowMs = parts.clock.nowMs();
+      const draft = draftOf(current);
+      const stands = current.identity !== null && sameIdentity(current.identity, identity);
+      const wiped = current.identity !== null && !stands;
+      if (wiped) {
+        if (input.replaceIdentity !== true) {
+          refuseLateChange(input.ifKeyVersion, current, true);
+          throw new GatewayError('IDENTITY_MISMATCH');
+        }
+        await keys.wipe('RECIPIENT_IDENTITY_CHANGED', nowMs);
+        draft.availableCounts = { ec: 0, pq: 0 };
+        draft.claimedCounts = { ec: 0, pq: 0 };
+        draft.countVersion += 1;
+      }
+
+      const place = await placeOf(keys, 'ec', identity.canonicalKey, signedPreKey);
+      const pqPlace =
+        pqLastResortPreKey === undefined
+          ? 'stands'
+          : await placeOf(keys, 'pq', identity.canonicalKey, pqLastResortPreKey);
+      const rotates = place !== 'stands' || pqPlace !== 'stands';
+      const keysChanged = !stands || rotates || input.registrationId !== current.registrationId;
+      refuseLateChange(input.ifKeyVersion, current, keysChanged);
+      if (place === 'conflict' || pqPlace === 'conflict') throw new GatewayError('PREKEY_CONFLICT');
+
+      if (place === 'new') {
+        await keys.activateSignedPreKey('ec', signedPreKey, nowMs);
+        draft.signedPreKeyExpiresAtMs = nowMs + parts.signedPreKeyLifetimeMs;
+      }
+      if (pqPlace === 'new') await keys.activateSignedPreKey('pq', pqLastResortPreKey!, nowMs);
+      if (!stands) {
+        draft.identity = identity;
+        draft.identityVersion += 1;
+      }
+      draft.registrationId = input.registrationId;
+      if (keysChanged) draft.keyVersion += 1;
+      const hasLastResort = pqLastResortPreKey !== undefined || (stands && current.signedPreKeys.pq !== null);
+      const verdicts = await addPools(parts, keys, draft, identity.canonicalKey, {
+        oneTimePreKeys,
+        pqOneTimePreKeys,
+        hasLastResort,
+      });
+      draft.updatedAtMs = nowMs;
+      await keys.save(draft);
+      return {
+        data: uploadData(draft, verdicts),
+        keysChanged,
+        rotation: stands && rotates && input.registrationId === current.registrationId,
+        wiped,
+      };
+    }),
+  );
+}
+
+/** A key set may be replaced between its reading and the transaction; so often it is read again. */
+const IDENTITY_READS_MAX = 3;
+
+/**
+ * Adds one-time prekeys to the stored key set.
+ *
+ * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, BAD_REQUEST, UNAVAILABLE; nothing was stored then
+ */
+export async function addPreKeys(
+  parts: UploadParts,
+  device: DeviceAddress,
+  input: ParsedInput<'addPreKeys'>,
+): Promise<KeyChange<UploadData>> {
+  const oneTimePreKeys = decodeOneTimePreKeys(input.oneTimePreKeys);
+  const pqOneTimePreKeys = decodePqOneTimePreKeys(input.pqOneTimePreKeys);
+  return await withVerifiedIdentity(parts.store, device, { pqOneTimePreKeys }, async (keys, canonicalKey) => {
+    const draft = draftOf(keys.current);
+    const verdicts = await addPools(parts, keys, draft, canonicalKey, {
+      oneTimePreKeys,
+      pqOneTimePreKeys,
+      hasLastResort: keys.current.signedPreKeys.pq !== null,
+    });
+    draft.updatedAtMs = parts.clock.nowMs();
+    await keys.save(draft);
+    return { data: uploadData(draft, verdicts), keysChanged: false, rotation: false, wiped: false };
+  });
+}
+
+/**
+ * Verifies `signed` against the stored identity, then runs `action` in a transaction that proves this identity still
+ * to be the stored one.
+ *
+ * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, UNAVAILABLE, and what `action` throws
+ */
+export async function withVerifiedIdentity<Result>(
+  store: KeyStore,
+  device: DeviceAddress,
+  signed: Parameters<typeof verifySignedKeys>[1],
+  action: (keys: KeySetTransaction, canonicalKey: Uint8Array) => Promise<Result>,
+): Promise<Result> {
+  for (let reads = 0; reads < IDENTITY_READS_MAX; reads++) {
+    const identity = (await store.read(device))?.identity;
+    if (identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
+    await verifySignedKeys(identity, signed);
+    const outcome = await store.change(device, async (keys) => {
+      if (keys.current.identity === null) throw new GatewayError('KEYS_NOT_UPLOADED');
+      if (!sameIdentity(keys.current.identity, identity)) return null;
+      return { result: await action(keys, identity.canonicalKey) };
+    });
+    if (outcome !== null) return outcome.result;
+  }
+  throw new GatewayError('UNAVAILABLE', 'the identity key keeps changing; try again', {
+    retryAfterMs: 1_000,
+  });
+}
+
+async function addPools(
+  parts: UploadParts,
+  keys: KeySetTransaction,
+  draft: DeviceKeysUpdate,
+  canonicalKey: Uint8Array,
+  offered: { oneTimePreKeys: OneTimePreKey[]; pqOneTimePreKeys: OneTimePreKey[]; hasLastResort: boolean },
+): Promise<Pick<UploadData, 'oneTimePreKeys' | 'pqOneTimePreKeys'>> {
+  if (offered.pqOneTimePreKeys.length > 0 && !offered.hasLastResort) {
+    throw new GatewayError('BAD_REQUEST', 'one-time PQ prekeys need a last-resort prekey', {
+      details: {
+        issues: [{ path: ['pqOneTimePreKeys'], message: 'need a stored or accompanying pqLastResortPreKey' }],
+      },
+    });
+  }
+  const add = async (kind: 'ec' | 'pq', list: OneTimePreKey[]) => {
+    const verdict = await addToPool(
+      keys,
+      kind,
+      canonicalKey,
+      list,
+      Math.max(0, parts.poolMax - draft.availableCounts[kind]),
+    );
+    draft.availableCounts[kind] += verdict.stored;
+    return verdict;
+  };
+  const oneTimePreKeys = await add('ec', offered.oneTimePreKeys);
+  const pqOneTimePreKeys = await add('pq', offered.pqOneTimePreKeys);
+  if (oneTimePreKeys.stored + pqOneTimePreKeys.stored > 0) draft.countVersion += 1;
+  return { oneTimePreKeys, pqOneTimePreKeys };
+}
+
+function uploadData(
+  draft: DeviceKeysUpdate,
+  verdicts: Pick<UploadData, 'oneTimePreKeys' | 'pqOneTimePreKeys'>,
+): UploadData {
+  return {
+    keyVersion: draft.keyVersion,
+    ...verdicts,
+    availableCount: draft.availableCounts.ec,
+    pqAvailableCount: draft.availableCounts.pq,
+    countVersion: draft.countVersion,
+  };
+}

@@ -1,0 +1,166 @@
+/** Validation: do client and server agree on the key set? Only where they do is there a proof that opens the gate. */
+import type { Clock } from '../lib/clock.ts';
+import type { DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import { bytesOf, samePublicKey } from './decode.ts';
+import { draftOf } from './key-set.ts';
+import { canonicalCurveKey } from './signature.ts';
+import { NO_KEYS } from './status.ts';
+import type { ValidationProofs } from './validation.ts';
+
+export interface ValidateParts {
+  store: KeyStore;
+  clock: Clock;
+  proofs: ValidationProofs;
+  claimedPreKeyRetentionMs: number;
+}
+
+type Input = ParsedInput<'validateKeys'>;
+
+/** Ids listed for a client that only gave a count. */
+const CLAIMED_IDS_MAX = 10_000;
+
+/**
+ * Compares the client's view of its keys with the server's and names every fault. A server that was rolled back to an
+ * older backup withdraws the device's pools at once, since it may have handed their keys out before.
+ *
+ * @returns `changed` tells whether that happened
+ * @throws GatewayError BAD_REQUEST for an unusable identity key, UNAVAILABLE
+ */
+export async function validateKeys(
+  parts: ValidateParts,
+  device: DeviceAddress,
+  input: Input,
+): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
+  const localIdentity = canonicalCurveKey(bytesOf(input.localIdentityKey));
+  if (localIdentity === null) {
+    throw new GatewayError('BAD_REQUEST', 'the identity key is no usable key', {
+      details: {
+        issues: [{ path: ['localIdentityKey'], message: 'must be a canonical key that is not of low order' }],
+      },
+    });
+  }
+
+  let keys = (await parts.store.read(device)) ?? NO_KEYS;
+  const rolledBack = isRolledBack(keys, input);
+  if (rolledBack) keys = await withdrawAfterRollback(parts, device, input);
+
+  const faults = faultsOf(keys, input, localIdentity);
+  if (rolledBack) {
+    faults.push({
+      key: 'rolledBack',
+      why: 'the server was restored from an older backup: upload new one-time prekeys',
+    });
+  }
+  const keysValid = faults.length === 0;
+  const ec = await comparePool(parts, device, keys, 'ec', input.localPreKeyIds, input.localPreKeyCount);
+  const pq = await comparePool(parts, device, keys, 'pq', input.localPqPreKeyIds, undefined);
+  return {
+    data: {
+      keysValid,
+      missingKeys: faults.map((fault) => fault.key),
+      preKeyIdsToDelete: ec.toDelete,
+      preKeyIdsToUpload: ec.toUpload,
+      preKeyIdsNotHeld: ec.notHeld,
+      pqPreKeyIdsToDelete: pq.toDelete,
+      pqPreKeyIdsToUpload: pq.toUpload,
+      pqPreKeyIdsNotHeld: pq.notHeld,
+      rotationDue:
+        keys.signedPreKeyExpiresAtMs !== null && keys.signedPreKeyExpiresAtMs <= parts.clock.nowMs(),
+      ...(keysValid ? {} : { reason: faults.map((fault) => fault.why).join('; ') }),
+      keyVersion: keys.keyVersion,
+      countVersion: keys.countVersion,
+      ...(keysValid ? { validation: await parts.proofs.issue(device, keys) } : {}),
+    },
+    changed: rolledBack,
+  };
+}
+
+function isRolledBack(keys: DeviceKeys, input: Input): boolean {
+  return keys.keyVersion < (input.lastKeyVersion ?? 0) || keys.countVersion < (input.lastCountVersion ?? 0);
+}
+
+/** Takes the pools away and lifts the versions over what the client has seen, so that they never repeat. */
+async function withdrawAfterRollback(
+  parts: ValidateParts,
+  device: DeviceAddress,
+  input: Input,
+): Promise<DeviceKeys> {
+  return await parts.store.change(device, async (keys) => {
+    const { current } = keys;
+    // Another validation may have done it meanwhile.
+    if (!isRolledBack(current, input)) return current;
+    const draft = draftOf(current);
+    if (current.identity !== null) {
+      await keys.withdraw('ec', current.identity.canonicalKey, 'all');
+      await keys.withdraw('pq', current.identity.canonicalKey, 'all');
+    }
+    draft.availableCounts = { ec: 0, pq: 0 };
+    const lastKeyVersion = input.lastKeyVersion ?? 0;
+    if (current.keyVersion < lastKeyVersion) draft.keyVersion = lastKeyVersion + 1;
+    draft.countVersion = Math.max(current.countVersion, input.lastCountVersion ?? 0) + 1;
+    await keys.save(draft);
+    return { ...draft, signedPreKeys: current.signedPreKeys };
+  });
+}
+
+function faultsOf(
+  keys: DeviceKeys,
+  input: Input,
+  localIdentity: Uint8Array,
+): { key: MissingKey; why: string }[] {
+  const faults: { key: MissingKey; why: string }[] = [];
+  const signed = keys.signedPreKeys.ec;
+  const lastResort = keys.signedPreKeys.pq;
+
+  if (keys.identity === null) faults.push({ key: 'identity', why: 'the server has no identity key' });
+  else if (Buffer.compare(keys.identity.canonicalKey, localIdentity) !== 0) {
+    faults.push({ key: 'identity', why: 'the server has another identity key' });
+  } else if (input.localRegistrationId !== undefined && input.localRegistrationId !== keys.registrationId) {
+    faults.push({ key: 'identity', why: 'the server has another registration id' });
+  }
+
+  if (signed === null) faults.push({ key: 'signedPreKey', why: 'the server has no signed prekey' });
+  else if (signed.keyId !== input.localSignedPreKeyId) {
+    faults.push({ key: 'signedPreKey', why: 'the server has another signed prekey' });
+  } else if (
+    input.localSignedPreKeyPublicKey !== undefined &&
+    !samePublicKey('ec', signed.publicKey, bytesOf(input.localSignedPreKeyPublicKey))
+  ) {
+    faults.push({ key: 'signedPreKey', why: 'the server has another key under the signed prekey’s id' });
+  }
+
+  if (
+    input.localPqLastResortPreKeyId !== undefined &&
+    lastResort?.keyId !== input.localPqLastResortPreKeyId
+  ) {
+    faults.push({
+      key: 'pqLastResortPreKey',
+      why: lastResort ? 'the server has another last-resort prekey' : 'the server has no last-resort prekey',
+    });
+  }
+  return faults;
+}
+
+async function comparePool(
+  parts: ValidateParts,
+  device: DeviceAddress,
+  keys: DeviceKeys,
+  kind: PreKeyKind,
+  localIds: readonly number[] | undefined,
+  localCount: number | undefined,
+): Promise<{ toDelete: number[]; toUpload: number[]; notHeld: number[] }> {
+  if (localIds !== undefined) {
+    if (keys.identity === null) return { toDelete: [], toUpload: [...localIds], notHeld: [] };
+    const { used, unknown, notListed } = await parts.store.compareIds(device, kind, localIds);
+    return { toDelete: used, toUpload: unknown, notHeld: notListed };
+  }
+  if (localCount !== undefined) {
+    const sinceMs = parts.clock.nowMs() - parts.claimedPreKeyRetentionMs;
+    const toDelete = await parts.store.claimedIdsSince(device, kind, sinceMs, CLAIMED_IDS_MAX);
+    return { toDelete, toUpload: [], notHeld: [] };
+  }
+  return { toDelete: [], toUpload: [], notHeld: [] };
+}

@@ -1,0 +1,39 @@
+/** Withdrawal: ids whose private halves are lost leave the pool and may never be offered again. */
+import type { Clock } from '../lib/clock.ts';
+import type { KeyStore } from '../ports/key-store.ts';
+import type { ParsedInput, RequestData } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import { draftOf } from './key-set.ts';
+
+/** @throws GatewayError UNAVAILABLE; nothing was withdrawn then */
+export async function withdrawPreKeys(
+  parts: { store: KeyStore; clock: Clock },
+  device: DeviceAddress,
+  input: ParsedInput<'withdrawPreKeys'>,
+): Promise<RequestData<'withdrawPreKeys'>> {
+  return await parts.store.change(device, async (keys) => {
+    const draft = draftOf(keys.current);
+    let withdrawnCount = 0;
+    if (keys.current.identity !== null) {
+      const { canonicalKey } = keys.current.identity;
+      const lists = [
+        ['ec', input.preKeyIds ?? []],
+        ['pq', input.pqPreKeyIds ?? []],
+      ] as const;
+      for (const [kind, keyIds] of lists) {
+        const removed = await keys.withdraw(kind, canonicalKey, keyIds);
+        draft.availableCounts[kind] -= removed;
+        withdrawnCount += removed;
+      }
+      if (withdrawnCount > 0) draft.countVersion += 1;
+      draft.updatedAtMs = parts.clock.nowMs();
+      await keys.save(draft);
+    }
+    return {
+      withdrawnCount,
+      availableCount: draft.availableCounts.ec,
+      pqAvailableCount: draft.availableCounts.pq,
+      countVersion: draft.countVersion,
+    };
+  });
+}
