@@ -14,14 +14,14 @@ export interface Lease {
 export interface BusListener {
   /** Something of this device changed: its queue, its keys or its counts. */
   onPoke(device: DeviceAddress): void;
-  /** A newer connection of the device took over, here or elsewhere. */
+  /** A newer connection of the device took over, here or elsewhere; `lease` is the one that was lost. */
   onDisplaced(lease: Lease): void;
   /** Pokes may have been lost: look at every device that is served here. */
   onGap(): void;
 }
 
 export interface Bus {
-  /** Resolves when pokes for this node can arrive. */
+  /** Resolves when pokes for this node can arrive; with the link away, after a bounded wait, and `onGap` follows. */
   start(listener: BusListener): Promise<void>;
 
   /**
