@@ -1,0 +1,551 @@
+// Bus and locks over a real Redis: the contracts, several nodes, and a Redis that breaks.
+import { connect, createServer, type Server, type Socket } from 'node:net';
+import { Redis } from 'ioredis';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { createRedisBus, type RedisBus, type RedisBusTiming } from '../../src/backends/redis/bus.ts';
+import { connectRedis } from '../../src/backends/redis/connect.ts';
+import { createRedisLocks } from '../../src/backends/redis/locks.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { type Log, silentLog } from '../../src/lib/log.ts';
+import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
+import { describeLocks } from '../contract/lock.ts';
+import { type Engine, startRedis } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+
+const QUICK: Partial<RedisBusTiming> = { probeMs: 100, probeWaitMaxMs: 500 };
+
+let redis: Engine;
+let admin: Redis;
+const unhandled: unknown[] = [];
+const noteUnhandled = (reason: unknown): void => void unhandled.push(reason);
+
+beforeAll(async () => {
+  process.on('unhandledRejection', noteUnhandled);
+  redis = await startRedis();
+  // Unlike the gateway's links, the test's own waits for Redis.
+  admin = new Redis(redis.url, { maxRetriesPerRequest: null, retryStrategy: () => 20 });
+  admin.on('error', () => {});
+});
+afterAll(async () => {
+  process.off('unhandledRejection', noteUnhandled);
+  admin.disconnect();
+  await redis.stop();
+});
+beforeEach(async () => {
+  await admin.flushall();
+});
+afterEach(() => {
+  expect(unhandled).toEqual([]);
+});
+
+function link(options: { url?: string; log?: Log } = {}): Redis {
+  return connectRedis({ url: redis.url, name: 'test', log: silentLog, retryDelayMaxMs: 20, ...options });
+}
+
+interface Node {
+  bus: RedisBus;
+  heard: RecordedBus;
+  commands: Redis;
+  subscriber: Redis;
+  stop(): Promise<void>;
+}
+
+async function startNode(options: { url?: string; timing?: Partial<RedisBusTiming> } = {}): Promise<Node> {
+  const [commands, subscriber] = [link(options), link(options)];
+  const timing = { ...QUICK, ...options.timing };
+  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log: silentLog, timing });
+  const heard = recorder();
+  await bus.start(heard);
+  return {
+    bus,
+    heard,
+    commands,
+    subscriber,
+    async stop() {
+      await bus.stop();
+      commands.disconnect();
+    },
+  };
+}
+
+async function ready(...links: Redis[]): Promise<void> {
+  await eventually(() => links.every((one) => one.status === 'ready'));
+}
+
+describeBus('Redis', async () => {
+  const [commands, subscriber] = [link(), link()];
+  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log: silentLog });
+  return { bus, close: async () => commands.disconnect() };
+});
+
+describeLocks('Redis', async (lockMs) => {
+  const [one, other] = [link(), link()];
+  await ready(one, other);
+  const make = (from: Redis) => createRedisLocks({ link: from, clock: systemClock, log: silentLog, lockMs });
+  return {
+    locks: make(one),
+    otherNode: make(other),
+    async close() {
+      one.disconnect();
+      other.disconnect();
+    },
+  };
+});
+
+describe('two nodes over one Redis', () => {
+  const [alice, bob] = [device('alice'), device('bob')];
+  let [one, two]: Node[] = [];
+
+  beforeEach(async () => {
+    [one, two] = await Promise.all([startNode(), startNode()]);
+  });
+  afterEach(async () => {
+    await Promise.all([one!.stop(), two!.stop()]);
+  });
+
+  /** Pokes until the served device hears it: by then the link carries pokes from one node to the other. */
+  async function pokeArrives(from: Node, to: Node, name: string): Promise<void> {
+    to.heard.pokes = [];
+    await eventually(() => {
+      from.bus.poke([device(name)]);
+      return to.heard.pokes.includes(`${name}.1`);
+    });
+  }
+
+  it('carries a poke to the node that serves the device, and to no other', async () => {
+    const three = await startNode();
+    await two!.bus.acquire({ device: alice, fence: 1 });
+    await three.bus.acquire({ device: bob, fence: 2 });
+    one!.bus.poke([alice]);
+    await eventually(() => expect(two!.heard.pokes).toEqual(['alice.1']));
+    await pokeArrives(one!, three, 'bob');
+    expect(three.heard.pokes).not.toContain('alice.1');
+    expect(one!.heard.pokes).toEqual([]);
+    await three.stop();
+  });
+
+  it('publishes once for each node and tick, whatever the number of devices', async () => {
+    const devices = Array.from({ length: 100 }, (_, i) => device(`user${i}`));
+    await Promise.all(devices.map((d, i) => two!.bus.acquire({ device: d, fence: i + 1 })));
+    const before = await publishCount();
+    for (const d of devices) one!.bus.poke([d]);
+    await eventually(() => expect(new Set(two!.heard.pokes).size).toBe(100));
+    // The nodes' own probes, every 100 ms, are counted too.
+    expect((await publishCount()) - before).toBeLessThan(20);
+  });
+
+  it('gives the lease to the newest connection on any node, and tells the older one’s node', async () => {
+    await one!.bus.acquire({ device: alice, fence: 1 });
+    expect(await two!.bus.acquire({ device: alice, fence: 2 })).toBe(true);
+    await eventually(() => expect(one!.heard.displaced).toEqual([{ device: alice, fence: 1 }]));
+    expect(two!.heard.displaced).toEqual([]);
+    one!.bus.poke([alice]);
+    await eventually(() => expect(two!.heard.pokes).toEqual(['alice.1']));
+    expect(one!.heard.pokes).toEqual([]);
+  });
+
+  it('refuses an older connection while a newer one holds the lease on another node', async () => {
+    await two!.bus.acquire({ device: alice, fence: 2 });
+    expect(await one!.bus.acquire({ device: alice, fence: 1 })).toBe(false);
+    expect(two!.heard.displaced).toEqual([]);
+    await pokeArrives(one!, two!, 'alice');
+  });
+
+  it('lets exactly one of many connections that race over the nodes keep the lease', async () => {
+    const fences = Array.from({ length: 40 }, (_, i) => ((i * 17) % 40) + 1);
+    const nodeOf = (fence: number): Node => (fence % 2 === 0 ? one! : two!);
+    const granted = await Promise.all(
+      fences.map((fence) => nodeOf(fence).bus.acquire({ device: alice, fence })),
+    );
+    await eventually(() => {
+      const displaced = new Set([...one!.heard.displaced, ...two!.heard.displaced].map((l) => l.fence));
+      expect(fences.filter((fence, i) => granted[i] && !displaced.has(fence))).toEqual([40]);
+    });
+  });
+
+  it('immunity 26: a late release on the old node leaves the device with the new one', async () => {
+    await one!.bus.acquire({ device: alice, fence: 1 });
+    await two!.bus.acquire({ device: alice, fence: 2 });
+    // Whether or not its node has heard of the newer one by now.
+    one!.bus.release({ device: alice, fence: 1 });
+    await pokeArrives(one!, two!, 'alice');
+    one!.bus.release({ device: alice, fence: 1 });
+    await pokeArrives(one!, two!, 'alice');
+    expect(two!.heard.displaced).toEqual([]);
+    expect(await one!.bus.acquire({ device: alice, fence: 1 })).toBe(false);
+  });
+
+  it('lets an older connection in once the newer one has left the other node', async () => {
+    await two!.bus.acquire({ device: alice, fence: 2 });
+    two!.bus.release({ device: alice, fence: 2 });
+    await eventually(async () => expect(await one!.bus.acquire({ device: alice, fence: 1 })).toBe(true));
+    await pokeArrives(two!, one!, 'alice');
+  });
+
+  it('finds a displacement whose message was lost with the next renewal, also after the newer one left', async () => {
+    const slow = await startNode({ timing: { leaseMs: 600 } });
+    await slow.bus.acquire({ device: alice, fence: 1 });
+    // As if the messages of the other node never came: it writes the lease, and then gives it up.
+    await admin.set('keygate:lease:{alice.1}', '2 ', 'PX', 60_000);
+    await eventually(() => expect(slow.heard.displaced).toEqual([{ device: alice, fence: 1 }]));
+    await slow.stop();
+  });
+
+  it('renews its leases for as long as it serves them, and lets those of a dead node expire', async () => {
+    const slow = await startNode({ timing: { leaseMs: 300, probeMs: 60_000 } });
+    await slow.bus.acquire({ device: alice, fence: 1 });
+    const key = 'keygate:lease:{alice.1}';
+    await admin.pexpire(key, 100);
+    await eventually(async () => expect(await admin.pttl(key)).toBeGreaterThan(150));
+    // Its connections end without a goodbye, and no probe wakes them.
+    slow.commands.disconnect();
+    slow.subscriber.disconnect();
+    await eventually(async () => expect(await admin.exists(key)).toBe(0));
+    await slow.stop();
+  });
+
+  it('rebuilds a lease that Redis lost, and looks at its device', async () => {
+    const slow = await startNode({ timing: { leaseMs: 600 } });
+    await slow.bus.acquire({ device: alice, fence: 1 });
+    await admin.flushall();
+    await eventually(() => expect(slow.heard.pokes).toEqual(['alice.1']));
+    await pokeArrives(one!, slow, 'alice');
+    await slow.stop();
+  });
+
+  it('gives its leases up when it stops', async () => {
+    await one!.bus.acquire({ device: alice, fence: 5 });
+    await one!.bus.stop();
+    expect(await two!.bus.acquire({ device: alice, fence: 4 })).toBe(true);
+  });
+
+  it('is not harmed by what does not belong on its channel', async () => {
+    await one!.bus.acquire({ device: alice, fence: 1 });
+    const channel = `keygate:node:${one!.bus.nodeId}`;
+    const garbage = [
+      ...['', ' ', 'poke', 'poke  ', 'displaced', 'displaced alice.1', 'displaced alice.1 x', 'probe', '{}'],
+      ...['displaced alice.1 0', 'displaced alice.1 1e999', 'displaced alice.1 1', '\u0000\uffff', 'null'],
+      ...['poke __proto__ constructor toString', `poke ${'x'.repeat(300_000)}`, 'x'.repeat(1_000_000)],
+    ];
+    for (const text of garbage) await admin.publish(channel, text);
+    await admin.publish(channel, Buffer.from([0xff, 0xfe, 0x00, 0x80]));
+    await pokeArrives(two!, one!, 'alice');
+    expect(one!.heard.displaced).toEqual([]);
+    expect(new Set(one!.heard.pokes)).toEqual(new Set(['alice.1']));
+  });
+
+  it('is not harmed by what does not belong in a lease', async () => {
+    await admin.set('keygate:lease:{alice.1}', 'garbage');
+    await admin.rpush('keygate:lease:{bob.1}', 'a list');
+    one!.bus.poke([alice, bob]);
+    expect(await one!.bus.acquire({ device: alice, fence: 1 })).toBe(true);
+    expect(await one!.bus.acquire({ device: bob, fence: 1 })).toBe(true);
+    await pokeArrives(two!, one!, 'alice');
+  });
+});
+
+describe('the bus while Redis breaks', () => {
+  const [alice, bob] = [device('alice'), device('bob')];
+  let nodes: Node[] = [];
+
+  async function start(options: Parameters<typeof startNode>[0] = {}): Promise<Node> {
+    const node = await startNode(options);
+    nodes.push(node);
+    return node;
+  }
+  afterEach(async () => {
+    await Promise.all(nodes.map((node) => node.stop()));
+    nodes = [];
+  });
+
+  it('rebuilds the leases after Redis came back empty, then says that pokes may be lost, and pokes again', async () => {
+    const [one, two] = [await start(), await start()];
+    await one.bus.acquire({ device: alice, fence: 1 });
+    await two.bus.acquire({ device: bob, fence: 2 });
+    await redis.kill('SIGKILL');
+    await eventually(() => one.bus.trouble() !== null && two.bus.trouble() !== null);
+    await redis.restart();
+    const leasesAtGap: Promise<number>[] = [];
+    one.heard.onGap = () => {
+      one.heard.gaps++;
+      leasesAtGap.push(admin.exists('keygate:lease:{alice.1}'));
+    };
+    await eventually(() => expect([one.heard.gaps, two.heard.gaps]).toEqual([1, 1]));
+    expect(await leasesAtGap[0]).toBe(1);
+    one.bus.poke([bob]);
+    two.bus.poke([alice]);
+    await eventually(() => expect([one.heard.pokes, two.heard.pokes].flat()).toContain('alice.1'));
+    await eventually(() => expect(two.heard.pokes).toContain('bob.1'));
+    await eventually(() => expect([one.bus.trouble(), two.bus.trouble()]).toEqual([null, null]));
+  });
+
+  it('serves this node’s devices while Redis is away, and announces them when it is back', async () => {
+    const [one, two] = [await start(), await start()];
+    await redis.kill('SIGKILL');
+    await eventually(() => one.bus.trouble() !== null && two.bus.trouble() !== null);
+    expect(await one.bus.acquire({ device: alice, fence: 1 })).toBe(true);
+    expect(await one.bus.acquire({ device: alice, fence: 3 })).toBe(true);
+    expect(one.heard.displaced).toEqual([{ device: alice, fence: 1 }]);
+    one.bus.poke([alice]);
+    await eventually(() => expect(one.heard.pokes).toEqual(['alice.1']));
+    one.bus.release({ device: bob, fence: 1 });
+    // A newer connection comes to the other node, which can't know of this one.
+    expect(await two.bus.acquire({ device: alice, fence: 4 })).toBe(true);
+    await redis.restart();
+    await eventually(() => expect(one.heard.displaced).toContainEqual({ device: alice, fence: 3 }));
+    expect(two.heard.displaced).toEqual([]);
+    await eventually(() => {
+      one.bus.poke([alice]);
+      return two.heard.pokes.includes('alice.1');
+    });
+  });
+
+  it('sends the pokes that waited for Redis when it is back', async () => {
+    const [one, two] = [await start(), await start()];
+    await two.bus.acquire({ device: bob, fence: 1 });
+    one.commands.disconnect();
+    await eventually(() => one.commands.status === 'end');
+    one.bus.poke([bob]);
+    await eventually(() => expect(two.heard.pokes).toEqual(['bob.1']));
+  });
+
+  it('answers at once or within its bound while Redis is silent, and goes on when it speaks again', async () => {
+    const [one, two] = [await start(), await start()];
+    await redis.kill('SIGSTOP');
+    try {
+      expect(await timedMs(() => one.bus.acquire({ device: alice, fence: 1 }))).toBeLessThan(1_000);
+      expect(await timedMs(async () => one.bus.poke([alice, bob]))).toBeLessThan(50);
+      await eventually(() => expect(one.heard.pokes).toEqual(['alice.1']));
+      await eventually(() => expect(one.bus.trouble()).not.toBeNull());
+    } finally {
+      await redis.kill('SIGCONT');
+    }
+    await eventually(() => expect(one.bus.trouble()).toBeNull());
+    await eventually(() => {
+      two.bus.poke([alice]);
+      return one.heard.pokes.length > 1;
+    });
+    expect(one.heard.gaps).toBeGreaterThan(0);
+  });
+
+  it('notices a connection that stays open and carries nothing, and makes a new one', async () => {
+    const proxy = await startProxy(redis.port);
+    const node = await start({ url: `redis://127.0.0.1:${proxy.port}` });
+    const other = await start();
+    await node.bus.acquire({ device: alice, fence: 1 });
+    proxy.swallowFrom('probe');
+    await eventually(() => expect(node.bus.trouble()).not.toBeNull());
+    proxy.swallowFrom('nothing that a client says');
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    expect(node.heard.gaps).toBeGreaterThan(0);
+    await eventually(() => {
+      other.bus.poke([alice]);
+      return node.heard.pokes.includes('alice.1');
+    });
+    await proxy.close();
+  });
+
+  it('notices a subscription that Redis has forgotten', async () => {
+    const node = await start();
+    await node.bus.acquire({ device: alice, fence: 1 });
+    // The connection stays open and answers, and no message comes.
+    await node.subscriber.unsubscribe(`keygate:node:${node.bus.nodeId}`);
+    await eventually(() => expect(node.heard.gaps).toBe(1));
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+  });
+
+  it('outlives far more failed attempts than ioredis allows by itself, without an unhandled rejection', async () => {
+    const proxy = await startProxy(redis.port);
+    const node = await start({ url: `redis://127.0.0.1:${proxy.port}` });
+    await node.bus.acquire({ device: alice, fence: 1 });
+    // The new connection dies with the subscription unanswered: what ioredis does by itself nobody would catch.
+    proxy.swallowFrom('subscribe');
+    proxy.cut();
+    await eventually(() => proxy.swallowedCount() > 0);
+    let attempts = 0;
+    node.subscriber.on('reconnecting', () => attempts++);
+    await proxy.close();
+    const locks = createRedisLocks({ link: node.commands, clock: systemClock, log: silentLog });
+    await eventually(async () => {
+      node.bus.poke([bob]);
+      await (await locks.acquire([alice])).release();
+      return attempts > 60;
+    });
+    expect(unhandled).toEqual([]);
+    await proxy.open();
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    await proxy.close();
+  });
+
+  it('starts without Redis, serves its own devices, and joins the others when Redis comes', async () => {
+    await redis.kill('SIGKILL');
+    const node = await start({ timing: { startWaitMaxMs: 200 } });
+    expect(node.bus.trouble()).toBe('no connection to Redis');
+    expect(await node.bus.acquire({ device: alice, fence: 1 })).toBe(true);
+    node.bus.poke([alice]);
+    await eventually(() => expect(node.heard.pokes).toEqual(['alice.1']));
+    await redis.restart();
+    await eventually(() => expect(node.heard.gaps).toBe(1));
+    const other = await start();
+    await eventually(() => {
+      other.bus.poke([alice]);
+      return node.heard.pokes.length > 1;
+    });
+  });
+});
+
+describe('the locks while Redis breaks', () => {
+  const devices = Array.from({ length: 64 }, (_, i) => device(`user${i}`));
+
+  it('count every device as held, and say so once, while Redis is away', async () => {
+    const { log, lines } = recordingLog();
+    const own = link();
+    await ready(own);
+    const locks = createRedisLocks({ link: own, clock: systemClock, log });
+    const before = await locks.acquire(devices);
+    await redis.kill('SIGKILL');
+    await before.release();
+    const fences = [before.fence];
+    for (let i = 0; i < 100; i++) {
+      const mine = await locks.acquire(devices);
+      expect(mine.held.size).toBe(64);
+      expect(mine.isLost()).toBe(false);
+      fences.push(mine.fence);
+      await mine.release();
+    }
+    expect(lines).toEqual(['warn: device locks: Redis is away, working without them']);
+    await redis.restart();
+    await eventually(async () => {
+      fences.push((await locks.acquire(devices)).fence);
+      return lines.includes('info: device locks: Redis is back');
+    });
+    expect(fences).toEqual([...fences].sort((a, b) => a - b));
+    expect(new Set(fences).size).toBe(fences.length);
+    own.disconnect();
+  });
+
+  it('make one batch wait for a silent Redis, and not those that follow', async () => {
+    const own = link();
+    await ready(own);
+    const locks = createRedisLocks({ link: own, clock: systemClock, log: silentLog });
+    const second = link();
+    await ready(second);
+    const other = createRedisLocks({ link: second, clock: systemClock, log: silentLog });
+    await (await locks.acquire(devices)).release();
+    await redis.kill('SIGSTOP');
+    try {
+      // Long enough for three trials, which nobody waits for.
+      const waits = await waitsMsOf(3_000, () => locks.acquire(devices).then((mine) => mine.release()));
+      expect(waits.every((waitMs) => waitMs < 500)).toBe(true);
+      expect(waits.filter((waitMs) => waitMs > 80).length).toBeLessThanOrEqual(2);
+      expect(waits.length).toBeGreaterThan(1_000);
+    } finally {
+      await redis.kill('SIGCONT');
+    }
+    // The trials gave back what they took, so that locking works again at once when Redis does.
+    await eventually(async () => {
+      const mine = await locks.acquire([device('alice')]);
+      const theirs = await other.acquire([device('alice')]);
+      await Promise.all([mine.release(), theirs.release()]);
+      return mine.held.size === 1 && theirs.held.size === 0;
+    });
+    own.disconnect();
+    second.disconnect();
+  });
+});
+
+async function timedMs(action: () => Promise<unknown>): Promise<number> {
+  const startMs = performance.now();
+  await action();
+  return performance.now() - startMs;
+}
+
+async function waitsMsOf(durationMs: number, action: () => Promise<unknown>): Promise<number[]> {
+  const deadline = AbortSignal.timeout(durationMs);
+  const waits: number[] = [];
+  while (!deadline.aborted) {
+    waits.push(await timedMs(action));
+    await new Promise((resolve) => setImmediate(resolve));
+  }
+  return waits;
+}
+
+async function publishCount(): Promise<number> {
+  const stats = await admin.info('commandstats');
+  return Number(/cmdstat_publish:calls=(\d+)/.exec(stats)?.[1] ?? 0);
+}
+
+function recordingLog(): { log: Log; lines: string[] } {
+  const lines: string[] = [];
+  const at = (level: string) => (_fields: unknown, message: string) =>
+    void lines.push(`${level}: ${message}`);
+  return { log: { debug: at('debug'), info: at('info'), warn: at('warn'), error: at('error') }, lines };
+}
+
+interface Proxy {
+  port: number;
+  /** From the next bytes of a client that hold this text, its present connections carry nothing, and stay open. */
+  swallowFrom(text: string): void;
+  swallowedCount(): number;
+  /** Ends the connections; new ones are taken. */
+  cut(): void;
+  /** Ends the connections and refuses new ones. */
+  close(): Promise<void>;
+  /** Takes connections again, and swallows nothing. */
+  open(): Promise<void>;
+}
+
+async function startProxy(targetPort: number): Promise<Proxy> {
+  const sockets = new Set<Socket>();
+  let swallowText: string | null = null;
+  let swallowed = 0;
+  let port = 0;
+  const server: Server = createServer((client) => {
+    const target = connect(targetPort, '127.0.0.1');
+    let isSwallowing = false;
+    client.on('data', (bytes) => {
+      if (!isSwallowing && swallowText !== null && bytes.toString('latin1').includes(swallowText)) {
+        isSwallowing = true;
+        swallowed++;
+      }
+      if (!isSwallowing) target.write(bytes);
+    });
+    target.on('data', (bytes) => {
+      if (!isSwallowing) client.write(bytes);
+    });
+    for (const [from, to] of [
+      [client, target],
+      [target, client],
+    ] as const) {
+      sockets.add(from);
+      from.on('error', () => {});
+      from.on('close', () => {
+        sockets.delete(from);
+        to.destroy();
+      });
+    }
+  });
+  const listen = (): Promise<void> => new Promise((resolve) => server.listen(port, '127.0.0.1', resolve));
+  const cut = (): void => {
+    for (const socket of sockets) socket.destroy();
+  };
+  await listen();
+  const address = server.address();
+  port = typeof address === 'object' && address !== null ? address.port : 0;
+  return {
+    port,
+    swallowFrom(text) {
+      swallowText = text;
+    },
+    swallowedCount: () => swallowed,
+    cut,
+    async close() {
+      cut();
+      if (server.listening) await new Promise((resolve) => server.close(resolve));
+    },
+    async open() {
+      swallowText = null;
+      await listen();
+    },
+  };
+}
