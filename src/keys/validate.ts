@@ -8,7 +8,7 @@ import { bytesOf, samePublicKey } from './decode.ts';
 import { draftOf } from './key-set.ts';
 import { canonicalCurveKey } from './signature.ts';
 import { NO_KEYS } from './status.ts';
-import type { ValidationProofs } from './validation.ts';
+import { digestOfKeys, type ValidationProofs } from './validation.ts';
 
 export interface ValidateParts {
   store: KeyStore;
@@ -76,6 +76,28 @@ export async function validateKeys(
     },
     changed: rolledBack,
   };
+}
+
+/**
+ * What a validation that was brought along proves.
+ *
+ * @returns the key version that it was made for, which is for the store to prove current
+ * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED where it is forged or ran out, KEYS_OUT_OF_SYNC, UNAVAILABLE
+ */
+export async function openValidation(
+  parts: ValidateParts,
+  device: DeviceAddress,
+  validation: string,
+): Promise<number> {
+  const proof = await parts.proofs.open(device, validation);
+  const keys = await parts.store.read(device);
+  if (keys?.identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
+  if (proof === null) throw new GatewayError('KEYS_NOT_VALIDATED', 'the validation is not good, or ran out');
+  // The same version with other keys: a restored backup counted up to it again.
+  if (proof.keyVersion !== keys.keyVersion || proof.keysDigest !== digestOfKeys(keys)) {
+    throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, { details: { keyVersion: keys.keyVersion } });
+  }
+  return proof.keyVersion;
 }
 
 function isRolledBack(keys: DeviceKeys, input: Input): boolean {

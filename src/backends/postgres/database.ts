@@ -2,6 +2,7 @@
  * The way to PostgreSQL: two pools over one address, every query bounded in time, and the whole replaced by a fresh
  * one when a connection has gone bad.
  */
+import { fileURLToPath } from 'node:url';
 import type { SQL } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
@@ -47,7 +48,8 @@ const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
 
-const MIGRATIONS_FOLDER = new URL('../../../drizzle', import.meta.url).pathname;
+/** Both from `src` and from `dist`. */
+const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
 /** Any number that all nodes share. */
 const MIGRATION_LOCK = 7_217_903_411;
 

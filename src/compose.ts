@@ -1,0 +1,273 @@
+/** The composition root: the only file that knows every room. */
+import { type Admin, type Probe, startAdmin } from './admin/health.ts';
+import { createInProcessBus } from './backends/in-process/bus.ts';
+import { createInProcessLocks } from './backends/in-process/locks.ts';
+import {
+  isDriverWriteFault,
+  migrateDatabase as migrate,
+  openDatabase,
+  type PostgresAddress,
+} from './backends/postgres/database.ts';
+import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
+import { createKeyStore } from './backends/postgres/key-store.ts';
+import { createMessageStore } from './backends/postgres/message-store.ts';
+import { createRedisBus } from './backends/redis/bus.ts';
+import { connectRedis } from './backends/redis/connect.ts';
+import { createRedisLocks } from './backends/redis/locks.ts';
+import type { Config } from './config.ts';
+import { createBounces } from './delivery/bounce.ts';
+import { createCourier } from './delivery/courier.ts';
+import { sweepMessages } from './delivery/retention.ts';
+import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
+import { createSocketDoor } from './gateway/server.ts';
+import { createHttpDoor } from './http/door.ts';
+import { createBundleClaims } from './keys/claim-bundle.ts';
+import { sweepKeys } from './keys/retention.ts';
+import { createValidationProofs } from './keys/validation.ts';
+import { type Clock, every, systemClock } from './lib/clock.ts';
+import { type Log, silentLog } from './lib/log.ts';
+import type { Bus } from './ports/bus.ts';
+import type { DeviceLocks } from './ports/lock.ts';
+import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
+import { createDispatch } from './requests/dispatch.ts';
+import { createHandlers } from './requests/handlers.ts';
+import { createObserver } from './requests/observe.ts';
+import { isOriginAllowed } from './requests/origins.ts';
+import { surviveFaults } from './uncaught.ts';
+
+export interface Gateway {
+  /** Where clients connect. */
+  url: string;
+  /** Where `/livez` and `/readyz` are. */
+  adminUrl: string;
+  /** Drains and ends everything that was started; resolves when it has. Idempotent. */
+  stop(): Promise<void>;
+}
+
+const RETENTION_PERIOD_MS = 60_000;
+/** Clients of a draining node come back spread over this time, two milliseconds each. */
+const DRAIN_SPREAD_MAX_MS = 5_000;
+const DRAIN_SPREAD_PER_SOCKET_MS = 2;
+/** A user id can't be empty: no device is locked by this. */
+const RETENTION_LOCK = { userId: '', deviceId: 0 };
+
+/**
+ * Starts a gateway; it serves when the promise resolves. What was started is ended again where a later part fails.
+ *
+ * @throws Error with one sentence for the operator
+ */
+export async function createGateway(
+  config: Config,
+  parts: { clock?: Clock; log?: Log } = {},
+): Promise<Gateway> {
+  const { clock = systemClock, log = silentLog } = parts;
+  const undo: (() => Promise<void> | void)[] = [];
+  const stop = once(async () => {
+    for (const step of undo.reverse()) await step();
+  });
+  try {
+    return await start(config, { clock, log, undo, stop });
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+/** Brings the schema of the configured store up to date, starting the embedded one for it. */
+export async function migrateDatabase(config: Config): Promise<void> {
+  const { store } = config;
+  if (store.kind === 'url') return await migrate({ kind: 'url', url: store.url });
+  const postgres = await startEmbeddedPostgres({ dataDir: store.dataDir, log: silentLog });
+  try {
+    await migrate({ kind: 'socket', ...postgres });
+  } finally {
+    await postgres.stop();
+  }
+}
+
+interface Frame {
+  clock: Clock;
+  log: Log;
+  /** Run last to first when the gateway stops. */
+  undo: (() => Promise<void> | void)[];
+  stop(): Promise<void>;
+}
+
+async function start(config: Config, { clock, log, undo, stop }: Frame): Promise<Gateway> {
+  let draining = false;
+  const isDraining = () => draining;
+
+  const address = await openStore(config, { log, undo });
+  await migrate(address);
+  const database = openDatabase({ address, clock, log });
+  undo.push(() => database.close());
+  undo.push(
+    surviveFaults((error) => {
+      if (!isDriverWriteFault(error)) return false;
+      database.recycle('the driver wrote to a connection that is gone');
+      return true;
+    }),
+  );
+  const store = createKeyStore(database);
+  const messages = createMessageStore(database);
+  const { bus, locks, trouble } = openEngines(config, { clock, log, undo });
+
+  const { preKeys } = config;
+  const messageLifetimeMs = config.messages.lifetimeMs;
+  const observer = createObserver(log);
+  const bounces = createBounces({ messages, bus, clock, messageLifetimeMs });
+  const courier = createCourier({
+    messages,
+    bus,
+    bounces,
+    clock,
+    log,
+    lowThreshold: preKeys.lowThreshold,
+  });
+  const claims = createBundleClaims({
+    store,
+    locks,
+    clock,
+    lowThreshold: preKeys.lowThreshold,
+    onRanLow: (devices) => bus.poke(devices),
+  });
+  const authenticator = await createAuthenticator({
+    keys: await tokenKeys(config, log),
+    issuer: config.tokens.issuer,
+    audience: config.tokens.audience,
+    clock,
+  });
+  const keyParts = { store, locks, clock, claimedPreKeyRetentionMs: preKeys.claimedRetentionMs };
+  const handlers = createHandlers({
+    ...keyParts,
+    proofs: createValidationProofs({ store, clock }),
+    messages,
+    bus,
+    bounces,
+    claims,
+    authenticator,
+    log,
+    poolMax: preKeys.poolMax,
+    lowThreshold: preKeys.lowThreshold,
+    signedPreKeyLifetimeMs: preKeys.signedPreKeyLifetimeMs,
+    messageLifetimeMs,
+    queueMax: config.messages.queueMax,
+  });
+  const dispatch = createDispatch({ handlers, observer, clock });
+
+  await bus.start(courier);
+  undo.push(() => bus.stop());
+  courier.start();
+  undo.push(() => courier.stop());
+  const retention = every(clock, RETENTION_PERIOD_MS, async () => {
+    const lock = await locks.acquire([RETENTION_LOCK]);
+    try {
+      // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
+      if (lock.held.size === 0) return;
+      await sweepKeys(keyParts);
+      await sweepMessages({ messages, bounces, clock });
+    } catch (error) {
+      log.warn({ error: error as Error }, 'the retention sweep failed');
+    } finally {
+      await lock.release();
+    }
+  });
+  undo.push(() => retention.cancel());
+
+  const http = await createHttpDoor({
+    dispatch,
+    authenticator,
+    origins: config.origins,
+    clock,
+    observer,
+    isDraining,
+  });
+  undo.push(() => http.close());
+  const sockets = createSocketDoor({
+    server: http.server,
+    authenticator,
+    courier,
+    dispatch,
+    observer,
+    clock,
+    isOriginAllowed: (origin) => isOriginAllowed(config.origins, origin),
+    isDraining,
+  });
+  undo.push(() => sockets.close());
+  const url = await http.listen(config.listen.host, config.listen.port);
+
+  const probes: Probe[] = [
+    { name: 'serving', required: true, check: async () => (draining ? 'draining' : null) },
+    {
+      name: 'postgres',
+      required: true,
+      check: async () => {
+        await store.devicesOf('-');
+        return null;
+      },
+    },
+    { name: 'bus', required: false, check: async () => trouble() },
+  ];
+  const admin: Admin = await startAdmin({ ...config.admin, probes });
+  undo.push(() => admin.close());
+  undo.push(async () => {
+    draining = true;
+    await sockets.drain(Math.min(DRAIN_SPREAD_MAX_MS, sockets.count() * DRAIN_SPREAD_PER_SOCKET_MS));
+  });
+  return { url, adminUrl: admin.url, stop };
+}
+
+async function openStore(
+  config: Config,
+  { log, undo }: Pick<Frame, 'log' | 'undo'>,
+): Promise<PostgresAddress> {
+  const { store } = config;
+  if (store.kind === 'url') return { kind: 'url', url: store.url };
+  const postgres = await startEmbeddedPostgres({ dataDir: store.dataDir, log });
+  undo.push(() => postgres.stop());
+  let stopping = false;
+  undo.push(() => {
+    stopping = true;
+  });
+  postgres.onExit((reason) => {
+    // Nothing can be served without the store, and only a new start brings it back.
+    if (!stopping) throw new Error(`the embedded PostgreSQL ended: ${reason}`);
+  });
+  return { kind: 'socket', ...postgres };
+}
+
+function openEngines(
+  config: Config,
+  { clock, log, undo }: Pick<Frame, 'clock' | 'log' | 'undo'>,
+): { bus: Bus; locks: DeviceLocks; trouble(): string | null } {
+  if (config.redisUrl === null) {
+    const bus = createInProcessBus({ log });
+    return { bus, locks: createInProcessLocks({ clock }), trouble: () => bus.trouble() };
+  }
+  const commands = connectRedis({ url: config.redisUrl, name: 'commands', log });
+  undo.push(() => {
+    commands.disconnect();
+  });
+  const subscriber = connectRedis({ url: config.redisUrl, name: 'subscriber', log });
+  undo.push(() => {
+    subscriber.disconnect();
+  });
+  const bus = createRedisBus({ commands, subscriber, clock, log });
+  return { bus, locks: createRedisLocks({ link: commands, clock, log }), trouble: () => bus.trouble() };
+}
+
+async function tokenKeys(config: Config, log: Log): Promise<TokenKeys> {
+  const { keys } = config.tokens;
+  if (keys.kind !== 'secretFile') return keys;
+  const secret = await embeddedSecret(keys.dataDir);
+  log.info({ file: embeddedSecretFile(keys.dataDir) }, 'tokens are signed with the secret in this file');
+  return { kind: 'secret', secret };
+}
+
+function once(action: () => Promise<void>): () => Promise<void> {
+  let done: Promise<void> | null = null;
+  return () => {
+    done ??= action();
+    return done;
+  };
+}

@@ -1,0 +1,208 @@
+/** One socket's life: its requests, its session with the gate, its token's time, and its end. */
+import type { Socket } from 'socket.io';
+import type { Courier } from '../delivery/courier.ts';
+import type { ServedSocket, Session } from '../delivery/session.ts';
+import type { Clock, Timer } from '../lib/clock.ts';
+import type { IncomingEnvelope } from '../protocol/envelope.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import {
+  inputIsOptional,
+  type MessagesAcknowledgement,
+  pushes,
+  type Reply,
+  type RequestName,
+  requests,
+} from '../protocol/events.ts';
+import { ACKNOWLEDGEMENT_TIMEOUT_MS } from '../protocol/limits.ts';
+import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
+import type { Caller } from '../requests/authenticate.ts';
+import { badRequest, type Dispatch } from '../requests/dispatch.ts';
+import type { RequestContext } from '../requests/handlers.ts';
+import type { Observer } from '../requests/observe.ts';
+
+export type GatewaySocket = Socket<ClientToServerEvents, ServerToClientEvents>;
+
+export interface ConnectionParts {
+  courier: Courier;
+  dispatch: Dispatch;
+  observer: Observer;
+  clock: Clock;
+  isDraining(): boolean;
+}
+
+/** Requests of one socket that may be under way at once. */
+const REQUESTS_UNDER_WAY_MAX = 1_024;
+/** Bytes that wait to be read by one client: beyond it, it reads too slowly to be served. */
+const UNREAD_BYTES_MAX = 8 * 1024 * 1024;
+/** The client is told so long before its token ends, or at nine tenths of the token's time. */
+const TOKEN_NOTICE_MS = 60_000;
+/** After its token ran out, a socket may still bring a new one for so long. */
+const TOKEN_GRACE_MS = 30_000;
+const TOO_MANY_RETRY_MS = 500;
+
+/**
+ * Takes a socket in whose token is good: from when it resolves, its requests are answered.
+ *
+ * @throws GatewayError UNAVAILABLE when the store can't be reached
+ */
+export async function acceptConnection(
+  parts: ConnectionParts,
+  socket: GatewaySocket,
+  caller: Caller,
+): Promise<void> {
+  const { courier, dispatch, observer, clock } = parts;
+  const { device } = caller;
+  let ended = false;
+  let session: Session | null = null;
+  const unanswered = new Set<() => void>();
+
+  const served: ServedSocket = {
+    push: (name, payload) => {
+      (socket.emit as (event: string, body: unknown) => void)(name, payload);
+    },
+    pushMessages,
+    // The transport is closed, not the Socket.IO session: the client comes back by itself.
+    close: () => socket.conn.close(),
+    displace: () => socket.disconnect(true),
+  };
+
+  /** Resolves null where nothing usable came in time. */
+  function pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null> {
+    return new Promise((resolve) => {
+      const settle = (acknowledgement: MessagesAcknowledgement | null): void => {
+        timer.cancel();
+        unanswered.delete(giveUp);
+        resolve(acknowledgement);
+      };
+      const giveUp = (): void => settle(null);
+      const timer = clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
+      unanswered.add(giveUp);
+      if (ended) return giveUp();
+      socket.emit('messages', { envelopes }, (raw: unknown) => {
+        const parsed = pushes.messages.acknowledgement.safeParse(raw);
+        settle(parsed.success ? parsed.data : null);
+      });
+    });
+  }
+
+  // The connection may end while the store is asked: then nobody else would tell the session.
+  socket.conn.once('close', (reason: string) => {
+    ended = true;
+    token.stop();
+    for (const giveUp of unanswered) giveUp();
+    if (session === null) return;
+    session.detach();
+    observer.socketClosed({ device, fence: session.fence, reason });
+  });
+
+  const token = watchToken(caller, clock, {
+    onExpiring: (expiresAt) => socket.emit('tokenExpiring', { expiresAt }),
+    onExpired: () => session?.pause(),
+    onGraceOver: () => socket.conn.close(),
+  });
+
+  session = await courier.attach(device, served);
+  if (ended) {
+    session.detach();
+    return;
+  }
+  observer.socketOpened({ device, fence: session.fence });
+
+  const attached = session;
+  const context: RequestContext = {
+    door: 'socket',
+    device,
+    connection: {
+      session: attached,
+      extend(newer) {
+        token.extend(newer);
+        attached.resume();
+      },
+    },
+  };
+  let underWay = 0;
+
+  socket.onAny((event: string, ...args: unknown[]) => {
+    const last = args.at(-1);
+    // Nobody could learn what became of a request without an acknowledgement: it is not carried out.
+    if (typeof last !== 'function') return;
+    const acknowledge = (reply: Reply<RequestName>): void => {
+      if (ended) return;
+      last(reply);
+      if (unreadBytes(socket) > UNREAD_BYTES_MAX) socket.conn.close();
+    };
+    const refuse = (error: GatewayError): void => acknowledge({ ok: false, error: error.toObject() });
+
+    if (!Object.hasOwn(requests, event)) return refuse(badRequest([{ path: [], message: 'unknown event' }]));
+    const name = event as RequestName;
+    if (args.length > 2) {
+      return refuse(badRequest([{ path: [], message: 'takes one argument and an acknowledgement' }]));
+    }
+    if (token.isExpired() && name !== 'refreshToken') return refuse(new GatewayError('TOKEN_EXPIRED'));
+    if (parts.isDraining()) {
+      return refuse(
+        new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: TOO_MANY_RETRY_MS }),
+      );
+    }
+    if (underWay >= REQUESTS_UNDER_WAY_MAX) {
+      return refuse(
+        new GatewayError('RATE_LIMITED', 'too many requests are under way on this socket', {
+          retryAfterMs: TOO_MANY_RETRY_MS,
+        }),
+      );
+    }
+    const input = args.length === 1 && inputIsOptional(name) ? {} : args.length === 1 ? undefined : args[0];
+    underWay += 1;
+    void dispatch(name, input, context).then((reply) => {
+      underWay -= 1;
+      acknowledge(reply);
+    });
+  });
+}
+
+interface TokenWatch {
+  isExpired(): boolean;
+  extend(caller: Caller): void;
+  stop(): void;
+}
+
+function watchToken(
+  first: Caller,
+  clock: Clock,
+  listener: { onExpiring(expiresAt: string): void; onExpired(): void; onGraceOver(): void },
+): TokenWatch {
+  let timers: Timer[] = [];
+  let expiresAtMs = first.expiresAtMs;
+
+  function stop(): void {
+    for (const timer of timers) timer.cancel();
+    timers = [];
+  }
+
+  function watch(): void {
+    stop();
+    const leftMs = expiresAtMs - clock.nowMs();
+    const noticeMs = Math.max(leftMs - TOKEN_NOTICE_MS, leftMs * 0.9);
+    timers = [
+      clock.after(noticeMs, () => listener.onExpiring(new Date(expiresAtMs).toISOString())),
+      clock.after(leftMs, () => listener.onExpired()),
+      clock.after(leftMs + TOKEN_GRACE_MS, () => listener.onGraceOver()),
+    ];
+  }
+
+  watch();
+  return {
+    isExpired: () => clock.nowMs() >= expiresAtMs,
+    extend(caller) {
+      expiresAtMs = caller.expiresAtMs;
+      watch();
+    },
+    stop,
+  };
+}
+
+/** What was written and not yet taken by the network. Socket.IO itself bounds no outbound queue. */
+function unreadBytes(socket: GatewaySocket): number {
+  const { transport } = socket.conn as unknown as { transport: { socket?: { bufferedAmount?: number } } };
+  return transport.socket?.bufferedAmount ?? 0;
+}

@@ -1,0 +1,95 @@
+/** The Socket.IO door: who may connect, and how the whole of it drains. */
+import type { Server as HttpServer, IncomingMessage } from 'node:http';
+import { Server, type Socket } from 'socket.io';
+import type { Courier } from '../delivery/courier.ts';
+import type { Clock } from '../lib/clock.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
+import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
+import type { Authenticator } from '../requests/authenticate.ts';
+import type { Dispatch } from '../requests/dispatch.ts';
+import type { Observer } from '../requests/observe.ts';
+import { acceptConnection, type GatewaySocket } from './connection.ts';
+
+export interface SocketDoorParts {
+  server: HttpServer;
+  authenticator: Authenticator;
+  courier: Courier;
+  dispatch: Dispatch;
+  observer: Observer;
+  clock: Clock;
+  isOriginAllowed(origin: string | undefined): boolean;
+  isDraining(): boolean;
+}
+
+export interface SocketDoor {
+  count(): number;
+  /** Asks every client to come back later, spread over `spreadMs`, and ends their connections as that time passes. */
+  drain(spreadMs: number): Promise<void>;
+  close(): Promise<void>;
+}
+
+/** A connection that has not shown a token by then is cut. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+const DRAINING_RETRY_MS = 2_000;
+
+export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
+  const { clock, observer } = parts;
+  const io = new Server<ClientToServerEvents, ServerToClientEvents>(parts.server, {
+    // One transport: no sticky sessions, and no long poll that a proxy may buffer.
+    transports: ['websocket'],
+    serveClient: false,
+    maxHttpBufferSize: FRAME_BYTES_MAX,
+    perMessageDeflate: false,
+    connectTimeout: HANDSHAKE_TIMEOUT_MS,
+    pingInterval: 25_000,
+    pingTimeout: 20_000,
+    // A WebSocket knows no CORS: the origin is checked before the upgrade.
+    allowRequest: (request: IncomingMessage, decide) => {
+      const allowed = parts.isOriginAllowed(request.headers.origin);
+      decide(allowed ? null : 'origin not allowed', allowed);
+    },
+  });
+
+  io.use((socket, next) => {
+    admit(socket).then(
+      () => next(),
+      (error: unknown) => {
+        const refusal =
+          error instanceof GatewayError ? error : new GatewayError('INTERNAL', undefined, { cause: error });
+        observer.handshakeRefused({ code: refusal.code, error });
+        next(Object.assign(new Error(refusal.code), { data: refusal.toObject() }));
+      },
+    );
+  });
+
+  async function admit(socket: GatewaySocket): Promise<void> {
+    if (parts.isDraining()) {
+      throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
+    }
+    const caller = await parts.authenticator.authenticate(socket.handshake.auth.token);
+    await acceptConnection(parts, socket, caller);
+  }
+
+  return {
+    count: () => io.sockets.sockets.size,
+
+    async drain(spreadMs) {
+      const sockets: Socket[] = [...io.sockets.sockets.values()];
+      await Promise.all(
+        sockets.map(async (socket, index) => {
+          const delayMs = Math.round((spreadMs * index) / sockets.length);
+          socket.emit('serverDraining', { retryAfterMs: delayMs });
+          await new Promise<void>((resolve) => clock.after(delayMs, resolve));
+          socket.conn.close();
+        }),
+      );
+    },
+
+    async close() {
+      io.disconnectSockets(true);
+      // Closes the engine and its sockets only: the HTTP server has an owner of its own.
+      io.engine.close();
+    },
+  };
+}

@@ -1,0 +1,91 @@
+/** What every request of both doors goes through: parse, time, handle, and the only catch. */
+import { randomUUID } from 'node:crypto';
+import type { z } from 'zod';
+import type { Clock } from '../lib/clock.ts';
+import { TOO_LARGE } from '../protocol/envelope.ts';
+import { GatewayError, type Issue } from '../protocol/errors.ts';
+import { type ParsedInput, type Reply, type RequestName, requests } from '../protocol/events.ts';
+import { ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../protocol/limits.ts';
+import type { Handlers, RequestContext } from './handlers.ts';
+import type { Observer } from './observe.ts';
+
+/** Answers one request; never throws and never rejects. */
+export type Dispatch = <Name extends RequestName>(
+  name: Name,
+  input: unknown,
+  context: RequestContext,
+) => Promise<Reply<Name>>;
+
+export function createDispatch(parts: { handlers: Handlers; observer: Observer; clock: Clock }): Dispatch {
+  const { handlers, observer, clock } = parts;
+  return async (name, input, context) => {
+    const startedMs = clock.nowMs();
+    const { device, door } = context;
+    try {
+      const data = await handlers[name](context, parseInput(name, input));
+      observer.requestEnded({ door, device, name, code: null, durationMs: clock.nowMs() - startedMs });
+      return { ok: true, data };
+    } catch (error) {
+      const refusal = error instanceof GatewayError ? error : internal(error);
+      observer.requestEnded({
+        door,
+        device,
+        name,
+        code: refusal.code,
+        durationMs: clock.nowMs() - startedMs,
+      });
+      return { ok: false, error: refusal.toObject() };
+    }
+
+    function internal(error: unknown): GatewayError {
+      const errorId = randomUUID();
+      observer.requestFailed({ name, device, errorId, error });
+      return new GatewayError('INTERNAL', undefined, { details: { errorId } });
+    }
+  };
+}
+
+/** The longest list of any request: a longer one is refused before its items are looked at. */
+const LIST_LENGTH_MAX = VALIDATE_PRE_KEYS_MAX;
+
+/** @throws GatewayError BAD_REQUEST with the path of each fault, PAYLOAD_TOO_LARGE where size is the only fault */
+function parseInput<Name extends RequestName>(name: Name, input: unknown): ParsedInput<Name> {
+  if (typeof input === 'object' && input !== null) {
+    for (const [field, value] of Object.entries(input)) {
+      if (Array.isArray(value) && value.length > LIST_LENGTH_MAX) {
+        throw badRequest([{ path: [shortened(field)], message: 'has too many items' }]);
+      }
+    }
+  }
+  const parsed = (requests[name].input as unknown as z.ZodType<ParsedInput<Name>>).safeParse(input);
+  if (parsed.success) return parsed.data;
+  const found = parsed.error.issues;
+  const issues = found.slice(0, ISSUES_MAX).flatMap(toIssues).slice(0, ISSUES_MAX);
+  if (found.every((issue) => 'params' in issue && issue.params === TOO_LARGE)) {
+    throw new GatewayError('PAYLOAD_TOO_LARGE', undefined, { details: { issues } });
+  }
+  throw badRequest(issues);
+}
+
+export function badRequest(issues: Issue[]): GatewayError {
+  const [first] = issues;
+  const where = first?.path.join('.') || 'the request';
+  return new GatewayError('BAD_REQUEST', `${where}: ${first?.message ?? 'is malformed'}`, {
+    details: { issues },
+  });
+}
+
+function toIssues(issue: z.core.$ZodIssue): Issue[] {
+  const path = issue.path.map((part) => (typeof part === 'number' ? part : shortened(String(part))));
+  if (issue.code === 'unrecognized_keys') {
+    return issue.keys
+      .slice(0, ISSUES_MAX)
+      .map((key) => ({ path: [...path, shortened(key)], message: 'is not a field of this request' }));
+  }
+  return [{ path, message: shortened(issue.message) }];
+}
+
+/** What a client sent comes back in no greater length than a name has. */
+function shortened(text: string): string {
+  return text.length > 120 ? `${text.slice(0, 117)}…` : text;
+}

@@ -1,0 +1,130 @@
+/** One line per request: which rule answers it, and who is told of what it changed. */
+
+import type { Bounces } from '../delivery/bounce.ts';
+import { type SendParts, sendMessages } from '../delivery/send.ts';
+import type { Session } from '../delivery/session.ts';
+import type { BundleClaims } from '../keys/claim-bundle.ts';
+import type { KeyChange } from '../keys/key-set.ts';
+import { resetKeys } from '../keys/reset.ts';
+import { rotateSignedPreKey } from '../keys/rotate.ts';
+import { checkPreKeys, keyStats, keyStatus, listDevices } from '../keys/status.ts';
+import { addPreKeys, type UploadParts, uploadKeys } from '../keys/upload.ts';
+import { openValidation, type ValidateParts, validateKeys } from '../keys/validate.ts';
+import { withdrawPreKeys } from '../keys/withdraw.ts';
+import type { Log } from '../lib/log.ts';
+import type { Bus } from '../ports/bus.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { ParsedInput, RequestData, RequestName } from '../protocol/events.ts';
+import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import type { Authenticator, Caller } from './authenticate.ts';
+import type { Door } from './observe.ts';
+
+/** Who asks, and over what. */
+export interface RequestContext {
+  door: Door;
+  device: DeviceAddress;
+  /** Null where the request came by HTTP. */
+  connection: Connection | null;
+}
+
+/** What a request may do to the socket that it came by. */
+export interface Connection {
+  session: Session;
+  /** Goes on under a newer token. */
+  extend(caller: Caller): void;
+}
+
+export type Handlers = {
+  [Name in RequestName]: (context: RequestContext, input: ParsedInput<Name>) => Promise<RequestData<Name>>;
+};
+
+export interface HandlersParts extends UploadParts, ValidateParts, SendParts {
+  claims: BundleClaims;
+  bounces: Bounces;
+  bus: Bus;
+  authenticator: Authenticator;
+  log: Log;
+  lowThreshold: number;
+}
+
+export function createHandlers(parts: HandlersParts): Handlers {
+  const { store, claims, bounces, bus, authenticator, log, lowThreshold } = parts;
+
+  /** Tells every node that the device's keys changed, and brings home what can't be decrypted any more. */
+  function announced<Data>(device: DeviceAddress, change: KeyChange<Data>): Data {
+    if (change.keysChanged) bus.poke([device]);
+    if (change.wiped) {
+      void bounces.settle(device).catch((error: Error) => {
+        log.warn({ device: addressKey(device), error }, 'bounces wait for the next sweep');
+      });
+    }
+    return change.data;
+  }
+
+  return {
+    uploadKeys: async ({ device, connection }, input) =>
+      announced(device, await carried(connection, () => uploadKeys(parts, device, input))),
+
+    addPreKeys: async ({ device }, input) => announced(device, await addPreKeys(parts, device, input)),
+
+    withdrawPreKeys: async ({ device }, input) => withdrawPreKeys(parts, device, input),
+
+    rotateSignedPreKey: async ({ device, connection }, input) =>
+      announced(device, await carried(connection, () => rotateSignedPreKey(parts, device, input))),
+
+    resetKeys: async ({ device }, input) => announced(device, await resetKeys(parts, device, input)),
+
+    keyStatus: async ({ device }) => keyStatus(store, device),
+
+    keyStats: async ({ device }) => keyStats(store, device),
+
+    checkPreKeys: async ({ device }) => checkPreKeys(store, device, lowThreshold),
+
+    async validateKeys({ device, connection }, input) {
+      const { data, changed } = await validateKeys(parts, device, input);
+      if (changed) bus.poke([device]);
+      if (data.keysValid) connection?.session.validated(data.keyVersion);
+      return data;
+    },
+
+    requestBundle: async ({ device }, input) => claims.claim(device, input),
+
+    listDevices: async (_, input) => listDevices(store, input.userId),
+
+    async sendMessages(context, input) {
+      if (!(await ofSocket(context).session.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
+      return await sendMessages(parts, context.device, input);
+    },
+
+    async clientReady(context, { validation }) {
+      const { session } = ofSocket(context);
+      const brought =
+        validation === undefined ? null : await openValidation(parts, context.device, validation);
+      return await session.ready(brought);
+    },
+
+    async refreshToken(context, { token }) {
+      const connection = ofSocket(context);
+      const caller = await authenticator.authenticate(token);
+      if (addressKey(caller.device) !== addressKey(context.device)) {
+        throw new GatewayError('FORBIDDEN', 'the token is of another device');
+      }
+      connection.extend(caller);
+      return { expiresAt: new Date(caller.expiresAtMs).toISOString() };
+    },
+  };
+}
+
+/** A socket's own rotation carries its open gate along. */
+async function carried<Data extends { keyVersion: number }>(
+  connection: Connection | null,
+  change: () => Promise<KeyChange<Data>>,
+): Promise<KeyChange<Data>> {
+  return connection === null ? await change() : await connection.session.rotate(change);
+}
+
+/** @throws GatewayError BAD_REQUEST where the request came by a door without a socket */
+function ofSocket(context: RequestContext): Connection {
+  if (context.connection === null) throw new GatewayError('BAD_REQUEST', 'this request needs a socket');
+  return context.connection;
+}
