@@ -1,7 +1,7 @@
 // Bus and locks over a real Redis: the contracts, several nodes, and a Redis that breaks.
 import { connect, createServer, type Server, type Socket } from 'node:net';
 import { Redis } from 'ioredis';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { createRedisBus, type RedisBus, type RedisBusTiming } from '../../src/backends/redis/bus.ts';
 import { connectRedis } from '../../src/backends/redis/connect.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
@@ -309,6 +309,37 @@ describe('the bus while Redis breaks', () => {
     await eventually(() => expect(two.heard.pokes).toEqual(['bob.1']));
   });
 
+  it('tells both, where another node may have taken a device while this one was cut off', async () => {
+    const proxy = await startProxy(redis.port);
+    const [one, two] = [await start({ url: `redis://127.0.0.1:${proxy.port}` }), await start()];
+    await one.bus.acquire({ device: alice, fence: 1 });
+    await proxy.close();
+    await eventually(() => one.bus.trouble() !== null);
+    await two.bus.acquire({ device: alice, fence: 2 });
+    two.heard.pokes = [];
+    one.bus.poke([alice]);
+    await eventually(() => expect(one.heard.pokes).toEqual(['alice.1']));
+    await proxy.open();
+    await eventually(() => expect(two.heard.pokes).toEqual(['alice.1']));
+    await eventually(() => expect(one.heard.displaced).toEqual([{ device: alice, fence: 1 }]));
+    await proxy.close();
+  });
+
+  it('announces a lease that Redis could not take as soon as it can', async () => {
+    const [one, two] = [await start(), await start()];
+    await admin.config('SET', 'maxmemory', '1');
+    try {
+      expect(await one.bus.acquire({ device: alice, fence: 1 })).toBe(true);
+      expect(await admin.exists('keygate:lease:{alice.1}')).toBe(0);
+    } finally {
+      await admin.config('SET', 'maxmemory', '0');
+    }
+    await eventually(() => {
+      two.bus.poke([alice]);
+      return one.heard.pokes.length > 0;
+    });
+  });
+
   it('answers at once or within its bound while Redis is silent, and goes on when it speaks again', async () => {
     const [one, two] = [await start(), await start()];
     await redis.kill('SIGSTOP');
@@ -435,10 +466,12 @@ describe('the locks while Redis breaks', () => {
     await redis.kill('SIGSTOP');
     try {
       // Long enough for three trials, which nobody waits for.
+      const asked = vi.spyOn(own, 'evalsha');
       const waits = await waitsMsOf(3_000, () => locks.acquire(devices).then((mine) => mine.release()));
       expect(waits.every((waitMs) => waitMs < 500)).toBe(true);
       expect(waits.filter((waitMs) => waitMs > 80).length).toBeLessThanOrEqual(2);
       expect(waits.length).toBeGreaterThan(1_000);
+      expect(asked.mock.calls.length).toBeLessThan(10);
     } finally {
       await redis.kill('SIGCONT');
     }

@@ -10,7 +10,7 @@ import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener, Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, recycle, within } from './connect.ts';
-import { runOnEach, script } from './scripts.ts';
+import { answeredOf, runOnEach, script } from './scripts.ts';
 
 const ACQUIRE_WAIT_MAX_MS = 500;
 const BATCH_WAIT_MAX_MS = 2_000;
@@ -144,7 +144,11 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     const each = batch.map((lease) => ({ key: leaseKey(lease.key), arg: lease.fence }));
     const answers = await runOnEach(commands, LEASE, [nodeId, timing.leaseMs, mode], each);
     for (const [i, lease] of batch.entries()) {
-      const answer = String(answers[i]);
+      const answer = answers[i];
+      if (typeof answer !== 'string') {
+        isRenewalDue = true;
+        continue;
+      }
       if (answer === 'lost') {
         drop(lease);
         continue;
@@ -428,10 +432,12 @@ function leaseKey(key: string): string {
   return `keygate:lease:{${key}}`;
 }
 
-/** The values of many keys: in one command on one Redis; in a Cluster, in one write per node. */
-function valuesOf(link: RedisLink, keys: readonly string[]): Promise<(string | null)[]> {
+/** The values of many keys: in one command on one Redis; in a Cluster, in one write per node that is there. */
+async function valuesOf(link: RedisLink, keys: readonly string[]): Promise<(string | null)[]> {
   if (!link.isCluster) return link.mget(...keys);
-  return Promise.all(keys.map((key) => link.get(key)));
+  const found = await answeredOf(keys.map(async (key) => [key, await link.get(key)] as const));
+  const valueByKey = new Map(found);
+  return keys.map((key) => valueByKey.get(key) ?? null);
 }
 
 /** Removes and returns up to `max` members. */

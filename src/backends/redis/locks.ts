@@ -5,7 +5,7 @@ import type { Log } from '../../lib/log.ts';
 import type { DeviceLocks, HeldLocks } from '../../ports/lock.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, within } from './connect.ts';
-import { run, runOnEach, script } from './scripts.ts';
+import { answeredOf, run, runOnEach, script } from './scripts.ts';
 
 const ANSWER_WAIT_MAX_MS = 100;
 /** After a failure, Redis is tried at most this often, and nobody waits for the trial. */
@@ -78,13 +78,13 @@ export function createRedisLocks({ link, clock, log, lockMs = 10_000 }: RedisLoc
     log.info({}, 'device locks: Redis is back');
   }
 
-  /** @returns the fencing number and the devices that are held by others */
+  /** @returns the fencing number and the devices that others hold; those of a node that is away aren't among them */
   async function take(
     keys: readonly string[],
     token: string,
   ): Promise<{ fence: number; refused: Set<string> }> {
     const groups = link.isCluster ? keys.map((key) => [key]) : [keys];
-    const answers = await Promise.all(
+    const answers = await answeredOf(
       groups.map(async (group) => {
         const counter = link.isCluster ? `keygate:lock-fence:{${group[0]}}` : 'keygate:lock-fence';
         const answer = await run(link, TAKE, [counter, ...group.map(lockKey)], [token, lockMs, lastFence]);

@@ -35,7 +35,8 @@ export async function run(
  * are single and the link's automatic pipelining sends them in one write per node.
  *
  * @param each for every key its own argument, after the common ones
- * @returns the answers in the order of the keys
+ * @returns the answers in the order of the keys; undefined for the keys of a call that failed
+ * @throws what the first call failed with, where all of them did
  */
 export async function runOnEach(
   link: RedisLink,
@@ -44,17 +45,31 @@ export async function runOnEach(
   each: readonly { key: string; arg: string | number }[],
 ): Promise<unknown[]> {
   const sizeMax = link.isCluster ? 1 : KEYS_PER_CALL_MAX;
-  const calls: Promise<unknown>[] = [];
-  for (let i = 0; i < each.length; i += sizeMax) {
-    const part = each.slice(i, i + sizeMax);
-    calls.push(
-      run(
-        link,
-        body,
-        part.map((item) => item.key),
-        [...common, ...part.map((item) => item.arg)],
-      ),
-    );
+  const parts: (typeof each)[] = [];
+  for (let i = 0; i < each.length; i += sizeMax) parts.push(each.slice(i, i + sizeMax));
+  const answers = await answeredOf(
+    parts.map(async (part) => {
+      const keys = part.map((item) => item.key);
+      return { part, values: await run(link, body, keys, [...common, ...part.map((item) => item.arg)]) };
+    }),
+  );
+  const answerByKey = new Map<string, unknown>();
+  for (const { part, values } of answers) {
+    for (const [i, { key }] of part.entries()) if (Array.isArray(values)) answerByKey.set(key, values[i]);
   }
-  return (await Promise.all(calls)).flat();
+  return each.map(({ key }) => answerByKey.get(key));
+}
+
+/**
+ * Waits for calls that may go to several Redis nodes, of which one may be away.
+ *
+ * @returns what was answered
+ * @throws what the first call failed with, where all of them did
+ */
+export async function answeredOf<T>(calls: readonly Promise<T>[]): Promise<T[]> {
+  const outcomes = await Promise.allSettled(calls);
+  const answers = outcomes.flatMap((outcome) => (outcome.status === 'fulfilled' ? [outcome.value] : []));
+  const failed = outcomes.find((outcome) => outcome.status === 'rejected');
+  if (answers.length === 0 && failed !== undefined) throw failed.reason;
+  return answers;
 }
