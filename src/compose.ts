@@ -54,6 +54,7 @@ const RETENTION_LOCK = { userId: '', deviceId: 0 };
 /**
  * Starts a gateway; it serves when the promise resolves. What was started is ended again where a later part fails.
  *
+ * @param parts.clock the time of the rules; how long an engine may take to answer is measured by the system's
  * @throws Error with one sentence for the operator
  */
 export async function createGateway(
@@ -99,7 +100,7 @@ async function start(config: Config, { clock, log, undo, stop }: Frame): Promise
 
   const address = await openStore(config, { log, undo });
   await migrate(address);
-  const database = openDatabase({ address, clock, log });
+  const database = openDatabase({ address, clock: systemClock, log });
   undo.push(() => database.close());
   undo.push(
     surviveFaults((error) => {
@@ -110,7 +111,7 @@ async function start(config: Config, { clock, log, undo, stop }: Frame): Promise
   );
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
-  const { bus, locks, trouble } = openEngines(config, { clock, log, undo });
+  const { bus, locks, trouble } = openEngines(config, { log, undo });
 
   const { preKeys } = config;
   const messageLifetimeMs = config.messages.lifetimeMs;
@@ -238,11 +239,11 @@ async function openStore(
 
 function openEngines(
   config: Config,
-  { clock, log, undo }: Pick<Frame, 'clock' | 'log' | 'undo'>,
+  { log, undo }: Pick<Frame, 'log' | 'undo'>,
 ): { bus: Bus; locks: DeviceLocks; trouble(): string | null } {
   if (config.redisUrl === null) {
     const bus = createInProcessBus({ log });
-    return { bus, locks: createInProcessLocks({ clock }), trouble: () => bus.trouble() };
+    return { bus, locks: createInProcessLocks({ clock: systemClock }), trouble: () => bus.trouble() };
   }
   const commands = connectRedis({ url: config.redisUrl, name: 'commands', log });
   undo.push(() => {
@@ -252,8 +253,12 @@ function openEngines(
   undo.push(() => {
     subscriber.disconnect();
   });
-  const bus = createRedisBus({ commands, subscriber, clock, log });
-  return { bus, locks: createRedisLocks({ link: commands, clock, log }), trouble: () => bus.trouble() };
+  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log });
+  return {
+    bus,
+    locks: createRedisLocks({ link: commands, clock: systemClock, log }),
+    trouble: () => bus.trouble(),
+  };
 }
 
 async function tokenKeys(config: Config, log: Log): Promise<TokenKeys> {

@@ -33,10 +33,8 @@ export interface BundleClaimsParts {
 
 /** Requests in one statement. */
 const BATCH_MAX = 128;
-/** Times that a request yields to the holder of its device's lock before the row's lock alone decides. */
-const YIELDS_MAX = 20;
-/** Between two tries where nothing else is to be done. */
-const YIELD_MS = 2;
+/** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
+const YIELDS_MAX = 50;
 
 interface Entry {
   request: ClaimRequest;
@@ -82,7 +80,6 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
     for (let yields = 0; ; yields++) {
       const answer = await gatherer.submit({ request, yields });
       if (answer !== 'yield') return answer;
-      await new Promise<void>((resolve) => clock.after(YIELD_MS, resolve));
     }
   }
 

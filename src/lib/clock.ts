@@ -31,7 +31,7 @@ export const systemClock: Clock = {
   },
 };
 
-/** Calls `action` every `periodMs`; a run that is still under way is never overlapped. */
+/** Calls `action` every `periodMs`; a run that is still under way is never overlapped. `action` must not reject. */
 export function every(clock: Clock, periodMs: number, action: () => Promise<void>): Timer {
   let cancelled = false;
   let timer: Timer;

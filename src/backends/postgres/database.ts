@@ -168,6 +168,10 @@ function openPools(address: PostgresAddress): Pools {
           // once: a plan made while a table was empty must be right when it is full.
           plan_cache_mode: 'force_generic_plan',
           enable_seqscan: 'off',
+          // Rows gathered in a statement are joined by hash: their number is never known when it is planned. A table
+          // is reached through LATERAL, which these settings leave no other way than an index probe per row.
+          enable_nestloop: 'off',
+          enable_mergejoin: 'off',
           jit: 'off',
         }
       : {},
@@ -191,7 +195,10 @@ function connect(
     onnotice: () => {},
     // Array parameters are cast where they stand; asking the server for its types costs a query per connection.
     fetch_types: false,
-    types: { int8: { to: 20, from: [20], serialize: String, parse: Number } },
+    types: {
+      int8: { to: 20, from: [20], serialize: String, parse: Number },
+      int4Array: { to: 1007, from: [1007], serialize: String, parse: parseNumbers },
+    },
     // A failing server is asked again soon but never in a storm.
     backoff: (attempt) => Math.min(2, 0.05 * 2 ** attempt) * (0.5 + Math.random() / 2),
   };
@@ -207,6 +214,11 @@ function connect(
   const url = new URL(address.url);
   url.searchParams.delete('prepare');
   return postgres(url.toString(), common);
+}
+
+/** `{1,2}` */
+function parseNumbers(literal: string): number[] {
+  return literal === '{}' ? [] : literal.slice(1, -1).split(',').map(Number);
 }
 
 function unavailable(cause: unknown): GatewayError {
