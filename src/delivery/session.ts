@@ -98,6 +98,8 @@ export function createSession(parts: SessionParts): Session {
   let state: GateState = CONNECTED;
   let opening: Opening | null = null;
   let noticeVersion = parts.lowNoticeVersion;
+  /** `clientReady` is followed by a notice where a pool is low, also if it was so before. */
+  let lowNoticeOwed = false;
   let knownToHaveKeys = false;
   let paused = false;
   let ended = false;
@@ -149,8 +151,9 @@ export function createSession(parts: SessionParts): Session {
       session.displace();
       return false;
     }
-    if (proof.lowNoticeVersion > noticeVersion) {
-      noticeVersion = proof.lowNoticeVersion;
+    if (lowNoticeOwed || proof.lowNoticeVersion > noticeVersion) {
+      lowNoticeOwed = false;
+      noticeVersion = Math.max(noticeVersion, proof.lowNoticeVersion);
       if (isLow(proof)) pushPreKeysLow(proof);
     }
     if (state.name === 'open' && proof.keyVersion !== state.keyVersion) {
@@ -338,10 +341,9 @@ export function createSession(parts: SessionParts): Session {
         inFlight: new Map(),
         inFlightBytes: 0,
       };
-      noticeVersion = result.proof.lowNoticeVersion;
+      lowNoticeOwed = true;
       apply({ name: 'validated', keyVersion });
       apply({ name: 'opened', keyVersion });
-      if (isLow(result.proof)) pushPreKeysLow(result.proof);
       return { pendingCount: result.pendingCount, keyVersion };
     },
 
