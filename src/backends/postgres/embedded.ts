@@ -137,7 +137,7 @@ async function start(
     database: DATABASE,
     removeWhenOrphaned: alias === null ? [] : [alias],
   });
-  log.info({ pid: server.pid, dataDir }, 'embedded PostgreSQL runs');
+  log.info({ postmaster: server.pid, dataDir }, 'embedded PostgreSQL runs');
 
   const listeners: ((reason: string) => void)[] = [];
   let isStopping = false;
