@@ -188,6 +188,17 @@ export type RequestData<Name extends RequestName> = z.output<(typeof requests)[N
 
 export const requestNames = Object.keys(requests) as RequestName[];
 
+/** One fault of an input, as the schemas tell it. */
+export type InputIssue = z.core.$ZodIssue;
+
+/** Checks what came over the wire against the registry; never throws. */
+export function parseRequest<Name extends RequestName>(
+  name: Name,
+  input: unknown,
+): z.ZodSafeParseResult<ParsedInput<Name>> {
+  return (requests[name].input as unknown as z.ZodType<ParsedInput<Name>>).safeParse(input);
+}
+
 /** Whether the event may come with the acknowledgement alone: its input holds nothing that must be there. */
 export function inputIsOptional(name: RequestName): boolean {
   return requests[name].input === nothing || name === 'resetKeys' || name === 'clientReady';

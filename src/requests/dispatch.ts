@@ -1,10 +1,15 @@
 /** What every request of both doors goes through: parse, time, handle, and the only catch. */
 import { randomUUID } from 'node:crypto';
-import type { z } from 'zod';
 import type { Clock } from '../lib/clock.ts';
 import { TOO_LARGE } from '../protocol/envelope.ts';
 import { GatewayError, type Issue } from '../protocol/errors.ts';
-import { type ParsedInput, type Reply, type RequestName, requests } from '../protocol/events.ts';
+import {
+  type InputIssue,
+  type ParsedInput,
+  parseRequest,
+  type Reply,
+  type RequestName,
+} from '../protocol/events.ts';
 import { ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../protocol/limits.ts';
 import type { Handlers, RequestContext } from './handlers.ts';
 import type { Observer } from './observe.ts';
@@ -57,7 +62,7 @@ function parseInput<Name extends RequestName>(name: Name, input: unknown): Parse
       }
     }
   }
-  const parsed = (requests[name].input as unknown as z.ZodType<ParsedInput<Name>>).safeParse(input);
+  const parsed = parseRequest(name, input);
   if (parsed.success) return parsed.data;
   const found = parsed.error.issues;
   const issues = found.slice(0, ISSUES_MAX).flatMap(toIssues).slice(0, ISSUES_MAX);
@@ -75,7 +80,7 @@ export function badRequest(issues: Issue[]): GatewayError {
   });
 }
 
-function toIssues(issue: z.core.$ZodIssue): Issue[] {
+function toIssues(issue: InputIssue): Issue[] {
   const path = issue.path.map((part) => (typeof part === 'number' ? part : shortened(String(part))));
   if (issue.code === 'unrecognized_keys') {
     return issue.keys
