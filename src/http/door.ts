@@ -41,6 +41,8 @@ export interface HttpDoor {
 /** The header lines of a request must be in by then; the whole of it by the second. */
 const HEADERS_TIMEOUT_MS = 10_000;
 const REQUEST_TIMEOUT_MS = 30_000;
+/** How late either may be noticed. */
+const TIMEOUT_CHECK_MS = 5_000;
 /** More than the minute for which proxies like to keep idle connections, so that they meet no closed one. */
 const KEEP_ALIVE_TIMEOUT_MS = 65_000;
 /** A connection on which nothing moves: its client doesn't read the answer. */
@@ -78,7 +80,7 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
   const app = fastify({
     logger: false,
     bodyLimit: FRAME_BYTES_MAX,
-    http: { headersTimeout: HEADERS_TIMEOUT_MS },
+    http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_CHECK_MS },
     requestTimeout: REQUEST_TIMEOUT_MS,
     keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
     connectionTimeout: STALLED_TIMEOUT_MS,
