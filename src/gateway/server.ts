@@ -51,6 +51,11 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     },
   });
 
+  // What the engine itself answers, a refused transport, say, is no more to be kept than what we answer.
+  io.engine.on('headers', (headers: Record<string, string>) => {
+    headers['Cache-Control'] = 'no-store';
+  });
+
   io.use((socket, next) => {
     admit(socket).then(
       () => next(),
