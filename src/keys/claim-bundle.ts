@@ -51,15 +51,9 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
     const targets = new Map(entries.map(({ request }) => [targetKey(request), lockAddress(request)]));
     const lock = await locks.acquire([...targets.values()]);
     try {
-      const claimants = new Set<string>();
-      const goes = entries.map(({ request, yields }) => {
-        // Two requests of one claimId for one user may overlap in a device: the second finds the first's answer.
-        const claimant = claimantKey(request);
-        const free = lock.held.has(targetKey(request)) || yields >= YIELDS_MAX;
-        if (!free || claimants.has(claimant)) return false;
-        claimants.add(claimant);
-        return true;
-      });
+      const goes = entries.map(
+        ({ request, yields }) => lock.held.has(targetKey(request)) || yields >= YIELDS_MAX,
+      );
       const requests = entries.filter((_, index) => goes[index]).map((entry) => entry.request);
       const bundles = requests.length === 0 ? [] : await claimAll(requests);
       let next = 0;
@@ -91,7 +85,7 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
         userId: input.userId,
         deviceId: input.deviceId ?? null,
       };
-      const key = `${claimantKey(request)}>${targetKey(request)}`;
+      const key = `${addressKey(claimer)}/${input.claimId}/${targetKey(request)}`;
       let answer = underWay.get(key);
       if (answer === undefined) {
         answer = ask(request).finally(() => underWay.delete(key));
@@ -131,10 +125,6 @@ function lockAddress(request: ClaimRequest): DeviceAddress {
 
 function targetKey(request: ClaimRequest): string {
   return addressKey(lockAddress(request));
-}
-
-function claimantKey(request: ClaimRequest): string {
-  return `${addressKey(request.claimer)}/${request.claimId}/${request.userId}`;
 }
 
 function toWire(bundle: ClaimedBundle): DeviceBundle {

@@ -5,6 +5,7 @@ import type { PostgresJsDatabase } from 'drizzle-orm/postgres-js';
 import type {
   ClaimedBundle,
   ClaimRequest,
+  ClaimResult,
   DeviceKeys,
   KeySetTransaction,
   KeyStore,
@@ -74,6 +75,26 @@ export function createKeyStore(database: Database): KeyStore {
     return bundles;
   }
 
+  async function claimRound(requests: readonly ClaimRequest[], now: ClaimTime): Promise<ClaimResult> {
+    const rows = await database.hot(claimStatement, { ...claimValues(requests, now) });
+    const ranLow = devicesThatRanLow(requests, rows);
+    const again = [...new Set(rows.filter((row) => row.outcome === 'again').map((row) => row.ord))].sort(
+      (a, b) => a - b,
+    );
+    let settled: ClaimRow[] = rows;
+    if (again.length > 0) {
+      // What the first statement did claim for these requests comes back as their first answer.
+      const retried = again.map((ord) => requests[ord]!);
+      const lockedRows = await claimUnderLock(database, retried, now);
+      for (const [key, device] of devicesThatRanLow(retried, lockedRows)) ranLow.set(key, device);
+      const retriedOrds = new Set(again);
+      settled = rows
+        .filter((row) => !retriedOrds.has(row.ord))
+        .concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
+    }
+    return { bundles: await toBundles(requests, settled), ranLow: [...ranLow.values()] };
+  }
+
   return {
     async read(device) {
       return await database.run(async (db) => await readKeys(db, device, false));
@@ -96,23 +117,19 @@ export function createKeyStore(database: Database): KeyStore {
     },
 
     async claim(requests, now) {
-      const rows = await database.hot(claimStatement, { ...claimValues(requests, now) });
-      const ranLow = devicesThatRanLow(requests, rows);
-      const again = [...new Set(rows.filter((row) => row.outcome === 'again').map((row) => row.ord))].sort(
-        (a, b) => a - b,
-      );
-      let settled: ClaimRow[] = rows;
-      if (again.length > 0) {
-        // What the first statement did claim for these requests comes back as their first answer.
-        const retried = again.map((ord) => requests[ord]!);
-        const lockedRows = await claimUnderLock(database, retried, now);
-        for (const [key, device] of devicesThatRanLow(retried, lockedRows)) ranLow.set(key, device);
-        const retriedOrds = new Set(again);
-        settled = rows
-          .filter((row) => !retriedOrds.has(row.ord))
-          .concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
+      const bundles: ClaimedBundle[][] = requests.map(() => []);
+      const ranLow = new Map<string, DeviceAddress>();
+      for (const round of roundsOf(requests)) {
+        const result = await claimRound(
+          round.map((ord) => requests[ord]!),
+          now,
+        );
+        round.forEach((ord, index) => {
+          bundles[ord] = result.bundles[index]!;
+        });
+        for (const device of result.ranLow) ranLow.set(addressKey(device), device);
       }
-      return { bundles: await toBundles(requests, settled), ranLow: [...ranLow.values()] };
+      return { bundles, ranLow: [...ranLow.values()] };
     },
 
     async compareIds(device, kind, localIds) {
@@ -244,6 +261,27 @@ function claimValues(requests: readonly ClaimRequest[], { nowMs, lowThreshold }:
     lowThreshold,
     nowMs,
   };
+}
+
+/**
+ * Sorts requests into statements, each in the order given. Two of one claimId that share a device can't be in one:
+ * both would find no first answer. Mostly there is a single round.
+ */
+function roundsOf(requests: readonly ClaimRequest[]): number[][] {
+  const rounds: number[][] = [];
+  const nextRounds = new Map<string, { ofAll: number; ofAny: number; ofDevices: Map<number, number> }>();
+  requests.forEach(({ claimer, claimId, userId, deviceId }, ord) => {
+    const key = `${addressKey(claimer)}/${claimId}/${userId}`;
+    const next = nextRounds.get(key) ?? { ofAll: 0, ofAny: 0, ofDevices: new Map<number, number>() };
+    nextRounds.set(key, next);
+    const round = deviceId === null ? next.ofAny : Math.max(next.ofAll, next.ofDevices.get(deviceId) ?? 0);
+    if (deviceId === null) next.ofAll = round + 1;
+    else next.ofDevices.set(deviceId, round + 1);
+    next.ofAny = Math.max(next.ofAny, round + 1);
+    rounds[round] ??= [];
+    rounds[round].push(ord);
+  });
+  return rounds;
 }
 
 /** Locks the devices' rows in sorted order first, so that the claim's snapshot is sure to be current. */

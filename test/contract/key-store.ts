@@ -1,0 +1,950 @@
+// The promises of ports/key-store, for every engine that keeps them.
+import { randomBytes, randomUUID } from 'node:crypto';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type {
+  ClaimedBundle,
+  ClaimRequest,
+  DeviceKeysUpdate,
+  Identity,
+  KeySetTransaction,
+  KeyStore,
+  OneTimePreKey,
+  PreKeyKind,
+  SignedPreKey,
+} from '../../src/ports/key-store.ts';
+import { PRE_KEY_KINDS } from '../../src/ports/key-store.ts';
+import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
+
+export interface OpenKeyStore {
+  keys: KeyStore;
+  /** The same store, as another node sees it, or this node after a restart. */
+  otherNode: KeyStore;
+  close(): Promise<void>;
+}
+
+const NOW_MS = Date.UTC(2026, 0, 1);
+const HOUR_MS = 3_600_000;
+const DAY_MS = 24 * HOUR_MS;
+const LOW_THRESHOLD = 3;
+
+/** Bytes that mean nothing: a store never looks into a key. The id is in them, so that a mix-up shows. */
+export function publicKeyOf(kind: PreKeyKind, keyId: number, variant = 0): Uint8Array {
+  const bytes = new Uint8Array(kind === 'ec' ? 33 : 1569).fill(variant + 1);
+  bytes[0] = kind === 'ec' ? 5 : 8;
+  new DataView(bytes.buffer).setUint32(1, keyId);
+  new DataView(bytes.buffer).setUint32(bytes.length - 4, keyId);
+  return bytes;
+}
+
+export function signedPreKeyOf(kind: PreKeyKind, keyId: number, variant = 0): SignedPreKey {
+  return { keyId, publicKey: publicKeyOf(kind, keyId, variant), signature: new Uint8Array(64).fill(keyId) };
+}
+
+function oneTimePreKeyOf(kind: PreKeyKind, keyId: number): OneTimePreKey {
+  const { publicKey, signature } = signedPreKeyOf(kind, keyId, 7);
+  return { keyId, publicKey, signature: kind === 'ec' ? null : signature };
+}
+
+export function identityOf(name: string): Identity {
+  const canonicalKey = new Uint8Array(32).fill(name.charCodeAt(0));
+  return { identityKey: Uint8Array.of(5, ...canonicalKey), canonicalKey, identityKeyEd25519: null };
+}
+
+export interface KeySet {
+  identity?: Identity;
+  registrationId?: number;
+  signedPreKeyId?: number;
+  lastResortPreKeyId?: number | null;
+  ec?: readonly number[];
+  pq?: readonly number[];
+}
+
+/** Stores a key set in one transaction, in place of another identity's, as the rules of uploads do. */
+export async function storeKeySet(store: KeyStore, device: DeviceAddress, set: KeySet): Promise<void> {
+  const {
+    identity = identityOf('A'),
+    registrationId = 7,
+    signedPreKeyId = 1,
+    lastResortPreKeyId = null,
+  } = set;
+  await store.change(device, async (keys) => {
+    const replaced =
+      keys.current.identity !== null &&
+      Buffer.compare(keys.current.identity.canonicalKey, identity.canonicalKey) !== 0;
+    if (replaced) await keys.wipe('RECIPIENT_IDENTITY_CHANGED', NOW_MS);
+    const update = updateOf(keys);
+    if (replaced) update.availableCounts = { ec: 0, pq: 0 };
+    if (replaced) update.claimedCounts = { ec: 0, pq: 0 };
+    await keys.activateSignedPreKey('ec', signedPreKeyOf('ec', signedPreKeyId), NOW_MS);
+    if (lastResortPreKeyId !== null) {
+      await keys.activateSignedPreKey('pq', signedPreKeyOf('pq', lastResortPreKeyId), NOW_MS);
+    }
+    for (const kind of PRE_KEY_KINDS) {
+      const ids = set[kind] ?? [];
+      await keys.addToPool(
+        kind,
+        ids.map((keyId) => oneTimePreKeyOf(kind, keyId)),
+      );
+      update.availableCounts[kind] += ids.length;
+    }
+    await keys.save({
+      ...update,
+      identity,
+      registrationId,
+      keyVersion: update.keyVersion + 1,
+      countVersion: update.countVersion + 1,
+      identityVersion: update.identityVersion + (replaced || keys.current.identity === null ? 1 : 0),
+    });
+  });
+}
+
+/** Adds one-time prekeys to what stands. */
+async function addToPool(
+  store: KeyStore,
+  device: DeviceAddress,
+  pools: Pick<KeySet, 'ec' | 'pq'>,
+): Promise<void> {
+  await store.change(device, async (keys) => {
+    const update = updateOf(keys);
+    for (const kind of PRE_KEY_KINDS) {
+      const ids = pools[kind] ?? [];
+      await keys.addToPool(
+        kind,
+        ids.map((keyId) => oneTimePreKeyOf(kind, keyId)),
+      );
+      update.availableCounts[kind] += ids.length;
+    }
+    await keys.save({ ...update, countVersion: update.countVersion + 1 });
+  });
+}
+
+/** Takes every key away, as the rules of resets do. */
+export async function wipeKeySet(store: KeyStore, device: DeviceAddress, nowMs = NOW_MS): Promise<void> {
+  await store.change(device, async (keys) => {
+    await keys.wipe('RECIPIENT_KEYS_RESET', nowMs);
+    const update = updateOf(keys);
+    await keys.save({
+      ...update,
+      registrationId: null,
+      identity: null,
+      availableCounts: { ec: 0, pq: 0 },
+      claimedCounts: { ec: 0, pq: 0 },
+      keyVersion: update.keyVersion + 1,
+      identityVersion: update.identityVersion + 1,
+    });
+  });
+}
+
+function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
+  const { signedPreKeys: _, ...rest } = keys.current;
+  return structuredClone(rest);
+}
+
+export function newDevice(deviceId = 1): DeviceAddress {
+  return { userId: `user-${randomBytes(6).toString('hex')}`, deviceId };
+}
+
+const claimer: DeviceAddress = { userId: 'claimer', deviceId: 1 };
+
+function requestOf(target: DeviceAddress | string, options: Partial<ClaimRequest> = {}): ClaimRequest {
+  const [userId, deviceId] = typeof target === 'string' ? [target, null] : [target.userId, target.deviceId];
+  return { claimer, claimId: randomUUID(), userId, deviceId, ...options };
+}
+
+const ids = (from: number, count: number): number[] => Array.from({ length: count }, (_, i) => from + i);
+const ecIdOf = (bundle: ClaimedBundle | undefined): number | null | undefined =>
+  bundle && (bundle.oneTimePreKey?.keyId ?? null);
+
+/** @param open an empty store; every test has devices of its own on it */
+export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStore>): void {
+  describe(`the key store (${engine})`, () => {
+    let opened: OpenKeyStore;
+    let keys: KeyStore;
+    let otherNode: KeyStore;
+    beforeAll(async () => {
+      opened = await open();
+      ({ keys, otherNode } = opened);
+    });
+    afterAll(() => opened.close());
+
+    const claimAll = (requests: ClaimRequest[], store = keys, nowMs = NOW_MS) =>
+      store.claim(requests, { nowMs, lowThreshold: LOW_THRESHOLD });
+    const claim = async (request: ClaimRequest, store = keys, nowMs = NOW_MS) =>
+      (await claimAll([request], store, nowMs)).bundles[0]!;
+    const claimOne = async (device: DeviceAddress, options: Partial<ClaimRequest> = {}) =>
+      (await claim(requestOf(device, options)))[0]!;
+    const sweep = (nowMs: number, limit = 100) =>
+      keys.sweep({ claimedBeforeMs: nowMs, replacedBeforeMs: nowMs, limit });
+    const sweepAll = async (nowMs: number) => {
+      while ((await sweep(nowMs)) >= 100);
+    };
+    const usedIds = (device: DeviceAddress, kind: PreKeyKind, identity: Identity, keyIds: number[]) =>
+      keys.change(device, async (set) =>
+        [...(await set.usedIds(kind, identity.canonicalKey, keyIds))].sort((a, b) => a - b),
+      );
+    const signedState = (
+      device: DeviceAddress,
+      kind: PreKeyKind,
+      keyId: number,
+      identity = identityOf('A'),
+    ) => keys.change(device, (set) => set.signedPreKeyIdState(kind, identity.canonicalKey, keyId));
+
+    describe('a device’s row', () => {
+      it('is null for a device that never uploaded, and zeros and nulls inside a change', async () => {
+        const device = newDevice();
+        expect(await keys.read(device)).toBeNull();
+        expect(await keys.devicesOf(device.userId)).toEqual([]);
+        const current = await keys.change(device, async (set) => set.current);
+        expect(current).toEqual({
+          registrationId: null,
+          identity: null,
+          signedPreKeys: { ec: null, pq: null },
+          signedPreKeyExpiresAtMs: null,
+          availableCounts: { ec: 0, pq: 0 },
+          claimedCounts: { ec: 0, pq: 0 },
+          keyVersion: 0,
+          countVersion: 0,
+          identityVersion: 0,
+          updatedAtMs: null,
+        });
+      });
+
+      it('gives back what was saved, keys byte for byte, also to another node', async () => {
+        const device = newDevice();
+        const identity: Identity = {
+          identityKey: randomBytes(32),
+          canonicalKey: randomBytes(32),
+          identityKeyEd25519: randomBytes(32),
+        };
+        const saved: DeviceKeysUpdate = {
+          registrationId: 16_383,
+          identity,
+          signedPreKeyExpiresAtMs: NOW_MS + 1,
+          availableCounts: { ec: 0, pq: 0 },
+          claimedCounts: { ec: 4_000_000_000, pq: 5 },
+          keyVersion: 2 ** 48,
+          countVersion: 2 ** 48 - 1,
+          identityVersion: 3,
+          updatedAtMs: NOW_MS,
+        };
+        const ec = signedPreKeyOf('ec', 2 ** 32 - 1);
+        const pq = signedPreKeyOf('pq', 0);
+        await keys.change(device, async (set) => {
+          await set.activateSignedPreKey('ec', ec, NOW_MS);
+          await set.activateSignedPreKey('pq', pq, NOW_MS);
+          await set.save(saved);
+        });
+        for (const store of [keys, otherNode]) {
+          const { identity: readIdentity, signedPreKeys, ...rest } = (await store.read(device))!;
+          const { identity: _, ...savedRest } = saved;
+          expect(rest).toEqual(savedRest);
+          expect(plain(readIdentity!)).toEqual(plain(identity));
+          expect(plain(signedPreKeys)).toMatchObject(plain({ ec, pq }) as object);
+        }
+      });
+
+      it('is untouched by a change that throws, which throws the same', async () => {
+        const device = newDevice();
+        const failure = new Error('no');
+        await expect(
+          keys.change(device, async (set) => {
+            await set.activateSignedPreKey('ec', signedPreKeyOf('ec', 1), NOW_MS);
+            await set.addToPool('ec', [oneTimePreKeyOf('ec', 1)]);
+            await set.withdraw('ec', identityOf('A').canonicalKey, [2]);
+            throw failure;
+          }),
+        ).rejects.toBe(failure);
+        expect(await keys.read(device)).toBeNull();
+        await storeKeySet(keys, device, { ec: [1] });
+        expect(await usedIds(device, 'ec', identityOf('A'), [2])).toEqual([]);
+      });
+
+      it('is changed by one at a time, over all nodes', async () => {
+        const device = newDevice();
+        await Promise.all(
+          ids(0, 20).map((i) =>
+            (i % 2 === 0 ? keys : otherNode).change(device, async (set) => {
+              await set.save({ ...updateOf(set), keyVersion: set.current.keyVersion + 1 });
+            }),
+          ),
+        );
+        expect((await keys.read(device))?.keyVersion).toBe(20);
+      });
+
+      it('is listed among the user’s devices, in order, while it has keys', async () => {
+        const { userId } = newDevice();
+        for (const deviceId of [127, 3, 20]) {
+          await storeKeySet(keys, { userId, deviceId }, { registrationId: deviceId * 2 });
+        }
+        await storeKeySet(keys, { userId: `${userId}x`, deviceId: 9 }, {});
+        expect(await keys.devicesOf(userId)).toEqual([
+          { deviceId: 3, registrationId: 6 },
+          { deviceId: 20, registrationId: 40 },
+          { deviceId: 127, registrationId: 254 },
+        ]);
+        await wipeKeySet(keys, { userId, deviceId: 20 });
+        expect((await keys.devicesOf(userId)).map((device) => device.deviceId)).toEqual([3, 127]);
+      });
+    });
+
+    describe('claims', () => {
+      it('give the whole bundle, as it was uploaded', async () => {
+        const device = newDevice(5);
+        await storeKeySet(keys, device, { lastResortPreKeyId: 9, ec: [11], pq: [12] });
+        const bundle = await claimOne(device);
+        expect(plain(bundle)).toEqual(
+          plain({
+            deviceId: 5,
+            registrationId: 7,
+            identity: { identityKey: identityOf('A').identityKey, identityKeyEd25519: null },
+            signedPreKey: signedPreKeyOf('ec', 1),
+            oneTimePreKey: oneTimePreKeyOf('ec', 11),
+            pqPreKey: { ...oneTimePreKeyOf('pq', 12), lastResort: false },
+          }),
+        );
+        const without = await claimOne(device);
+        expect(without.oneTimePreKey).toBeNull();
+        expect(plain(without.pqPreKey!)).toEqual(plain({ ...signedPreKeyOf('pq', 9), lastResort: true }));
+      });
+
+      it('keep an identity key of 32 bytes apart from one of 33', async () => {
+        const [short, long] = [newDevice(), newDevice()];
+        const identity = identityOf('S');
+        await storeKeySet(keys, short, { identity: { ...identity, identityKey: identity.canonicalKey } });
+        await storeKeySet(keys, long, { identity });
+        expect((await claimOne(short)).identity.identityKey).toHaveLength(32);
+        expect((await claimOne(long)).identity.identityKey).toHaveLength(33);
+      });
+
+      it('immunity 6: go out oldest upload first, in the order of the list, whatever the ids', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [50, 7, 4_294_967_295], pq: [8, 3] });
+        await addToPool(keys, device, { ec: [0, 6], pq: [1] });
+        const order = [50, 7, 4_294_967_295, 0, 6];
+        for (const expected of order) expect(ecIdOf(await claimOne(device))).toBe(expected);
+        expect(ecIdOf(await claimOne(device))).toBeNull();
+      });
+
+      it('go out in that order within a batch too, in the order of the requests', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [5, 4, 3], pq: [9, 2] });
+        const { bundles } = await claimAll(ids(0, 5).map(() => requestOf(device)));
+        expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([5, 4, 3, null, null]);
+        expect(bundles.map((list) => list[0]!.pqPreKey!.keyId)).toEqual([9, 2, 1, 1, 1]);
+        expect(bundles.map((list) => list[0]!.pqPreKey!.lastResort)).toEqual([
+          false,
+          false,
+          true,
+          true,
+          true,
+        ]);
+      });
+
+      it('of all devices leave out the claimer’s own, and are sorted by device id', async () => {
+        const { userId } = newDevice();
+        for (const deviceId of [30, 2, 111])
+          await storeKeySet(keys, { userId, deviceId }, { ec: [deviceId] });
+        const own = { userId, deviceId: 2 };
+        expect((await claim(requestOf(userId))).map((bundle) => bundle.deviceId)).toEqual([2, 30, 111]);
+        const others = await claim(requestOf(userId, { claimer: own }));
+        expect(others.map((bundle) => bundle.deviceId)).toEqual([30, 111]);
+        const named = await claim(requestOf(own, { claimer: own }));
+        expect(named.map((bundle) => bundle.deviceId)).toEqual([2]);
+      });
+
+      it('of an unknown user or device are empty lists', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        const { bundles, ranLow } = await claimAll([
+          requestOf('nobody'),
+          requestOf({ ...device, deviceId: 2 }),
+          requestOf(device),
+        ]);
+        expect(bundles.map((list) => list.length)).toEqual([0, 0, 1]);
+        expect(ranLow).toEqual([device]);
+      });
+
+      it('leave a device without a whole bundle out, and spend nothing of it', async () => {
+        const { userId } = newDevice();
+        const [whole, broken] = [
+          { userId, deviceId: 1 },
+          { userId, deviceId: 2 },
+        ];
+        await storeKeySet(keys, whole, { ec: [1] });
+        await keys.change(broken, async (set) => {
+          await set.addToPool('ec', [oneTimePreKeyOf('ec', 5)]);
+          await set.save({
+            ...updateOf(set),
+            identity: identityOf('A'),
+            registrationId: 1,
+            availableCounts: { ec: 1, pq: 0 },
+          });
+        });
+        expect((await claim(requestOf(userId))).map((bundle) => bundle.deviceId)).toEqual([1]);
+        expect(await claim(requestOf(broken))).toEqual([]);
+        expect(await keys.read(broken)).toMatchObject({
+          availableCounts: { ec: 1, pq: 0 },
+          claimedCounts: { ec: 0, pq: 0 },
+          countVersion: 0,
+        });
+        expect(await usedIds(broken, 'ec', identityOf('A'), [5])).toEqual([]);
+      });
+
+      it('count what they spent', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1, 2], pq: [1] });
+        await claimAll(ids(0, 3).map(() => requestOf(device)));
+        expect(await otherNode.read(device)).toMatchObject({
+          availableCounts: { ec: 0, pq: 0 },
+          claimedCounts: { ec: 2, pq: 1 },
+        });
+      });
+
+      it('raise countVersion when they spend, and leave it when they don’t', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        const versionOf = async () => (await keys.read(device))!.countVersion;
+        const before = await versionOf();
+        const { claimId } = requestOf(device);
+        await claimOne(device, { claimId });
+        const after = await versionOf();
+        expect(after).toBeGreaterThan(before);
+        await claimOne(device, { claimId });
+        await claimOne(device);
+        expect(await versionOf()).toBe(after);
+      });
+
+      it.each(PRE_KEY_KINDS)(
+        'tell once when the %s pool falls below the threshold, and once at zero',
+        async (kind) => {
+          const device = newDevice();
+          const spent = ids(1, LOW_THRESHOLD + 1);
+          // The other kind has plenty, so that only one crosses.
+          const plenty = ids(1, 50);
+          await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: plenty, pq: plenty, [kind]: spent });
+          const told: boolean[] = [];
+          for (let i = 0; i < LOW_THRESHOLD + 3; i++) {
+            const { ranLow } = await claimAll([requestOf(device)]);
+            expect(ranLow.every((low) => addressKey(low) === addressKey(device))).toBe(true);
+            told.push(ranLow.length > 0);
+          }
+          // Left after each: 3 (the threshold itself), 2, 1, 0, and then nothing falls any more.
+          expect(told).toEqual([false, true, false, true, false, false]);
+        },
+      );
+
+      it('tell of each crossing anew after the pool was filled again', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        expect((await claimAll([requestOf(device)])).ranLow).toEqual([device]);
+        await addToPool(keys, device, { ec: [2, 3] });
+        // Two, below the threshold all the time: one falls, and nothing is crossed.
+        expect((await claimAll([requestOf(device)])).ranLow).toEqual([]);
+        expect((await claimAll([requestOf(device)])).ranLow).toEqual([device]);
+      });
+
+      it('tell once of a batch that crosses both at once, and of each of its devices', async () => {
+        const [one, other, none] = [newDevice(), newDevice(), newDevice()];
+        await storeKeySet(keys, one, { ec: ids(1, 5) });
+        await storeKeySet(keys, other, { ec: ids(1, 4) });
+        await storeKeySet(keys, none, { ec: ids(1, 50) });
+        const requests = [...ids(0, 7).map(() => one), other, other, none].map((device) => requestOf(device));
+        const { ranLow } = await claimAll(requests);
+        expect(ranLow.map(addressKey).sort()).toEqual([one, other].map(addressKey).sort());
+      });
+
+      it('hand out no key twice and deny none, from many batches on two nodes at once', async () => {
+        const { userId } = newDevice();
+        const targets = ids(1, 6).map((deviceId) => ({ userId, deviceId }));
+        for (const device of targets) await storeKeySet(keys, device, { ec: ids(1, 30), pq: ids(1, 20) });
+        const answers = await Promise.all(
+          ids(0, 40).map((i) => {
+            const node = i % 2 === 0 ? keys : otherNode;
+            const order = i % 3 === 0 ? [...targets].reverse() : targets;
+            return claimAll(
+              i % 4 === 0 ? [requestOf(userId)] : order.map((device) => requestOf(device)),
+              node,
+            );
+          }),
+        );
+        for (const device of targets) {
+          const mine = answers
+            .flatMap(({ bundles }) => bundles.flat())
+            .filter((bundle) => bundle.deviceId === device.deviceId);
+          expect(mine).toHaveLength(40);
+          const handedOut = mine.map(ecIdOf).filter((keyId) => keyId !== null);
+          expect(handedOut.sort((a, b) => a! - b!)).toEqual(ids(1, 30));
+          const pqIds = mine.flatMap((bundle) => bundle.pqPreKey?.keyId ?? []).sort((a, b) => a - b);
+          expect(pqIds).toEqual(ids(1, 20));
+          expect(await keys.read(device)).toMatchObject({
+            availableCounts: { ec: 0, pq: 0 },
+            claimedCounts: { ec: 30, pq: 20 },
+          });
+        }
+      });
+
+      it('wait for a change of the device that is under way, and see what it did', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        const changing = gate();
+        const finish = gate();
+        const change = otherNode.change(device, async (set) => {
+          await set.withdraw('ec', identityOf('A').canonicalKey, 'all');
+          await set.addToPool('ec', [oneTimePreKeyOf('ec', 2)]);
+          await set.save({ ...updateOf(set), availableCounts: { ec: 1, pq: 0 } });
+          changing.open();
+          await finish.opened;
+        });
+        await changing.opened;
+        const claims = claimAll([requestOf(device), requestOf(device)]);
+        finish.open();
+        await change;
+        const { bundles } = await claims;
+        expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([2, null]);
+      });
+
+      it('see what a change that rolled back left alone', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2] });
+        const changing = gate();
+        const finish = gate();
+        const change = otherNode
+          .change(device, async (set) => {
+            await set.withdraw('ec', identityOf('A').canonicalKey, 'all');
+            await set.save({ ...updateOf(set), availableCounts: { ec: 0, pq: 0 } });
+            changing.open();
+            await finish.opened;
+            throw new Error('rolled back');
+          })
+          .catch(() => {});
+        await changing.opened;
+        const claims = claimAll([requestOf(device), requestOf(device)]);
+        finish.open();
+        await change;
+        expect((await claims).bundles.map((list) => ecIdOf(list[0]))).toEqual([1, 2]);
+      });
+
+      it('of a device that is wiped beside them give nothing of the old key set', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: ids(1, 20) });
+        const results = await Promise.all([
+          ...ids(0, 8).map(() => claim(requestOf(device), otherNode)),
+          wipeKeySet(keys, device),
+          ...ids(0, 8).map(() => claim(requestOf(device))),
+        ]);
+        const bundles = results.flatMap((result) => result ?? []);
+        expect(new Set(bundles.map(ecIdOf)).size).toBe(bundles.length);
+        expect(await claim(requestOf(device))).toEqual([]);
+        await storeKeySet(keys, device, { identity: identityOf('B'), signedPreKeyId: 2, ec: [1] });
+        expect(await claimOne(device)).toMatchObject({
+          signedPreKey: { keyId: 2 },
+          oneTimePreKey: { keyId: 1 },
+        });
+      });
+    });
+
+    describe('a repeated claim', () => {
+      it('gets its first answer and spends nothing, on any node', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1, 2], pq: [3, 4] });
+        const request = requestOf(device);
+        const first = await claim(request);
+        for (const store of [keys, otherNode])
+          expect(plain(await claim(request, store))).toEqual(plain(first));
+        expect((await keys.read(device))?.availableCounts).toEqual({ ec: 1, pq: 1 });
+      });
+
+      it('gets its first answer also where that was without, and keys came since', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1 });
+        const request = requestOf(device);
+        expect(ecIdOf((await claim(request))[0])).toBeNull();
+        await addToPool(keys, device, { ec: [1], pq: [1] });
+        const [again] = await claim(request, otherNode);
+        expect(ecIdOf(again)).toBeNull();
+        expect(again!.pqPreKey).toMatchObject({ lastResort: true });
+        expect((await keys.read(device))?.availableCounts).toEqual({ ec: 1, pq: 1 });
+      });
+
+      it('gets its first answer for a day, over the retention sweep', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2] });
+        const request = requestOf(device);
+        const first = await claim(request);
+        const later = NOW_MS + DAY_MS;
+        await sweep(later - DAY_MS);
+        expect(plain(await claim(request, otherNode, later))).toEqual(plain(first));
+      });
+
+      it('gets the signed prekeys that it got, although they were replaced since', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1] });
+        const request = requestOf(device);
+        const first = await claim(request);
+        await keys.change(device, async (set) => {
+          await set.activateSignedPreKey('ec', signedPreKeyOf('ec', 2), NOW_MS);
+          await set.activateSignedPreKey('pq', signedPreKeyOf('pq', 2), NOW_MS);
+          await set.save({ ...updateOf(set), registrationId: 8 });
+        });
+        expect(plain(await claim(request))).toEqual(plain(first));
+        expect(await claimOne(device)).toMatchObject({
+          registrationId: 8,
+          signedPreKey: { keyId: 2 },
+          pqPreKey: { keyId: 2 },
+        });
+      });
+
+      it('is answered anew where the identity was replaced since', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        const request = requestOf(device);
+        await claim(request);
+        await storeKeySet(keys, device, { identity: identityOf('B'), ec: [1] });
+        const [anew] = await claim(request);
+        expect(anew!.identity.identityKey).toEqual(Buffer.from(identityOf('B').identityKey));
+        expect(ecIdOf(anew)).toBe(1);
+        expect((await keys.read(device))?.availableCounts.ec).toBe(0);
+      });
+
+      it('is another’s where claimer, device or id differ in anything', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: ids(1, 9) });
+        const { claimId } = requestOf(device);
+        const others = [
+          { claimId },
+          { claimId, claimer: { ...claimer, deviceId: 2 } },
+          { claimId, claimer: { ...claimer, userId: 'claimer.1' } },
+          {},
+        ];
+        const answers: unknown[] = [];
+        for (const other of others) answers.push(ecIdOf(await claimOne(device, other)));
+        expect(answers).toEqual([1, 2, 3, 4]);
+      });
+
+      it('spends for a device that it had not asked before, and for no other', async () => {
+        const { userId } = newDevice();
+        const [one, other] = [
+          { userId, deviceId: 1 },
+          { userId, deviceId: 2 },
+        ];
+        await storeKeySet(keys, one, { ec: [1, 2] });
+        const { claimId } = requestOf(userId);
+        await claim(requestOf(one, { claimId }));
+        await storeKeySet(keys, other, { ec: [5, 6] });
+        const both = await claim(requestOf(userId, { claimId }));
+        expect(both.map(ecIdOf)).toEqual([1, 5]);
+      });
+
+      it('costs one key also where its copies overlap within one batch', async () => {
+        const { userId } = newDevice();
+        const targets = [1, 2].map((deviceId) => ({ userId, deviceId }));
+        for (const device of targets) await storeKeySet(keys, device, { ec: [1, 2, 3] });
+        const claimId = randomUUID();
+        const [one, all, stranger] = [
+          requestOf(targets[0]!, { claimId }),
+          requestOf(userId, { claimId }),
+          requestOf(targets[0]!),
+        ];
+        const { bundles } = await claimAll([one, all, stranger, all, one]);
+        expect(bundles.map((list) => list.length)).toEqual([1, 2, 1, 2, 1]);
+        expect(plain(bundles[1]![0]!)).toEqual(plain(bundles[0]![0]!));
+        expect(plain(bundles[3]!)).toEqual(plain(bundles[1]!));
+        expect(plain(bundles[4]!)).toEqual(plain(bundles[0]!));
+        expect(ecIdOf(bundles[2]![0])).not.toBe(ecIdOf(bundles[0]![0]));
+        expect((await keys.read(targets[0]!))?.availableCounts.ec).toBe(1);
+        expect((await keys.read(targets[1]!))?.availableCounts.ec).toBe(2);
+      });
+
+      it('costs one key from many callers on two nodes at once, and gives all the same', async () => {
+        const { userId } = newDevice();
+        const targets = [1, 2, 3].map((deviceId) => ({ userId, deviceId }));
+        for (const device of targets) await storeKeySet(keys, device, { ec: ids(1, 40), pq: ids(1, 40) });
+        const request = requestOf(userId);
+        const answers = await Promise.all(
+          ids(0, 20).map((i) => claim(request, i % 2 === 0 ? keys : otherNode)),
+        );
+        for (const answer of answers) expect(plain(answer)).toEqual(plain(answers[0]!));
+        for (const device of targets) {
+          expect((await keys.read(device))?.availableCounts).toEqual({ ec: 39, pq: 39 });
+        }
+      });
+    });
+
+    describe('used ids', () => {
+      const everyTime = [1, 2, 3, 4];
+
+      it.each(PRE_KEY_KINDS)('of kind %s are those handed out or withdrawn, and no others', async (kind) => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1, 2], pq: [1, 2] });
+        await claimOne(device);
+        await keys.change(device, async (set) => {
+          expect(await set.withdraw(kind, identityOf('A').canonicalKey, [2, 4])).toBe(1);
+        });
+        expect(await usedIds(device, kind, identityOf('A'), everyTime)).toEqual([1, 2, 4]);
+        const other = kind === 'ec' ? 'pq' : 'ec';
+        expect(await usedIds(device, other, identityOf('A'), everyTime)).toEqual([1]);
+        expect(await usedIds({ ...device, deviceId: 2 }, kind, identityOf('A'), everyTime)).toEqual([]);
+      });
+
+      it('stay used after the claim’s record was swept', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1, 3], pq: [2] });
+        await sweepAll(NOW_MS + 1);
+        await claimOne(device);
+        await claimOne(device);
+        expect(await sweep(NOW_MS + 1)).toBe(2);
+        expect(await usedIds(device, 'ec', identityOf('A'), everyTime)).toEqual([1, 3]);
+        expect(await usedIds(device, 'pq', identityOf('A'), everyTime)).toEqual([2]);
+        expect(await keys.compareIds(device, 'ec', everyTime)).toEqual({
+          used: [1, 3],
+          unknown: [2, 4],
+          notListed: [],
+        });
+      });
+
+      it('of an identity that is replaced are free for the next, and used again when it comes back', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2], pq: [3] });
+        await claimOne(device);
+        await storeKeySet(keys, device, { identity: identityOf('B'), signedPreKeyId: 2, ec: [1, 4] });
+        expect(await usedIds(device, 'ec', identityOf('B'), everyTime)).toEqual([]);
+        await claimOne(device);
+        expect(await usedIds(device, 'ec', identityOf('B'), everyTime)).toEqual([1]);
+        await storeKeySet(keys, device, { signedPreKeyId: 3 });
+        expect(await usedIds(device, 'ec', identityOf('A'), everyTime)).toEqual([1]);
+        expect(await usedIds(device, 'pq', identityOf('A'), everyTime)).toEqual([3]);
+      });
+
+      it('outlive a reset, also where they were swept or withdrawn before', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2, 3] });
+        await claimOne(device);
+        await sweep(NOW_MS + 1);
+        await claimOne(device);
+        await keys.change(device, (set) => set.withdraw('ec', identityOf('A').canonicalKey, [4]));
+        await wipeKeySet(keys, device);
+        await storeKeySet(keys, device, { signedPreKeyId: 2 });
+        // What waited unclaimed was never handed out: it may be offered again.
+        expect(await usedIds(device, 'ec', identityOf('A'), everyTime)).toEqual([1, 2, 4]);
+      });
+
+      it('may be many, scattered and large', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, {});
+        const scattered = ids(0, 1000).map((i) => 2 ** 32 - 1 - 3 * i);
+        await keys.change(device, async (set) => {
+          expect(await set.withdraw('ec', identityOf('A').canonicalKey, scattered)).toBe(0);
+        });
+        const asked = ids(0, 2000).map((i) => 2 ** 32 - 1 - i);
+        const used = await usedIds(device, 'ec', identityOf('A'), asked);
+        expect(used).toEqual(asked.filter((id) => (2 ** 32 - 1 - id) % 3 === 0).reverse());
+      });
+    });
+
+    describe('the pool', () => {
+      it('takes nothing out for another device, kind or id, and says what it took', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: ids(1, 5), pq: ids(1, 5) });
+        await storeKeySet(keys, { ...device, deviceId: 2 }, { ec: ids(1, 5) });
+        const { canonicalKey } = identityOf('A');
+        await keys.change(device, async (set) => {
+          expect(await set.withdraw('ec', canonicalKey, [2, 9])).toBe(1);
+          expect(await set.withdraw('ec', canonicalKey, [2, 9])).toBe(0);
+          expect(await set.withdraw('ec', canonicalKey, [])).toBe(0);
+          expect([...(await set.pooled('ec', ids(0, 9))).keys()].sort()).toEqual([1, 3, 4, 5]);
+          expect(await set.withdraw('ec', canonicalKey, 'all')).toBe(4);
+          expect((await set.pooled('pq', ids(0, 9))).size).toBe(5);
+          await set.save({ ...updateOf(set), availableCounts: { ec: 0, pq: 5 } });
+        });
+        expect(ecIdOf(await claimOne(device))).toBeNull();
+        expect(ecIdOf(await claimOne({ ...device, deviceId: 2 }))).toBe(1);
+        expect(await usedIds(device, 'ec', identityOf('A'), ids(0, 10))).toEqual([1, 2, 3, 4, 5, 9]);
+      });
+
+      it('tells the public keys that wait, byte for byte', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1], pq: [2] });
+        await keys.change(device, async (set) => {
+          expect(plain(await set.pooled('ec', [1, 2]))).toEqual(
+            plain(new Map([[1, publicKeyOf('ec', 1, 7)]])),
+          );
+          expect(plain(await set.pooled('pq', [1, 2]))).toEqual(
+            plain(new Map([[2, publicKeyOf('pq', 2, 7)]])),
+          );
+          expect(await set.pooled('ec', [])).toEqual(new Map());
+        });
+      });
+
+      it('immunity 20: takes no second key under an id that waits', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1] });
+        await expect(addToPool(keys, device, { ec: [2, 1] })).rejects.toThrow();
+        expect((await keys.read(device))?.availableCounts.ec).toBe(1);
+        expect(ecIdOf(await claimOne(device))).toBe(1);
+        expect(ecIdOf(await claimOne(device))).toBeNull();
+      });
+
+      it('compares a client’s ids: used, unknown, and waiting but not listed', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [10, 11, 12], pq: [10] });
+        await claimOne(device);
+        expect(await keys.compareIds(device, 'ec', [9, 10, 11])).toEqual({
+          used: [10],
+          unknown: [9],
+          notListed: [12],
+        });
+        expect(await keys.compareIds(device, 'pq', [])).toEqual({ used: [], unknown: [], notListed: [] });
+        expect(await keys.compareIds(newDevice(), 'ec', [1])).toEqual({
+          used: [],
+          unknown: [1],
+          notListed: [],
+        });
+      });
+
+      it('tells the ids handed out since a time, newest first, and no more than asked for', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: ids(1, 4) });
+        for (const hour of [0, 1, 2, 3]) await claim(requestOf(device), keys, NOW_MS + hour * HOUR_MS);
+        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS + HOUR_MS, 9)).toEqual([4, 3, 2]);
+        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS, 2)).toEqual([4, 3]);
+        expect(await keys.claimedIdsSince(device, 'pq', NOW_MS, 9)).toEqual([]);
+        await storeKeySet(keys, device, { identity: identityOf('B'), signedPreKeyId: 2 });
+        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS, 9)).toEqual([]);
+      });
+    });
+
+    describe('the id of a signed prekey', () => {
+      it.each(PRE_KEY_KINDS)('of kind %s is free, then active, then retired for good', async (kind) => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, lastResortPreKeyId: 1 });
+        expect(await signedState(device, kind, 2)).toEqual({ state: 'free' });
+        expect(plain(await signedState(device, kind, 1))).toEqual(
+          plain({ state: 'active', publicKey: publicKeyOf(kind, 1) }),
+        );
+        await storeKeySet(keys, device, { signedPreKeyId: 2, lastResortPreKeyId: 2 });
+        expect(await signedState(device, kind, 1)).toEqual({ state: 'retired' });
+        expect((await keys.read(device))?.signedPreKeys[kind]?.keyId).toBe(2);
+        await sweep(NOW_MS + 1);
+        expect(await signedState(device, kind, 1)).toEqual({ state: 'retired' });
+        await storeKeySet(keys, device, {
+          identity: identityOf('B'),
+          signedPreKeyId: 1,
+          lastResortPreKeyId: 1,
+        });
+        expect(await signedState(device, kind, 1, identityOf('A'))).toMatchObject({ state: 'active' });
+        await wipeKeySet(keys, device);
+        expect(await signedState(device, kind, 1, identityOf('A'))).toEqual({ state: 'retired' });
+      });
+
+      it('has states of its own, apart from one-time prekeys and from the other kind', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, ec: [2], pq: [1] });
+        await claimOne(device);
+        expect(await signedState(device, 'ec', 2)).toEqual({ state: 'free' });
+        expect(await signedState(device, 'pq', 1)).toEqual({ state: 'free' });
+      });
+
+      it.each(PRE_KEY_KINDS)(
+        'of kind %s, wiped while active, may come back with the same key only',
+        async (kind) => {
+          const device = newDevice();
+          await storeKeySet(keys, device, { signedPreKeyId: 3, lastResortPreKeyId: 3 });
+          await wipeKeySet(keys, device);
+          const wiped = await signedState(device, kind, 3);
+          if (wiped.state !== 'wiped') throw new Error(`it is ${wiped.state}`);
+          expect(wiped.matches(publicKeyOf(kind, 3))).toBe(true);
+          expect(wiped.matches(publicKeyOf(kind, 3, 1))).toBe(false);
+          expect(await signedState(device, kind, 4)).toEqual({ state: 'free' });
+          expect(await signedState(device, kind, 3, identityOf('B'))).toEqual({ state: 'free' });
+        },
+      );
+
+      it('is the same key in both encodings of a curve point, and no other', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 3 });
+        await wipeKeySet(keys, device);
+        const wiped = await signedState(device, 'ec', 3);
+        if (wiped.state !== 'wiped') throw new Error(`it is ${wiped.state}`);
+        expect(wiped.matches(publicKeyOf('ec', 3).subarray(1))).toBe(true);
+        expect(wiped.matches(publicKeyOf('ec', 4).subarray(1))).toBe(false);
+      });
+    });
+
+    describe('the sweep', () => {
+      it('takes what is older than its cuts, at most so many rows at a time, and says when it is done', async () => {
+        const devices = [newDevice(), newDevice()];
+        for (const device of devices) await storeKeySet(keys, device, { ec: ids(1, 5) });
+        for (const device of devices) {
+          for (let i = 0; i < 4; i++) await claim(requestOf(device), keys, NOW_MS - DAY_MS);
+          await claim(requestOf(device), keys, NOW_MS);
+        }
+        const cut = { claimedBeforeMs: NOW_MS, replacedBeforeMs: 0, limit: 3 };
+        let removed = 0;
+        for (let last = 3; last >= 3; removed += last) last = await keys.sweep(cut);
+        expect(removed).toBeGreaterThanOrEqual(8);
+        expect(await keys.sweep(cut)).toBe(0);
+        for (const device of devices) {
+          expect(await keys.claimedIdsSince(device, 'ec', 0, 9)).toEqual([5]);
+          expect(await usedIds(device, 'ec', identityOf('A'), ids(1, 6))).toEqual(ids(1, 5));
+          expect((await keys.read(device))?.claimedCounts.ec).toBe(5);
+        }
+      });
+
+      it('leaves the active signed prekeys, and what was replaced lately', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, lastResortPreKeyId: 1, ec: [1] });
+        const request = requestOf(device);
+        const first = await claim(request);
+        await storeKeySet(keys, device, { signedPreKeyId: 2 });
+        await keys.sweep({ claimedBeforeMs: 0, replacedBeforeMs: NOW_MS, limit: 100 });
+        expect((await keys.read(device))?.signedPreKeys).toMatchObject({
+          ec: { keyId: 2 },
+          pq: { keyId: 1 },
+        });
+        expect(plain(await claim(request))).toEqual(plain(first));
+      });
+
+      it('beside claims on two nodes loses no used id', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: ids(1, 60) });
+        await Promise.all([
+          ...ids(0, 60).map((i) => claim(requestOf(device), i % 2 === 0 ? keys : otherNode)),
+          ...ids(0, 10).map(() =>
+            otherNode.sweep({ claimedBeforeMs: NOW_MS + 1, replacedBeforeMs: 0, limit: 7 }),
+          ),
+        ]);
+        expect(await usedIds(device, 'ec', identityOf('A'), ids(1, 61))).toEqual(ids(1, 60));
+      });
+    });
+
+    describe('a shared secret', () => {
+      it('is made once and is the same for all that ask at once, and ever after', async () => {
+        const name = `secret-${randomBytes(6).toString('hex')}`;
+        const all = await Promise.all(
+          ids(0, 20).map((i) => (i % 2 === 0 ? keys : otherNode).sharedSecret(name)),
+        );
+        expect(new Set(all.map((secret) => Buffer.from(secret).toString('hex'))).size).toBe(1);
+        expect(all[0]).toHaveLength(32);
+        expect(Buffer.from(await otherNode.sharedSecret(name))).toEqual(Buffer.from(all[0]!));
+        expect(Buffer.from(await keys.sharedSecret(`${name}-2`))).not.toEqual(Buffer.from(all[0]!));
+      });
+    });
+  });
+}
+
+/** Bytes of whatever class as text, so that what was stored compares with what is read. */
+function plain(value: unknown): unknown {
+  if (value instanceof Uint8Array) return Buffer.from(value).toString('hex');
+  if (value instanceof Map) return [...value].map(plain);
+  if (Array.isArray(value)) return value.map(plain);
+  if (typeof value !== 'object' || value === null) return value;
+  return Object.fromEntries(Object.entries(value).map(([name, part]) => [name, plain(part)]));
+}
+
+function gate(): { opened: Promise<void>; open(): void } {
+  let open = () => {};
+  const opened = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { opened, open };
+}
