@@ -868,6 +868,16 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(wiped.matches(publicKeyOf('ec', 3).subarray(1))).toBe(true);
         expect(wiped.matches(publicKeyOf('ec', 4).subarray(1))).toBe(false);
       });
+
+      it('that was wiped, and another came in its place, never stands for another key again', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 3 });
+        await wipeKeySet(keys, device);
+        await storeKeySet(keys, device, { signedPreKeyId: 4 });
+        await wipeKeySet(keys, device);
+        expect(await signedState(device, 'ec', 4)).toMatchObject({ state: 'wiped' });
+        expect(await signedState(device, 'ec', 3)).toEqual({ state: 'retired' });
+      });
     });
 
     describe('the sweep', () => {

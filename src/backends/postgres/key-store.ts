@@ -477,12 +477,15 @@ function createKeySetTransaction(
           const active = current.signedPreKeys[kind];
           if (active === null) continue;
           await tx.execute(sql`
-            INSERT INTO ${usedPreKeyIds}
+            INSERT INTO ${usedPreKeyIds} AS u
               (user_id, device_id, identity_canonical, kind, signed, ids, wiped_key_id, wiped_key_digest)
             VALUES (${userId}, ${deviceId}, ${canonicalKey}, ${PRE_KEY_KIND[kind]}, true, '{}',
                     ${active.keyId}, ${keyDigest(kind, active.publicKey)})
             ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
-            SET wiped_key_id = excluded.wiped_key_id, wiped_key_digest = excluded.wiped_key_digest`);
+            SET wiped_key_id = excluded.wiped_key_id, wiped_key_digest = excluded.wiped_key_digest,
+              -- One that was wiped before has been replaced by this one.
+              ids = u.ids + CASE WHEN u.wiped_key_id <> excluded.wiped_key_id
+                THEN int8multirange(int8range(u.wiped_key_id, u.wiped_key_id, '[]')) ELSE '{}' END`);
         }
       }
       await tx.execute(sql`DELETE FROM ${signedPreKeys} WHERE ${ofDevice}`);
