@@ -1,0 +1,39 @@
+/** What every contestant has in common, and the runs that it leaves behind. */
+import type { Latency, Timing } from './load/measurement.ts';
+import type { Stage } from './stage.ts';
+
+/** One contestant in one round. */
+export interface Run {
+  perSecond: number;
+  /** Null where the contestant tells none. */
+  latencyMs: Latency | null;
+  /** Processor time for one operation, by process. */
+  cpuPerOperationUs: Record<string, number>;
+  /** How much of one core the load process had; null where the contestant brings its own load. */
+  loadShare: number | null;
+  /** How busy the server's event loop was; null where there is none. */
+  loopShare: number | null;
+  /** What went wrong or differs from what was expected, in words; empty in a good run. */
+  remarks: string[];
+}
+
+export interface Contestant {
+  name: string;
+  /** One line for the report. */
+  what: string;
+  /** What one operation is. */
+  operation: string;
+  /** Brings the store back to where every round begins. */
+  reset(): Promise<void>;
+  run(timing: Timing): Promise<Run>;
+  /** Writes a processor profile of the server over one run. */
+  profile?(timing: Timing, file: string): Promise<void>;
+}
+
+export interface Scale {
+  targetDevices: number;
+  preKeysPerDevice: number;
+  sockets: number;
+}
+
+export type MakeContestant = (stage: Stage, scale: Scale) => Promise<Contestant>;

@@ -1,0 +1,127 @@
+/**
+ * Devices and keys by SQL: thousands of devices in a second, where uploads would take minutes of verification. The keys
+ * are real ones of libsignal, used again and again, since nobody compares one device's with another's.
+ */
+import type postgres from 'postgres';
+import { byteaArray, numberArray, textArray } from '../../src/backends/postgres/array-literal.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import type { RequestInput } from '../../src/protocol/events.ts';
+import { signToken } from '../../src/requests/authenticate.ts';
+import { type FullUpload, SignalDevice } from '../support/libsignal-device.ts';
+
+export interface DeviceToken {
+  userId: string;
+  token: string;
+}
+
+export interface KeyPool {
+  uploads: FullUpload[];
+}
+
+const IDENTITIES = 16;
+const ONE_TIME_KEYS = 100;
+const TOKEN_TTL_MS = 24 * 3_600_000;
+
+export function makeKeyPool(): KeyPool {
+  const uploads = Array.from({ length: IDENTITIES }, (_, index) =>
+    new SignalDevice({ userId: `key-pool-${index}`, deviceId: 1 }).uploadInput({
+      oneTimePreKeys: ONE_TIME_KEYS,
+      pqOneTimePreKeys: 0,
+    }),
+  );
+  return { uploads };
+}
+
+export function userIds(prefix: string, count: number): string[] {
+  return Array.from({ length: count }, (_, index) => `${prefix}-${index}`);
+}
+
+/** Tokens for device 1 of each user. */
+export async function tokensFor(users: readonly string[], secret: string): Promise<DeviceToken[]> {
+  return await Promise.all(
+    users.map(async (userId) => ({
+      userId,
+      token: await signToken({
+        secret: new TextEncoder().encode(secret),
+        device: { userId, deviceId: 1 },
+        ttlMs: TOKEN_TTL_MS,
+        clock: systemClock,
+      }),
+    })),
+  );
+}
+
+/** Gives device 1 of each user an identity, a signed prekey and an empty pool of one-time prekeys. */
+export async function seedDevices(sql: postgres.Sql, pool: KeyPool, users: readonly string[]): Promise<void> {
+  const { uploads } = pool;
+  const identityKeys = uploads.map((upload) => bytes(upload.identityKey));
+  await sql`
+    INSERT INTO devices (user_id, device_id, registration_id, identity_key, identity_canonical, signed_prekey_id,
+                         signed_prekey_expires_at, key_version, identity_version, updated_at)
+    SELECT u.user_id, 1, i.registration_id, i.identity_key, i.canonical, i.signed_prekey_id,
+           now() + interval '30 days', 1, 1, now()
+    FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    JOIN unnest(${numberArray(uploads.map((upload) => upload.registrationId))}::int4[], ${byteaArray(identityKeys)}::bytea[],
+                ${byteaArray(identityKeys.map((key) => key.subarray(1)))}::bytea[],
+                ${numberArray(uploads.map((upload) => upload.signedPreKey.keyId))}::int8[])
+      WITH ORDINALITY AS i (registration_id, identity_key, canonical, signed_prekey_id, nth)
+      ON i.nth = 1 + (u.nth - 1) % ${uploads.length}`;
+  await sql`
+    INSERT INTO signed_prekeys (user_id, device_id, kind, key_id, public_key, signature)
+    SELECT u.user_id, 1, 0, s.key_id, s.public_key, s.signature
+    FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    JOIN unnest(${numberArray(uploads.map((upload) => upload.signedPreKey.keyId))}::int8[],
+                ${byteaArray(uploads.map((upload) => bytes(upload.signedPreKey.publicKey)))}::bytea[],
+                ${byteaArray(uploads.map((upload) => bytes(upload.signedPreKey.signature)))}::bytea[])
+      WITH ORDINALITY AS s (key_id, public_key, signature, nth)
+      ON s.nth = 1 + (u.nth - 1) % ${uploads.length}`;
+}
+
+/** Empties the ledger and fills every user's pool with `perDevice` unclaimed EC prekeys. */
+export async function refillPools(
+  sql: postgres.Sql,
+  pool: KeyPool,
+  users: readonly string[],
+  perDevice: number,
+): Promise<void> {
+  const publicKeys = oneTimePublicKeys(pool);
+  await sql`TRUNCATE one_time_prekeys, prekey_claims`;
+  // Device by device, as uploads would have stored them.
+  await sql`
+    INSERT INTO one_time_prekeys (user_id, device_id, kind, key_id, public_key)
+    SELECT u.user_id, 1, 0, n, k.public_key
+    FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    CROSS JOIN generate_series(1, ${perDevice}::int8) AS n
+    JOIN unnest(${byteaArray(publicKeys)}::bytea[]) WITH ORDINALITY AS k (public_key, nth)
+      ON k.nth = 1 + (u.nth * 7 + n) % ${publicKeys.length}
+    ORDER BY u.nth, n`;
+  await sql`
+    UPDATE devices SET ec_available = ${perDevice}, pq_available = 0, ec_claimed = 0, pq_claimed = 0,
+                       revision = revision + 1, count_version = count_version + 1
+    WHERE user_id = ANY (${textArray(users)}::text[])`;
+  await sql`VACUUM (ANALYZE) devices, one_time_prekeys, prekey_claims`;
+}
+
+export function oneTimePublicKeys(pool: KeyPool): Buffer[] {
+  return pool.uploads.flatMap((upload) => upload.oneTimePreKeys.map((key) => bytes(key.publicKey)));
+}
+
+/** The upload that device number `index` of a seeded list stands for. */
+export function uploadOf(pool: KeyPool, index: number): FullUpload {
+  return pool.uploads[index % pool.uploads.length]!;
+}
+
+/** What device number `index` says to have its gate opened. */
+export function validateInput(pool: KeyPool, index: number): RequestInput<'validateKeys'> {
+  const upload = uploadOf(pool, index);
+  return {
+    localIdentityKey: upload.identityKey,
+    localSignedPreKeyId: upload.signedPreKey.keyId,
+    localSignedPreKeyPublicKey: upload.signedPreKey.publicKey,
+    localRegistrationId: upload.registrationId,
+  };
+}
+
+function bytes(base64: string): Buffer {
+  return Buffer.from(base64, 'base64');
+}
