@@ -155,7 +155,8 @@ export interface KeyStore {
 
   /**
    * Folds claims made before `claimedBeforeMs` into the device's used ids, and drops signed prekeys that were
-   * replaced before `replacedBeforeMs`; at most `limit` rows of each. The ids stay unusable.
+   * replaced before `replacedBeforeMs`, with the claims that name them, which are answered anew from then on; at most
+   * `limit` claims and devices at a time. The ids stay unusable.
    *
    * @returns rows removed; fewer than `limit` means that nothing is left to sweep
    */

@@ -914,6 +914,23 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(plain(await claim(request))).toEqual(plain(first));
       });
 
+      it('answers a claim anew whose signed prekey it dropped, and never with the same one-time prekey', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, lastResortPreKeyId: 1, ec: [1, 2], pq: [1, 2] });
+        const request = requestOf(device);
+        await claim(request);
+        await storeKeySet(keys, device, { signedPreKeyId: 2 });
+        await keys.sweep({ claimedBeforeMs: 0, replacedBeforeMs: NOW_MS + 1, limit: 100 });
+        const [anew] = await claim(request, otherNode);
+        expect(anew).toMatchObject({
+          signedPreKey: { keyId: 2 },
+          oneTimePreKey: { keyId: 2 },
+          pqPreKey: { keyId: 2 },
+        });
+        expect(await usedIds(device, 'ec', identityOf('A'), [1, 2])).toEqual([1, 2]);
+        expect(await usedIds(device, 'pq', identityOf('A'), [1, 2])).toEqual([1, 2]);
+      });
+
       it('beside claims on two nodes loses no used id', async () => {
         const device = newDevice();
         await storeKeySet(keys, device, { ec: ids(1, 60) });

@@ -201,21 +201,23 @@ export function createKeyStore(database: Database): KeyStore {
           // Claims and signed prekeys are of the present identity alone; without one there are none.
           if (current?.identity == null) return 0;
           const canonicalKey = sql`${current.identity.canonicalKey}`;
-          return (
-            (await foldClaims(
-              tx,
-              device,
-              canonicalKey,
-              sql`claimed_at < ${moment(claimedBeforeMs)}`,
-              limit,
-            )) +
-            (await foldReplacedSignedPreKeys(
-              tx,
-              device,
-              canonicalKey,
-              sql`replaced_at < ${moment(replacedBeforeMs)}`,
-            ))
+          const claimCount = await foldClaims(
+            tx,
+            device,
+            canonicalKey,
+            sql`claimed_at < ${moment(claimedBeforeMs)}`,
+            limit,
           );
+          const signedCount = await foldReplacedSignedPreKeys(
+            tx,
+            device,
+            canonicalKey,
+            sql`replaced_at < ${moment(replacedBeforeMs)}`,
+          );
+          // A record that names a dropped key is no answer any more; its claim is older than the key's replacement.
+          const orphanCount =
+            signedCount === 0 ? 0 : await foldClaims(tx, device, canonicalKey, namesDroppedKey, null);
+          return claimCount + signedCount + orphanCount;
         });
       }
       return removed;
@@ -609,6 +611,14 @@ async function foldClaims(
   await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.pq, false, ids('pq_key_id'));
   return folded.length;
 }
+
+const storedSignedPreKey = (kind: PreKeyKind, idColumn: string): SQL => sql`EXISTS (
+  SELECT 1 FROM ${signedPreKeys} s
+  WHERE s.user_id = ${prekeyClaims}.user_id AND s.device_id = ${prekeyClaims}.device_id
+    AND s.kind = ${sql.raw(String(PRE_KEY_KIND[kind]))} AND s.key_id = ${sql.raw(idColumn)})`;
+
+const namesDroppedKey = sql`(NOT ${storedSignedPreKey('ec', 'signed_prekey_id')}
+  OR (pq_last_resort_prekey_id IS NOT NULL AND NOT ${storedSignedPreKey('pq', 'pq_last_resort_prekey_id')}))`;
 
 async function foldReplacedSignedPreKeys(
   tx: Transaction,
