@@ -19,6 +19,8 @@ export type GateState =
       keyVersion: number;
       /** Rotations that this socket has under way: until they end, a newer version may be its own doing. */
       ownRotations: number;
+      /** Versions that own rotations made while one before them has not ended: they may end in any order. */
+      ahead: readonly number[];
       /** The newest change seen while an own rotation was under way. */
       seen: KeyChangeSeen | null;
     };
@@ -35,7 +37,7 @@ export type GateEvent =
   | { name: 'validated'; keyVersion: number }
   /** The store proved `keyVersion` current and named this connection the served one. */
   | { name: 'opened'; keyVersion: number }
-  /** The store holds this version now. */
+  /** The store holds this version now; an older one than before counts only as `serverRestored`, which voids all proofs. */
   | { name: 'keysChanged'; keyVersion: number; reason: GateClosedReason }
   | { name: 'rotationStarted' }
   /** `keyVersion` is null where the rotation changed nothing or failed. */
@@ -76,10 +78,11 @@ function stepClosed(state: Exclude<GateState, OpenState>, event: GateEvent): Gat
     case 'opened':
       if (state.name === 'connected' || event.keyVersion !== state.keyVersion) return stay(state);
       return {
-        state: { name: 'open', keyVersion: event.keyVersion, ownRotations: 0, seen: null },
+        state: { name: 'open', keyVersion: event.keyVersion, ownRotations: 0, ahead: [], seen: null },
         effects: [{ name: 'deliver' }],
       };
     case 'keysChanged':
+      return event.reason === 'serverRestored' ? stay(CONNECTED) : stay(state);
     case 'rotationStarted':
     case 'rotationEnded':
       // A validation stays what it was; the opening compares it with the store's version.
@@ -92,39 +95,33 @@ function stepClosed(state: Exclude<GateState, OpenState>, event: GateEvent): Gat
 function stepOpen(state: OpenState, event: GateEvent): GateStep {
   switch (event.name) {
     case 'validated':
-      if (event.keyVersion <= state.keyVersion) return stay(state);
-      // A validation of a newer key set reveals a change whose notice was lost.
-      if (state.ownRotations > 0) return stay(state);
-      return {
-        state: { name: 'validated', keyVersion: event.keyVersion },
-        effects: [{ name: 'close', reason: 'keysRotated', keyVersion: event.keyVersion }],
-      };
+      // Whether the keys have changed, and why, only the store says.
+      return stay(state);
     case 'opened':
       if (event.keyVersion !== state.keyVersion) return stay(state);
       return { state, effects: [{ name: 'deliver' }] };
     case 'keysChanged':
-      // A restored server is the one whose older version counts.
-      if (event.reason === 'serverRestored') return closed(state.keyVersion, event);
+      if (event.reason === 'serverRestored') return closed(CONNECTED, event);
       if (event.keyVersion <= state.keyVersion) return stay(state);
       if (state.ownRotations > 0) {
         if (state.seen !== null && state.seen.keyVersion >= event.keyVersion) return stay(state);
         return stay({ ...state, seen: { keyVersion: event.keyVersion, reason: event.reason } });
       }
-      return closed(state.keyVersion, event);
+      return closed({ name: 'validated', keyVersion: state.keyVersion }, event);
     case 'rotationStarted':
       return stay({ ...state, ownRotations: state.ownRotations + 1 });
     case 'rotationEnded': {
       const ownRotations = Math.max(0, state.ownRotations - 1);
-      const carried = event.keyVersion === state.keyVersion + 1;
-      const keyVersion = carried ? event.keyVersion! : state.keyVersion;
-      // A rotation that is not the very next version came after somebody else's change.
-      const seen =
-        !carried && event.keyVersion !== null && event.keyVersion > state.keyVersion
-          ? newer(state.seen, { keyVersion: event.keyVersion, reason: 'keysRotated' })
-          : state.seen;
-      const open: OpenState = { name: 'open', keyVersion, ownRotations, seen };
+      const ended = event.keyVersion === null ? state.ahead : [...state.ahead, event.keyVersion];
+      let { keyVersion } = state;
+      while (ended.includes(keyVersion + 1)) keyVersion += 1;
+      // One that is not the very next version came after somebody else's change, or ended before its forerunner.
+      const ahead = ended.filter((version) => version > keyVersion);
+      const open: OpenState = { name: 'open', keyVersion, ownRotations, ahead, seen: state.seen };
       if (ownRotations > 0) return stay(open);
-      if (seen !== null && seen.keyVersion > keyVersion) return closed(keyVersion, seen);
+      const seen = newest(state.seen, ahead);
+      if (seen !== null && seen.keyVersion > keyVersion)
+        return closed({ name: 'validated', keyVersion }, seen);
       return { state: { ...open, seen: null }, effects: [{ name: 'deliver' }] };
     }
     default:
@@ -132,15 +129,16 @@ function stepOpen(state: OpenState, event: GateEvent): GateStep {
   }
 }
 
-function newer(a: KeyChangeSeen | null, b: KeyChangeSeen): KeyChangeSeen {
-  return a !== null && a.keyVersion > b.keyVersion ? a : b;
+function newest(seen: KeyChangeSeen | null, ahead: readonly number[]): KeyChangeSeen | null {
+  const keyVersion = Math.max(...ahead);
+  // What was seen says more than the version alone.
+  return ahead.length === 0 || (seen !== null && seen.keyVersion >= keyVersion)
+    ? seen
+    : { keyVersion, reason: 'keysRotated' };
 }
 
-function closed(validatedVersion: number, change: KeyChangeSeen): GateStep {
-  return {
-    state: { name: 'validated', keyVersion: validatedVersion },
-    effects: [{ name: 'close', reason: change.reason, keyVersion: change.keyVersion }],
-  };
+function closed(state: GateState, { reason, keyVersion }: KeyChangeSeen): GateStep {
+  return { state, effects: [{ name: 'close', reason, keyVersion }] };
 }
 
 function stay(state: GateState): GateStep {

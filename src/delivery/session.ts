@@ -97,6 +97,8 @@ export function createSession(parts: SessionParts): Session {
   const me: Reader = { device, fence };
   let state: GateState = CONNECTED;
   let opening: Opening | null = null;
+  /** A validation of a newer key set than the one that the gate is open on. */
+  let validatedAhead: number | null = null;
   let noticeVersion = parts.lowNoticeVersion;
   /** `clientReady` is followed by a notice where a pool is low, also if it was so before. */
   let lowNoticeOwed = false;
@@ -134,7 +136,10 @@ export function createSession(parts: SessionParts): Session {
       lookAgain = false;
       try {
         if (state.name === 'open' && !paused) await drain();
-        else learn(await messages.prove(device));
+        else {
+          const keyVersionAtStart = keyVersionOf(state);
+          learn(await messages.prove(device), keyVersionAtStart);
+        }
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'looking at a device failed');
         lookAt(clock.nowMs() + RETRY_MS);
@@ -144,7 +149,7 @@ export function createSession(parts: SessionParts): Session {
   }
 
   /** Takes in what a statement proved. @returns whether the gate is open at the proven version */
-  function learn(proof: DeviceProof | null, keyVersionAtStart?: number): boolean {
+  function learn(proof: DeviceProof | null, keyVersionAtStart: number | null): boolean {
     if (proof === null || ended) return false;
     knownToHaveKeys = proof.hasKeys;
     if (proof.fence > fence) {
@@ -156,16 +161,22 @@ export function createSession(parts: SessionParts): Session {
       noticeVersion = Math.max(noticeVersion, proof.lowNoticeVersion);
       if (isLow(proof)) pushPreKeysLow(proof);
     }
-    if (state.name === 'open' && proof.keyVersion !== state.keyVersion) {
-      // A version that went back while no change of ours was under way: an older backup was restored.
-      const restored = proof.keyVersion < state.keyVersion && state.keyVersion === keyVersionAtStart;
-      apply({
-        name: 'keysChanged',
-        keyVersion: proof.keyVersion,
-        reason: restored ? 'serverRestored' : reasonOf(proof),
-      });
-    }
+    follow(proof, keyVersionAtStart);
     return state.name === 'open' && state.keyVersion === proof.keyVersion;
+  }
+
+  /** Tells the gate which version a statement proved that began when the gate stood at `keyVersionAtStart`. */
+  function follow(proof: DeviceProof, keyVersionAtStart: number | null): void {
+    const keyVersion = keyVersionOf(state);
+    if (keyVersion === null || proof.keyVersion === keyVersion) return;
+    // A version that went back while no change of ours was under way: an older backup was restored.
+    const restored = proof.keyVersion < keyVersion && keyVersion === keyVersionAtStart;
+    if (restored) validatedAhead = null;
+    apply({
+      name: 'keysChanged',
+      keyVersion: proof.keyVersion,
+      reason: restored ? 'serverRestored' : reasonOf(proof),
+    });
   }
 
   function reasonOf(proof: DeviceProof): GateClosedReason {
@@ -195,7 +206,7 @@ export function createSession(parts: SessionParts): Session {
       const roomBytes = WINDOW_BYTES_MAX - current.inFlightBytes;
       // An acknowledgement makes room and looks again.
       if (room <= 0 || roomBytes <= 0) return;
-      const keyVersionAtStart = state.keyVersion;
+      const keyVersionAtStart = keyVersionOf(state);
       const page = await messages.read(me, {
         inFlight: [...current.inFlight.keys()],
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
@@ -313,18 +324,26 @@ export function createSession(parts: SessionParts): Session {
 
     validated(keyVersion) {
       apply({ name: 'validated', keyVersion });
+      if (state.name !== 'open' || keyVersion <= state.keyVersion) return;
+      // The notice of a change was lost, or is on its way: the look closes the gate and tells why.
+      validatedAhead = keyVersion;
+      session.look();
     },
 
     async ready(broughtKeyVersion) {
-      const keyVersion = broughtKeyVersion ?? (state.name === 'connected' ? null : state.keyVersion);
+      const keyVersionAtStart = keyVersionOf(state);
+      const keyVersion =
+        broughtKeyVersion ??
+        (keyVersionAtStart === null ? null : Math.max(keyVersionAtStart, validatedAhead ?? 0));
       if (keyVersion === null) {
         if (!(await session.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
         throw new GatewayError('KEYS_NOT_VALIDATED');
       }
       const result = await messages.serve(me, keyVersion, clock.nowMs());
       if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
+      follow(result.proof, keyVersionAtStart);
       if (!result.served) {
-        learn(result.proof);
+        learn(result.proof, keyVersionAtStart);
         if (result.proof.fence > fence) {
           throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
         }
@@ -333,6 +352,8 @@ export function createSession(parts: SessionParts): Session {
         });
       }
       knownToHaveKeys = true;
+      lowNoticeOwed = true;
+      apply({ name: 'validated', keyVersion });
       opening = {
         identityVersion: result.proof.identityVersion,
         boundary: result.newestSequence,
@@ -341,9 +362,16 @@ export function createSession(parts: SessionParts): Session {
         inFlight: new Map(),
         inFlightBytes: 0,
       };
-      lowNoticeOwed = true;
-      apply({ name: 'validated', keyVersion });
       apply({ name: 'opened', keyVersion });
+      const { name, keyVersion: newest } = session.gate() as Exclude<GateState, { name: 'connected' }>;
+      if (name !== 'open') {
+        // A newer key set was validated while the store answered for this one.
+        opening = null;
+        throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, { details: { keyVersion: newest } });
+      }
+      validatedAhead = null;
+      // An own rotation may have carried the gate on meanwhile: then this opening is the one to deliver for.
+      session.look();
       return { pendingCount: result.pendingCount, keyVersion };
     },
 
@@ -396,6 +424,10 @@ export function createSession(parts: SessionParts): Session {
     },
   };
   return session;
+}
+
+function keyVersionOf(state: GateState): number | null {
+  return state.name === 'connected' ? null : state.keyVersion;
 }
 
 function toWire(envelope: QueuedEnvelope): IncomingEnvelope {
