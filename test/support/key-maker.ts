@@ -1,0 +1,56 @@
+/** Public keys under one identity, made to order: whatever id and encoding a test asks for, properly signed. */
+import { IdentityKeyPair, KEMKeyPair, PrivateKey } from '@signalapp/libsignal-client';
+import type { RequestInput } from '../../src/protocol/events.ts';
+import type { OneTimePreKey, SignedKey } from './libsignal-device.ts';
+
+/** 33 bytes with the prefix, or the raw 32. */
+export type Encoding = 'prefixed' | 'raw';
+
+/** Keeps no private half but the identity's: nothing here can be decrypted, and no test of keys needs it. */
+export class KeyMaker {
+  readonly identity = IdentityKeyPair.generate();
+
+  /** As libsignal serialises it, or raw. */
+  identityKey(encoding: Encoding = 'prefixed'): string {
+    return encoded(this.identity.publicKey.serialize(), encoding);
+  }
+
+  /** A new key under this id, signed over the very bytes that are uploaded. */
+  signed(keyId: number, encoding: Encoding = 'prefixed'): SignedKey {
+    const publicKey = encoded(PrivateKey.generate().getPublicKey().serialize(), encoding);
+    return this.signedAgain({ keyId, publicKey });
+  }
+
+  /** The same key under a fresh signature: XEdDSA is randomised. */
+  signedAgain({ keyId, publicKey }: Pick<SignedKey, 'keyId' | 'publicKey'>): SignedKey {
+    const bytes = Uint8Array.from(Buffer.from(publicKey, 'base64'));
+    return {
+      keyId,
+      publicKey,
+      signature: Buffer.from(this.identity.privateKey.sign(bytes)).toString('base64'),
+    };
+  }
+
+  pq(keyId: number): SignedKey {
+    const publicKey = Buffer.from(KEMKeyPair.generate().getPublicKey().serialize()).toString('base64');
+    return this.signedAgain({ keyId, publicKey });
+  }
+
+  oneTime(keyId: number, encoding: Encoding = 'prefixed'): OneTimePreKey {
+    return { keyId, publicKey: encoded(PrivateKey.generate().getPublicKey().serialize(), encoding) };
+  }
+
+  /** A whole key set with signed prekey 1, and whatever `more` says. */
+  keySet(more: Partial<RequestInput<'uploadKeys'>> = {}): RequestInput<'uploadKeys'> {
+    return { registrationId: 77, identityKey: this.identityKey(), signedPreKey: this.signed(1), ...more };
+  }
+}
+
+/** `first`, `first + 1`, … */
+export function ids(first: number, count: number): number[] {
+  return Array.from({ length: count }, (_, index) => first + index);
+}
+
+function encoded(serialised: Uint8Array, encoding: Encoding): string {
+  return Buffer.from(encoding === 'raw' ? serialised.slice(1) : serialised).toString('base64');
+}
