@@ -1,5 +1,6 @@
 /** Validation: do client and server agree on the key set? Only where they do is there a proof that opens the gate. */
 import type { Clock } from '../lib/clock.ts';
+import { unreachable } from '../lib/unreachable.ts';
 import type { DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
@@ -27,25 +28,17 @@ const CLAIMED_IDS_MAX = 10_000;
  * older backup withdraws the device's pools at once, since it may have handed their keys out before.
  *
  * @returns `changed` tells whether that happened
- * @throws GatewayError BAD_REQUEST for an unusable identity key, UNAVAILABLE
+ * @throws GatewayError BAD_REQUEST for an unusable key, UNAVAILABLE
  */
 export async function validateKeys(
   parts: ValidateParts,
   device: DeviceAddress,
   input: Input,
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
-  const localIdentity = canonicalCurveKey(bytesOf(input.localIdentityKey));
-  if (localIdentity === null) {
-    throw new GatewayError('BAD_REQUEST', 'the identity key is no usable key', {
-      details: {
-        issues: [{ path: ['localIdentityKey'], message: 'must be a canonical key that is not of low order' }],
-      },
-    });
-  }
-
+  const localIdentity = localIdentityOf(input);
   let keys = (await parts.store.read(device)) ?? NO_KEYS;
   const rolledBack = isRolledBack(keys, input);
-  if (rolledBack) keys = await withdrawAfterRollback(parts, device, input);
+  if (rolledBack) keys = await withdrawAfterRollback(parts, device, input, localIdentity);
 
   const faults = faultsOf(keys, input, localIdentity);
   if (rolledBack) {
@@ -55,8 +48,9 @@ export async function validateKeys(
     });
   }
   const keysValid = faults.length === 0;
-  const ec = await comparePool(parts, device, keys, 'ec', input.localPreKeyIds, input.localPreKeyCount);
-  const pq = await comparePool(parts, device, keys, 'pq', input.localPqPreKeyIds, undefined);
+  const standing = rolledBack ? 'withdrawn' : hasIdentity(keys, localIdentity) ? 'comparable' : 'unseen';
+  const ec = await comparePool(parts, device, standing, 'ec', input.localPreKeyIds, input.localPreKeyCount);
+  const pq = await comparePool(parts, device, standing, 'pq', input.localPqPreKeyIds, undefined);
   return {
     data: {
       keysValid,
@@ -100,15 +94,42 @@ export async function openValidation(
   return proof.keyVersion;
 }
 
+/** @throws GatewayError BAD_REQUEST with the path of each key that is not canonical or of low order */
+function localIdentityOf(input: Input): Uint8Array {
+  const localIdentity = canonicalCurveKey(bytesOf(input.localIdentityKey));
+  const { localSignedPreKeyPublicKey: signedPreKey } = input;
+  const unusable = [
+    ...(localIdentity === null ? ['localIdentityKey'] : []),
+    ...(signedPreKey !== undefined && canonicalCurveKey(bytesOf(signedPreKey)) === null
+      ? ['localSignedPreKeyPublicKey']
+      : []),
+  ];
+  if (localIdentity === null || unusable.length > 0) {
+    const message = 'must be a canonical key that is not of low order';
+    throw new GatewayError('BAD_REQUEST', `${unusable[0]}: ${message}`, {
+      details: { issues: unusable.map((field) => ({ path: [field], message })) },
+    });
+  }
+  return localIdentity;
+}
+
+function hasIdentity({ identity }: DeviceKeys, canonicalKey: Uint8Array): boolean {
+  return identity !== null && Buffer.compare(identity.canonicalKey, canonicalKey) === 0;
+}
+
 function isRolledBack(keys: DeviceKeys, input: Input): boolean {
   return keys.keyVersion < (input.lastKeyVersion ?? 0) || keys.countVersion < (input.lastCountVersion ?? 0);
 }
 
-/** Takes the pools away and lifts the versions over what the client has seen, so that they never repeat. */
+/**
+ * Takes the pools away and lifts the versions over what the client has seen, so that they never repeat. What the
+ * client holds is withdrawn too: in the time that was lost it may have been uploaded and handed out.
+ */
 async function withdrawAfterRollback(
   parts: ValidateParts,
   device: DeviceAddress,
   input: Input,
+  localIdentity: Uint8Array,
 ): Promise<DeviceKeys> {
   return await parts.store.change(device, async (keys) => {
     const { current } = keys;
@@ -119,6 +140,8 @@ async function withdrawAfterRollback(
       await keys.withdraw('ec', current.identity.canonicalKey, 'all');
       await keys.withdraw('pq', current.identity.canonicalKey, 'all');
     }
+    await keys.withdraw('ec', localIdentity, input.localPreKeyIds ?? []);
+    await keys.withdraw('pq', localIdentity, input.localPqPreKeyIds ?? []);
     draft.availableCounts = { ec: 0, pq: 0 };
     const lastKeyVersion = input.lastKeyVersion ?? 0;
     if (current.keyVersion < lastKeyVersion) draft.keyVersion = lastKeyVersion + 1;
@@ -138,7 +161,7 @@ function faultsOf(
   const lastResort = keys.signedPreKeys.pq;
 
   if (keys.identity === null) faults.push({ key: 'identity', why: 'the server has no identity key' });
-  else if (Buffer.compare(keys.identity.canonicalKey, localIdentity) !== 0) {
+  else if (!hasIdentity(keys, localIdentity)) {
     faults.push({ key: 'identity', why: 'the server has another identity key' });
   } else if (input.localRegistrationId !== undefined && input.localRegistrationId !== keys.registrationId) {
     faults.push({ key: 'identity', why: 'the server has another registration id' });
@@ -166,23 +189,38 @@ function faultsOf(
   return faults;
 }
 
+/**
+ * What the client's list of ids is to be compared with: the pool and the claims of the stored identity; nothing, where
+ * the server has another identity or none; or nothing any more, where everything was withdrawn just now.
+ */
+type Standing = 'comparable' | 'unseen' | 'withdrawn';
+
 async function comparePool(
   parts: ValidateParts,
   device: DeviceAddress,
-  keys: DeviceKeys,
+  standing: Standing,
   kind: PreKeyKind,
   localIds: readonly number[] | undefined,
   localCount: number | undefined,
 ): Promise<{ toDelete: number[]; toUpload: number[]; notHeld: number[] }> {
+  const nothing = { toDelete: [], toUpload: [], notHeld: [] };
   if (localIds !== undefined) {
-    if (keys.identity === null) return { toDelete: [], toUpload: [...localIds], notHeld: [] };
-    const { used, unknown, notListed } = await parts.store.compareIds(device, kind, localIds);
-    return { toDelete: used, toUpload: unknown, notHeld: notListed };
+    switch (standing) {
+      case 'comparable': {
+        const { used, unknown, notListed } = await parts.store.compareIds(device, kind, localIds);
+        return { toDelete: used, toUpload: unknown, notHeld: notListed };
+      }
+      case 'unseen':
+        return { ...nothing, toUpload: [...localIds] };
+      case 'withdrawn':
+        return { ...nothing, toDelete: [...localIds] };
+      default:
+        return unreachable(standing);
+    }
   }
-  if (localCount !== undefined) {
-    const sinceMs = parts.clock.nowMs() - parts.claimedPreKeyRetentionMs;
-    const toDelete = await parts.store.claimedIdsSince(device, kind, sinceMs, CLAIMED_IDS_MAX);
-    return { toDelete, toUpload: [], notHeld: [] };
-  }
-  return { toDelete: [], toUpload: [], notHeld: [] };
+  // Ids that were handed out under another identity are none of this client's.
+  if (localCount === undefined || standing === 'unseen') return nothing;
+  const sinceMs = parts.clock.nowMs() - parts.claimedPreKeyRetentionMs;
+  const toDelete = await parts.store.claimedIdsSince(device, kind, sinceMs, CLAIMED_IDS_MAX);
+  return { ...nothing, toDelete };
 }

@@ -1217,6 +1217,48 @@ describe('validateKeys', () => {
     expect((await counted(await connect(device.userId))).preKeyIdsToDelete).toEqual([1003]);
   });
 
+  it('compares no ids with those of another identity', async () => {
+    const { keys, client, ...device } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1), keys.oneTime(2)] }));
+    await claim(device);
+    // A fresh install on the same device: its ids 1 and 3 are keys that nobody has seen.
+    const fresh = new KeyMaker();
+    expect(
+      await client.call('validateKeys', {
+        localIdentityKey: fresh.identityKey(),
+        localSignedPreKeyId: 1,
+        localPreKeyIds: [1, 3],
+      }),
+    ).toMatchObject({
+      missingKeys: ['identity'],
+      preKeyIdsToDelete: [],
+      preKeyIdsToUpload: [1, 3],
+      preKeyIdsNotHeld: [],
+    });
+    expect(
+      await client.call('validateKeys', {
+        localIdentityKey: fresh.identityKey(),
+        localSignedPreKeyId: 1,
+        localPreKeyCount: 2,
+      }),
+    ).toMatchObject({ missingKeys: ['identity'], preKeyIdsToDelete: [] });
+  });
+
+  it('refuses keys that nobody can have, with their paths', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet());
+    const lowOrder = Buffer.alloc(32).toString('base64');
+    const refused = await client.refusal('validateKeys', {
+      localIdentityKey: lowOrder,
+      localSignedPreKeyId: 1,
+      localSignedPreKeyPublicKey: lowOrder,
+    });
+    expect(refused).toMatchObject({
+      code: 'BAD_REQUEST',
+      details: { issues: [{ path: ['localIdentityKey'] }, { path: ['localSignedPreKeyPublicKey'] }] },
+    });
+  });
+
   it('gives bundles past the expiry of the signed prekey, and says that a rotation is due', async () => {
     const { keys, client, ...device } = await stranger();
     await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
@@ -1232,6 +1274,109 @@ describe('validateKeys', () => {
     await later.call('rotateSignedPreKey', { signedPreKey: keys.signed(2) });
     expect(await later.call('validateKeys', { ...local, localSignedPreKeyId: 2 })).toMatchObject({
       rotationDue: false,
+    });
+  });
+
+  describe('on a server that was rolled back', () => {
+    it.each(['lastKeyVersion', 'lastCountVersion'] as const)(
+      'as %s tells, withdraws the pools at once and is valid again after new keys',
+      async (lastSeen) => {
+        const { keys, client, ...device } = await stranger();
+        await client.call(
+          'uploadKeys',
+          keys.keySet({
+            pqLastResortPreKey: keys.pq(99),
+            oneTimePreKeys: ids(1, 3).map((id) => keys.oneTime(id)),
+            pqOneTimePreKeys: [keys.pq(1)],
+          }),
+        );
+        const local = {
+          localIdentityKey: keys.identityKey(),
+          localSignedPreKeyId: 1,
+          // 7 was uploaded, and perhaps handed out, in the time that the backup does not know.
+          localPreKeyIds: [1, 2, 3, 7],
+          localPqPreKeyIds: [1],
+        };
+        const before = await client.call('validateKeys', local);
+        expect(before).toMatchObject({ keysValid: true, keyVersion: 1, countVersion: 1 });
+        const ahead = { lastKeyVersion: 1, lastCountVersion: 1, [lastSeen]: 40 };
+        const found = await client.call('validateKeys', { ...local, ...ahead });
+        expect(found).toMatchObject({
+          keysValid: false,
+          missingKeys: ['rolledBack'],
+          preKeyIdsToDelete: [1, 2, 3, 7],
+          preKeyIdsToUpload: [],
+          preKeyIdsNotHeld: [],
+          pqPreKeyIdsToDelete: [1],
+        });
+        // The versions never repeat: both are beyond what any side has seen.
+        expect(found.countVersion).toBeGreaterThan(ahead.lastCountVersion);
+        expect(found.keyVersion).toBeGreaterThanOrEqual(ahead.lastKeyVersion);
+        expect(await claim(device)).toMatchObject({ oneTimePreKey: null, pqPreKey: { lastResort: true } });
+
+        // The old ids are refused, for the one that the backup did not know too; new ones are what it wants.
+        const refill = [...local.localPreKeyIds, 11, 12].map((id) => keys.oneTime(id));
+        expect(await client.call('addPreKeys', { oneTimePreKeys: refill })).toMatchObject({
+          oneTimePreKeys: {
+            stored: 2,
+            unchanged: 0,
+            conflicts: local.localPreKeyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' })),
+          },
+        });
+        const after = await client.call('validateKeys', {
+          ...local,
+          localPreKeyIds: [...local.localPreKeyIds, 11, 12],
+          lastKeyVersion: found.keyVersion,
+          lastCountVersion: found.countVersion,
+        });
+        expect(after).toMatchObject({
+          keysValid: true,
+          missingKeys: [],
+          preKeyIdsToDelete: [1, 2, 3, 7],
+          preKeyIdsToUpload: [],
+          preKeyIdsNotHeld: [],
+        });
+        expect(await client.call('clientReady')).toMatchObject({ keyVersion: after.keyVersion });
+      },
+    );
+
+    it('to before the device’s first upload, takes its keys again, and no id that may be known', async () => {
+      const { keys, client, ...device } = await stranger();
+      const local = {
+        localIdentityKey: keys.identityKey(),
+        localSignedPreKeyId: 1,
+        localPreKeyIds: [1, 2],
+        lastKeyVersion: 3,
+        lastCountVersion: 8,
+      };
+      expect(await client.call('validateKeys', local)).toMatchObject({
+        missingKeys: ['identity', 'signedPreKey', 'rolledBack'],
+        preKeyIdsToDelete: [1, 2],
+        preKeyIdsToUpload: [],
+        keyVersion: 4,
+        countVersion: 9,
+      });
+      const upload = keys.keySet({ oneTimePreKeys: [keys.oneTime(1), keys.oneTime(3)] });
+      expect(await client.call('uploadKeys', { ...upload, ifKeyVersion: 4 })).toMatchObject({
+        keyVersion: 5,
+        oneTimePreKeys: { stored: 1, unchanged: 0, conflicts: [{ keyId: 1, reason: 'alreadyClaimed' }] },
+      });
+      expect(await claimAll(device)).toEqual([3]);
+    });
+
+    it('leaves a server alone whose versions are newer', async () => {
+      const { keys, client } = await stranger();
+      await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
+      await client.call('rotateSignedPreKey', { signedPreKey: keys.signed(2) });
+      expect(
+        await client.call('validateKeys', {
+          localIdentityKey: keys.identityKey(),
+          localSignedPreKeyId: 2,
+          lastKeyVersion: 1,
+          lastCountVersion: 0,
+        }),
+      ).toMatchObject({ keysValid: true, missingKeys: [], keyVersion: 2 });
+      expect(await client.call('checkPreKeys')).toMatchObject({ availableCount: 1 });
     });
   });
 });
