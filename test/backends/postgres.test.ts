@@ -4,12 +4,19 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { sql } from 'drizzle-orm';
 import { afterAll } from 'vitest';
-import { migrateDatabase, openDatabase, type PostgresAddress } from '../../src/backends/postgres/database.ts';
+import {
+  type Database,
+  migrateDatabase,
+  openDatabase,
+  type PostgresAddress,
+} from '../../src/backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../../src/backends/postgres/embedded.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
+import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { describeKeyStore } from '../contract/key-store.ts';
+import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 
 interface OpenEngine {
@@ -64,6 +71,27 @@ for (const { started, open } of engines) {
     otherNode: createKeyStore(nodes[1].database),
     close: async () => {},
   }));
+
+  describeMessageStore(engine, async () => ({
+    messages: createMessageStore(nodes[0].database),
+    otherNode: createMessageStore(nodes[1].database),
+    keys: createKeyStore(nodes[0].database),
+    dyingAfterCopy: createMessageStore(
+      dyingBefore(/^\s*DELETE .* USING .* NOT m.pending$/s, nodes[0].database),
+    ),
+    close: async () => {},
+  }));
+}
+
+/** A database whose process dies before a statement like this one reaches it. */
+function dyingBefore(statementLike: RegExp, database: Database): Database {
+  return {
+    ...database,
+    hot: async (statement, values) => {
+      if (statementLike.test(statement.text)) throw new Error('died');
+      return await database.hot(statement, values);
+    },
+  };
 }
 
 function openNode(address: PostgresAddress) {

@@ -53,9 +53,10 @@ export function createMessageStore(database: Database): MessageStore {
       };
     },
 
-    async read({ device }, { inFlight, envelopesMax, bytesMax, nowMs }) {
+    async read({ device, fence }, { inFlight, envelopesMax, bytesMax, nowMs }) {
       const rows = await database.hot(readStatement, {
         ...device,
+        fence,
         inFlight: numberArray(inFlight),
         envelopesMax,
         bytesMax,
@@ -412,7 +413,8 @@ SELECT ${PROOF_COLUMNS}, (
     WHERE o.user_id = d.user_id AND o.device_id = d.device_id AND o.due_at > ${moment('nowMs')}
   ) AS next_due_at_ms, s.*
 FROM ${devices} d
-LEFT JOIN sized s ON s.nth = 1 OR s.bytes <= ${placeholder('bytesMax')}::int8
+LEFT JOIN sized s ON d.fence = ${placeholder('fence')}::int8
+  AND (s.nth = 1 OR s.bytes <= ${placeholder('bytesMax')}::int8)
 WHERE d.user_id = ${placeholder('userId')} AND d.device_id = ${placeholder('deviceId')}
 ORDER BY s.sequence`);
 

@@ -1,0 +1,828 @@
+// The promises of ports/message-store, for every engine that keeps them.
+import { randomUUID } from 'node:crypto';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { KeyStore } from '../../src/ports/key-store.ts';
+import type { MessageStore, Page, Reader, StoreRequest } from '../../src/ports/message-store.ts';
+import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
+import { identityOf, newDevice, storeKeySet, wipeKeySet } from './key-store.ts';
+
+export interface OpenMessageStore {
+  messages: MessageStore;
+  /** The same store, as another node sees it, or this node after a restart. */
+  otherNode: MessageStore;
+  /** Of the same engine: whose devices these are. */
+  keys: KeyStore;
+  /** The same store on a node that dies in `settleBounces` once the copies are made, before the rows are removed. */
+  dyingAfterCopy: MessageStore;
+  close(): Promise<void>;
+}
+
+const NOW_MS = Date.UTC(2026, 0, 1);
+const DAY_MS = 24 * 3_600_000;
+const EXPIRES_MS = NOW_MS + 30 * DAY_MS;
+const REGISTRATION_ID = 7;
+
+type StoreOptions = Partial<Omit<StoreRequest, 'sender' | 'recipientUserId' | 'messages'>> & {
+  content?: string;
+};
+
+const ids = (from: number, count: number): number[] => Array.from({ length: count }, (_, i) => from + i);
+const text = (content: Uint8Array): string => Buffer.from(content).toString();
+
+/** @param open an empty store; every test has devices of its own on it */
+export function describeMessageStore(engine: string, open: () => Promise<OpenMessageStore>): void {
+  describe(`the message store (${engine})`, () => {
+    let opened: OpenMessageStore;
+    let messages: MessageStore;
+    let otherNode: MessageStore;
+    let keys: KeyStore;
+    beforeAll(async () => {
+      opened = await open();
+      ({ messages, otherNode, keys } = opened);
+    });
+    afterAll(() => opened.close());
+
+    async function enrolled(deviceId = 1, userId?: string): Promise<DeviceAddress> {
+      const device = { ...newDevice(deviceId), ...(userId === undefined ? {} : { userId }) };
+      await storeKeySet(keys, device, { registrationId: REGISTRATION_ID });
+      return device;
+    }
+
+    /** A device and a connection of it that is served. */
+    async function served(device: DeviceAddress, store = messages): Promise<Reader> {
+      const { fence } = await store.connect(device);
+      const proof = await store.prove(device);
+      const reader = { device, fence };
+      expect(await store.serve(reader, proof!.keyVersion, NOW_MS)).toMatchObject({ served: true });
+      return reader;
+    }
+
+    function storeFor(
+      sender: DeviceAddress,
+      recipient: DeviceAddress | { userId: string; devices: [deviceId: number, registrationId: number][] },
+      { content = 'x', ...options }: StoreOptions = {},
+      store = messages,
+    ) {
+      const devices: [number, number][] =
+        'devices' in recipient ? recipient.devices : [[recipient.deviceId, REGISTRATION_ID]];
+      return store.store({
+        sender,
+        messageId: randomUUID(),
+        recipientUserId: recipient.userId,
+        messages: devices.map(([deviceId, registrationId]) => ({
+          deviceId,
+          registrationId,
+          type: 3,
+          content: Buffer.from(content),
+        })),
+        sendAnyway: false,
+        nowMs: NOW_MS,
+        expiresAtMs: EXPIRES_MS,
+        queueMax: 1000,
+        ...options,
+      });
+    }
+
+    const read = async (
+      reader: Reader,
+      page: Partial<Parameters<MessageStore['read']>[1]> = {},
+      store = messages,
+    ): Promise<Page> =>
+      (await store.read(reader, {
+        inFlight: [],
+        envelopesMax: 100,
+        bytesMax: 1 << 20,
+        nowMs: NOW_MS,
+        ...page,
+      }))!;
+
+    /** What a reader sees, shortest form: a message's content, a bounce's reason. */
+    const seen = async (reader: Reader, nowMs = NOW_MS): Promise<string[]> =>
+      (await read(reader, { nowMs })).envelopes.map(({ body }) =>
+        body.kind === 'message' ? text(body.content) : body.reason,
+      );
+
+    const settle = (of: DeviceAddress | null, store = messages, limit = 100) =>
+      store.settleBounces(of, { nowMs: NOW_MS, expiresAtMs: EXPIRES_MS, limit });
+
+    const sweep = (nowMs: number, forgetBeforeMs = 0, limit = 10_000) =>
+      messages.sweep({ nowMs, forgetBeforeMs, limit });
+
+    describe('storing', () => {
+      it('keeps an envelope as it was sent, and gives it to another node', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        const content = `${String.fromCharCode(0, 1, 2, 127)}\\x"{},NULL`;
+        const result = await storeFor(alice, bob, { messageId, content, nowMs: NOW_MS + 7 });
+        expect(result).toEqual({
+          storedAtMs: NOW_MS + 7,
+          accepted: [1],
+          full: [],
+          missingDevices: [],
+          extraDevices: [],
+          staleDevices: [],
+          stored: true,
+        });
+        const reader = await served(bob);
+        const page = await read(reader, {}, otherNode);
+        expect(page.envelopes).toHaveLength(1);
+        const [envelope] = page.envelopes;
+        expect(envelope).toMatchObject({
+          messageId,
+          storedAtMs: NOW_MS + 7,
+          body: { kind: 'message', sender: alice, type: 3 },
+        });
+        expect(envelope!.body.kind === 'message' && text(envelope!.body.content)).toBe(content);
+        // The id is the envelope's own, and the same when it is read again.
+        expect(envelope!.id).not.toBe(messageId);
+        expect((await read(reader)).envelopes[0]!.id).toBe(envelope!.id);
+        expect(page.oldestSequence).toBe(envelope!.sequence);
+      });
+
+      it('is null where the recipient has no device with keys', async () => {
+        const alice = await enrolled();
+        expect(await storeFor(alice, newDevice())).toBeNull();
+        const bob = await enrolled();
+        await wipeKeySet(keys, bob);
+        expect(await storeFor(alice, bob)).toBeNull();
+      });
+
+      it('is refused whole where devices are missing, unknown or stale, and says which', async () => {
+        const alice = await enrolled();
+        const { userId } = newDevice();
+        const bobs = await Promise.all([1, 2, 3].map((deviceId) => enrolled(deviceId, userId)));
+        const result = await storeFor(alice, {
+          userId,
+          devices: [
+            [2, REGISTRATION_ID],
+            [3, REGISTRATION_ID + 1],
+            [9, REGISTRATION_ID],
+            [8, 1],
+          ],
+        });
+        expect(result).toMatchObject({
+          stored: false,
+          missingDevices: [1],
+          extraDevices: [8, 9],
+          staleDevices: [3],
+        });
+        for (const bob of bobs) expect(await seen(await served(bob))).toEqual([]);
+      });
+
+      it('with sendAnyway goes to those that match, and still says which don’t', async () => {
+        const alice = await enrolled();
+        const { userId } = newDevice();
+        const bobs = await Promise.all([1, 2, 3].map((deviceId) => enrolled(deviceId, userId)));
+        const devices: [number, number][] = [
+          [2, REGISTRATION_ID],
+          [3, REGISTRATION_ID + 1],
+          [9, REGISTRATION_ID],
+        ];
+        expect(await storeFor(alice, { userId, devices }, { sendAnyway: true })).toMatchObject({
+          stored: true,
+          accepted: [2],
+          missingDevices: [1],
+          extraDevices: [9],
+          staleDevices: [3],
+        });
+        const queues = [];
+        for (const bob of bobs) queues.push(await seen(await served(bob)));
+        expect(queues).toEqual([[], ['x'], []]);
+      });
+
+      it('neither demands nor takes the sender’s own device', async () => {
+        const { userId } = newDevice();
+        const [phone, laptop] = [await enrolled(1, userId), await enrolled(2, userId)];
+        const both = { userId, devices: [1, 2].map((id): [number, number] => [id, REGISTRATION_ID]) };
+        expect(await storeFor(phone, laptop)).toMatchObject({
+          stored: true,
+          accepted: [2],
+          missingDevices: [],
+        });
+        expect(await storeFor(phone, both)).toMatchObject({ stored: false, extraDevices: [1] });
+        expect(await storeFor(phone, both, { sendAnyway: true })).toMatchObject({
+          accepted: [2],
+          extraDevices: [1],
+        });
+        expect(await seen(await served(phone))).toEqual([]);
+        expect(await seen(await served(laptop))).toEqual(['x', 'x']);
+      });
+
+      it('keeps the order of one sender’s messages', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const i of ids(0, 12))
+          await storeFor(alice, bob, { content: `${i}` }, i % 2 ? messages : otherNode);
+        expect(await seen(await served(bob))).toEqual(ids(0, 12).map(String));
+      });
+
+      it('fails for a full device, and for no other', async () => {
+        const alice = await enrolled();
+        const { userId } = newDevice();
+        const [full, free] = [await enrolled(1, userId), await enrolled(2, userId)];
+        const both = { userId, devices: [1, 2].map((id): [number, number] => [id, REGISTRATION_ID]) };
+        for (const _ of ids(0, 2))
+          await storeFor(alice, { userId, devices: [[1, REGISTRATION_ID]] }, { sendAnyway: true });
+        const messageId = randomUUID();
+        expect(await storeFor(alice, both, { queueMax: 2, messageId })).toMatchObject({
+          stored: true,
+          accepted: [2],
+          full: [1],
+        });
+        expect(await seen(await served(free))).toEqual(['x']);
+        // The same message again, once there is room: it reaches the one that was full, and the other not twice.
+        const reader = await served(full);
+        const { envelopes } = await read(reader);
+        await messages.acknowledge(reader, [envelopes[0]!.sequence]);
+        expect(await storeFor(alice, both, { queueMax: 2, messageId })).toMatchObject({
+          accepted: [1, 2],
+          full: [],
+        });
+        expect(await seen(await served(free))).toEqual(['x']);
+        expect(await seen(await served(full))).toEqual(['x', 'x']);
+      });
+
+      it('counts no bounces towards a full queue', async () => {
+        const [alice, bob, carol] = [await enrolled(), await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await settle(bob);
+        expect(await storeFor(carol, alice, { queueMax: 1 })).toMatchObject({ accepted: [1], full: [] });
+        expect(await storeFor(carol, alice, { queueMax: 1 })).toMatchObject({ accepted: [], full: [1] });
+      });
+    });
+
+    describe('a message that is sent again', () => {
+      it('is stored once, and was stored when it was stored first', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(alice, bob, { messageId, content: 'first' });
+        expect(
+          await storeFor(alice, bob, { messageId, content: 'second', nowMs: NOW_MS + 999 }, otherNode),
+        ).toMatchObject({ stored: true, accepted: [1], storedAtMs: NOW_MS });
+        expect(await seen(await served(bob))).toEqual(['first']);
+      });
+
+      it('is stored once also when its copies come at once, over two nodes', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        const results = await Promise.all(
+          ids(0, 20).map((i) => storeFor(alice, bob, { messageId }, i % 2 ? messages : otherNode)),
+        );
+        expect(results.every((result) => result?.accepted.length === 1)).toBe(true);
+        expect(await seen(await served(bob))).toEqual(['x']);
+      });
+
+      it('is stored once also after it was processed, and after the recipient has reset', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(alice, bob, { messageId });
+        const reader = await served(bob);
+        const { envelopes } = await read(reader);
+        expect(
+          await messages.acknowledge(
+            reader,
+            envelopes.map((envelope) => envelope.sequence),
+          ),
+        ).toBe(1);
+        expect(await storeFor(alice, bob, { messageId })).toMatchObject({ stored: true, accepted: [1] });
+        expect(await seen(reader)).toEqual([]);
+        await wipeKeySet(keys, bob);
+        expect(await storeFor(alice, bob, { messageId })).toMatchObject({ stored: true, accepted: [1] });
+      });
+
+      it('is another message from another sender, under another id, and to another device', async () => {
+        const { userId } = newDevice();
+        const bobs = [await enrolled(1, userId), await enrolled(2, userId)];
+        const [alice, aliceTwo, carol] = [await enrolled(), newDevice(2), newDevice()];
+        const messageId = randomUUID();
+        for (const sender of [alice, { ...aliceTwo, userId: alice.userId }, carol]) {
+          for (const bob of bobs) await storeFor(sender, bob, { messageId, sendAnyway: true });
+        }
+        for (const bob of bobs) expect(await seen(await served(bob))).toHaveLength(3);
+      });
+
+      it('is remembered while it waits and for a day after it was finished, then forgotten', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(alice, bob, { messageId });
+        const reader = await served(bob);
+        const again = (days: number) => storeFor(alice, bob, { messageId, nowMs: NOW_MS + days * DAY_MS });
+        // Each sweep forgets what was finished a day before it.
+        const sweepAt = (days: number) => sweep(NOW_MS + days * DAY_MS, NOW_MS + (days - 1) * DAY_MS);
+        await sweepAt(5);
+        await sweepAt(7);
+        await again(8);
+        const { envelopes } = await read(reader);
+        expect(envelopes).toHaveLength(1);
+        await messages.acknowledge(reader, [envelopes[0]!.sequence]);
+        // The first sweep after the end notes it; a day later it goes, and not before.
+        await sweepAt(9);
+        await sweepAt(9.9);
+        await again(9.9);
+        expect(await seen(reader)).toEqual([]);
+        await sweepAt(10.1);
+        await again(10.2);
+        expect(await seen(reader)).toEqual(['x']);
+      });
+    });
+
+    describe('connections', () => {
+      it('are numbered upwards over all nodes and devices', async () => {
+        const [alice, bob] = [newDevice(), await enrolled()];
+        const fences: number[] = [];
+        for (const i of ids(0, 10)) {
+          const { fence } = await (i % 2 ? messages : otherNode).connect(i % 3 ? alice : bob);
+          fences.push(fence);
+        }
+        expect(fences).toEqual([...new Set(fences)].sort((a, b) => a - b));
+      });
+
+      it('know when the device last ran low', async () => {
+        const bob = newDevice();
+        await storeKeySet(keys, bob, { ec: [1] });
+        expect((await messages.connect(bob)).lowNoticeVersion).toBe(0);
+        await keys.claim([{ claimer: newDevice(), claimId: randomUUID(), userId: bob.userId, deviceId: 1 }], {
+          nowMs: NOW_MS,
+          lowThreshold: 10,
+        });
+        const { lowNoticeVersion } = await messages.connect(bob);
+        expect(lowNoticeVersion).toBeGreaterThan(0);
+        expect(await messages.prove(bob)).toMatchObject({
+          lowNoticeVersion,
+          countVersion: lowNoticeVersion,
+          availableCounts: { ec: 0, pq: 0 },
+          offersPq: false,
+        });
+        expect((await messages.connect(newDevice())).lowNoticeVersion).toBe(0);
+      });
+
+      it('are served where the key version stands, and otherwise change nothing', async () => {
+        const bob = await enrolled();
+        const { keyVersion } = (await messages.prove(bob))!;
+        const reader = { device: bob, fence: (await messages.connect(bob)).fence };
+        expect(await messages.serve(reader, keyVersion + 1, NOW_MS)).toMatchObject({
+          served: false,
+          proof: { keyVersion, fence: 0 },
+        });
+        expect(await messages.serve(reader, keyVersion, NOW_MS)).toMatchObject({
+          served: true,
+          proof: { keyVersion, fence: reader.fence, hasKeys: true },
+          pendingCount: 0,
+          newestSequence: 0,
+        });
+        await wipeKeySet(keys, bob);
+        const wiped = (await messages.prove(bob))!;
+        expect(await messages.serve(reader, wiped.keyVersion, NOW_MS)).toMatchObject({
+          served: false,
+          proof: { hasKeys: false },
+        });
+      });
+
+      it('of an unknown device are neither served nor proven nor read', async () => {
+        const reader = { device: newDevice(), fence: 1 };
+        expect(await messages.serve(reader, 0, NOW_MS)).toBeNull();
+        expect(await messages.prove(reader.device)).toBeNull();
+        const page = { inFlight: [], envelopesMax: 1, bytesMax: 1, nowMs: NOW_MS };
+        expect(await messages.read(reader, page)).toBeNull();
+        expect(await messages.acknowledge(reader, [1])).toBe(0);
+      });
+
+      it('tell what waits when they are served: how many, and up to where', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 3)) await storeFor(alice, bob);
+        await storeFor(alice, bob, { expiresAtMs: NOW_MS });
+        const reader = await served(bob);
+        const { envelopes } = await read(reader);
+        const proof = (await messages.prove(bob))!;
+        expect(await messages.serve(reader, proof.keyVersion, NOW_MS)).toMatchObject({
+          pendingCount: 3,
+          newestSequence: envelopes[2]!.sequence,
+        });
+      });
+
+      it('that were superseded are served, read, delete, put off and see nothing', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const old = await served(bob);
+        const { envelopes } = await read(old);
+        const newer = await served(bob, otherNode);
+        expect(newer.fence).toBeGreaterThan(old.fence);
+
+        const page = await read(old);
+        expect(page.proof.fence).toBe(newer.fence);
+        expect(page.envelopes).toEqual([]);
+        const sequences = envelopes.map((envelope) => envelope.sequence);
+        expect(await messages.acknowledge(old, sequences)).toBe(0);
+        const failures = sequences.map((sequence) => ({ sequence, reason: 'temporary' as const }));
+        expect(await messages.putOff(old, failures, NOW_MS)).toEqual({ nextDueAtMs: null, bounced: false });
+        expect(await messages.serve(old, page.proof.keyVersion, NOW_MS)).toMatchObject({
+          served: false,
+          proof: { fence: newer.fence },
+        });
+        expect(await seen(newer)).toEqual(['x']);
+        expect(await messages.acknowledge(newer, sequences)).toBe(1);
+      });
+
+      it('race: of many that are served at once, the newest is the one that stays', async () => {
+        const bob = await enrolled();
+        const { keyVersion } = (await messages.prove(bob))!;
+        const fences = await Promise.all(ids(0, 12).map(async () => (await messages.connect(bob)).fence));
+        await Promise.all(
+          fences.map((fence, i) =>
+            (i % 2 ? messages : otherNode).serve({ device: bob, fence }, keyVersion, NOW_MS),
+          ),
+        );
+        expect((await messages.prove(bob))?.fence).toBe(Math.max(...fences));
+      });
+    });
+
+    describe('reading', () => {
+      it('gives the first that are not in flight, as many as asked for, and one at least', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const i of ids(0, 6)) await storeFor(alice, bob, { content: `${i}`.repeat(100) });
+        const reader = await served(bob);
+        const sequencesOf = (page: Page) => page.envelopes.map((envelope) => envelope.sequence);
+        const all = sequencesOf(await read(reader));
+        expect(all).toHaveLength(6);
+        expect(sequencesOf(await read(reader, { envelopesMax: 2 }))).toEqual(all.slice(0, 2));
+        expect(sequencesOf(await read(reader, { inFlight: [all[0]!, all[2]!], envelopesMax: 2 }))).toEqual([
+          all[1],
+          all[3],
+        ]);
+        expect(sequencesOf(await read(reader, { bytesMax: 250 }))).toEqual(all.slice(0, 2));
+        expect(sequencesOf(await read(reader, { bytesMax: 1 }))).toEqual(all.slice(0, 1));
+        const rest = await read(reader, { inFlight: all });
+        expect(rest).toMatchObject({ envelopes: [], oldestSequence: all[0] });
+      });
+
+      it('proves the device in the same page: key version, stamp, counts', async () => {
+        const bob = newDevice();
+        await storeKeySet(keys, bob, { lastResortPreKeyId: 1, ec: [1, 2], pq: [1] });
+        const reader = await served(bob);
+        expect(await read(reader)).toMatchObject({
+          proof: {
+            keyVersion: 1,
+            identityVersion: 1,
+            hasKeys: true,
+            fence: reader.fence,
+            availableCounts: { ec: 2, pq: 1 },
+            offersPq: true,
+          },
+          envelopes: [],
+          unreadable: [],
+          oldestSequence: null,
+          nextDueAtMs: null,
+        });
+      });
+
+      it('gives nothing that expired, and names it for its bounce', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob, { content: 'late', expiresAtMs: NOW_MS + 1 });
+        await storeFor(alice, bob, { content: 'good' });
+        const reader = await served(bob);
+        expect(await seen(reader, NOW_MS)).toEqual(['late', 'good']);
+        const page = await read(reader, { nowMs: NOW_MS + 1 });
+        expect(page.envelopes.map(({ body }) => body.kind === 'message' && text(body.content))).toEqual([
+          'good',
+        ]);
+        expect(page.unreadable).toEqual([{ sequence: page.oldestSequence, reason: 'EXPIRED' }]);
+      });
+    });
+
+    describe('stamps', () => {
+      /** Starts a change of `device` that holds its row, and lets a message be stored before it commits. */
+      async function storedBeside(
+        device: DeviceAddress,
+        change: (store: KeyStore) => Promise<void>,
+        sender: DeviceAddress,
+      ): Promise<void> {
+        let changed: Promise<void> = Promise.resolve();
+        const stored = await new Promise<Awaited<ReturnType<typeof storeFor>>>((resolve, reject) => {
+          const held: KeyStore = {
+            ...keys,
+            change: (target, action) =>
+              keys.change(target, async (set) => {
+                const result = await action(set);
+                resolve(await storeFor(sender, device));
+                return result;
+              }),
+          };
+          changed = change(held);
+          changed.catch(reject);
+        });
+        await changed;
+        expect(stored).toMatchObject({ accepted: [device.deviceId] });
+      }
+
+      it('show a message that was stored beside a replacement to be unreadable', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const replace = (store: KeyStore) =>
+          storeKeySet(store, bob, { identity: identityOf('B'), registrationId: REGISTRATION_ID });
+        await storedBeside(bob, replace, alice);
+        await storeFor(alice, bob, { content: 'new' });
+        const reader = await served(bob);
+        const page = await read(reader);
+        expect(page.envelopes.map(({ body }) => body.kind === 'message' && text(body.content))).toEqual([
+          'new',
+        ]);
+        expect(page.unreadable).toEqual([
+          { sequence: page.oldestSequence, reason: 'RECIPIENT_IDENTITY_CHANGED' },
+        ]);
+        await messages.bounce(bob, page.unreadable);
+        expect((await settle(bob)).senders).toEqual([alice]);
+        expect(await seen(await served(alice))).toEqual(['RECIPIENT_IDENTITY_CHANGED']);
+        expect(await read(reader)).toMatchObject({
+          unreadable: [],
+          envelopes: [{ body: { kind: 'message' } }],
+        });
+      });
+
+      it('don’t part a message from a key set that was only rotated or added to', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await storeKeySet(keys, bob, { registrationId: REGISTRATION_ID, signedPreKeyId: 2, ec: [1] });
+        expect(await seen(await served(bob))).toEqual(['x']);
+      });
+    });
+
+    describe('acknowledging', () => {
+      it('deletes what was processed, says how much, and nothing of another device', async () => {
+        const { userId } = newDevice();
+        const [alice, bob, laptop] = [await enrolled(), await enrolled(1, userId), await enrolled(2, userId)];
+        const both = { userId, devices: [1, 2].map((id): [number, number] => [id, REGISTRATION_ID]) };
+        for (const i of ids(0, 3)) await storeFor(alice, both, { content: `${i}` });
+        const [reader, other] = [await served(bob), await served(laptop)];
+        const sequences = (await read(reader)).envelopes.map((envelope) => envelope.sequence);
+        expect(await messages.acknowledge(other, sequences)).toBe(0);
+        expect(await messages.acknowledge(reader, [sequences[2]!, sequences[0]!, 1])).toBe(2);
+        expect(await messages.acknowledge(reader, sequences)).toBe(1);
+        expect(await messages.acknowledge(reader, [])).toBe(0);
+        expect(await seen(other)).toEqual(['0', '1', '2']);
+      });
+    });
+
+    describe('what failed', () => {
+      async function oneMessage() {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const reader = await served(bob);
+        const [envelope] = (await read(reader)).envelopes;
+        const fail = (reason: 'temporary' | 'undecryptable', nowMs: number) =>
+          messages.putOff(reader, [{ sequence: envelope!.sequence, reason }], nowMs);
+        return { alice, bob, reader, envelope: envelope!, fail };
+      }
+
+      it('as temporary is put off by 1, 5, 30, then every 120 s, and keeps its id', async () => {
+        const { reader, envelope, fail } = await oneMessage();
+        let nowMs = NOW_MS;
+        for (const delayS of [1, 5, 30, 120, 120, 120]) {
+          const dueAtMs = nowMs + delayS * 1000;
+          expect(await fail('temporary', nowMs)).toEqual({ nextDueAtMs: dueAtMs, bounced: false });
+          expect(await read(reader, { nowMs: dueAtMs - 1 })).toMatchObject({
+            envelopes: [],
+            nextDueAtMs: dueAtMs,
+            oldestSequence: envelope.sequence,
+          });
+          const due = await read(reader, { nowMs: dueAtMs });
+          expect(due.envelopes.map(({ id }) => id)).toEqual([envelope.id]);
+          expect(due.nextDueAtMs).toBeNull();
+          nowMs = dueAtMs;
+        }
+      });
+
+      it('counts the two reasons apart', async () => {
+        const { fail } = await oneMessage();
+        for (const _ of ids(0, 5)) await fail('temporary', NOW_MS);
+        expect((await fail('undecryptable', NOW_MS)).nextDueAtMs).toBe(NOW_MS + 1_000);
+        expect((await fail('undecryptable', NOW_MS)).nextDueAtMs).toBe(NOW_MS + 5_000);
+        expect((await fail('undecryptable', NOW_MS)).bounced).toBe(true);
+      });
+
+      it('does not hold up the others', async () => {
+        const { alice, bob, reader, fail } = await oneMessage();
+        await fail('temporary', NOW_MS);
+        await storeFor(alice, bob, { content: 'later' });
+        expect(await seen(reader)).toEqual(['later']);
+        expect(await seen(reader, NOW_MS + 1_000)).toEqual(['x', 'later']);
+      });
+
+      it('of bounces is dropped after as many offers, and bounces no more', async () => {
+        const { alice, bob, fail } = await oneMessage();
+        for (const _ of ids(0, 3)) await fail('undecryptable', NOW_MS);
+        await settle(bob);
+        const reader = await served(alice);
+        const [bounce] = (await read(reader)).envelopes;
+        const failures = [{ sequence: bounce!.sequence, reason: 'undecryptable' as const }];
+        for (const _ of ids(0, 2))
+          expect((await messages.putOff(reader, failures, NOW_MS)).bounced).toBe(false);
+        expect(await seen(reader, NOW_MS + 5_000)).toEqual(['UNDECRYPTABLE']);
+        expect(await messages.putOff(reader, failures, NOW_MS)).toEqual({
+          nextDueAtMs: null,
+          bounced: false,
+        });
+        expect(await seen(reader, NOW_MS + DAY_MS)).toEqual([]);
+        expect(await settle(alice)).toEqual({ senders: [], more: false });
+        expect(await seen(await served(bob))).toEqual([]);
+      });
+    });
+
+    describe('bounces', () => {
+      it('of a reset or a replacement are one for each message, in the senders’ queues', async () => {
+        const [alice, carol, bob] = [await enrolled(), await enrolled(), await enrolled()];
+        const sent: string[] = [];
+        for (const sender of [alice, carol, alice]) {
+          const messageId = randomUUID();
+          await storeFor(sender, bob, { messageId });
+          if (sender === alice) sent.push(messageId);
+        }
+        await wipeKeySet(keys, bob);
+        const { senders, more } = await settle(bob);
+        expect(senders.map(addressKey).sort()).toEqual([alice, carol].map(addressKey).sort());
+        expect(more).toBe(false);
+        const { envelopes } = await read(await served(alice));
+        expect(envelopes.map((envelope) => envelope.messageId)).toEqual(sent);
+        expect(envelopes).toMatchObject(
+          sent.map(() => ({ body: { kind: 'bounce', recipient: bob, reason: 'RECIPIENT_KEYS_RESET' } })),
+        );
+        expect(await seen(await served(carol))).toEqual(['RECIPIENT_KEYS_RESET']);
+      });
+
+      it('leave the recipient’s queue at once: nobody can acknowledge or read what is on its way back', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const before = await served(bob);
+        const [envelope] = (await read(before)).envelopes;
+        await wipeKeySet(keys, bob);
+        await storeKeySet(keys, bob, { identity: identityOf('B'), registrationId: REGISTRATION_ID });
+        expect(await messages.acknowledge(before, [envelope!.sequence])).toBe(0);
+        expect(await read(await served(bob))).toMatchObject({
+          envelopes: [],
+          unreadable: [],
+          oldestSequence: null,
+        });
+        await settle(bob);
+        expect(await seen(await served(alice))).toEqual(['RECIPIENT_KEYS_RESET']);
+      });
+
+      it('happen once however often settling is tried, over a crash between copy and removal', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 3)) await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        for (const _ of ids(0, 2)) {
+          await expect(settle(bob, opened.dyingAfterCopy)).rejects.toThrow('died');
+        }
+        const reader = await served(alice);
+        // The copies are there, and may be processed before anybody tidies up.
+        const { envelopes } = await read(reader);
+        expect(envelopes).toHaveLength(3);
+        expect(
+          await messages.acknowledge(
+            reader,
+            envelopes.map((envelope) => envelope.sequence),
+          ),
+        ).toBe(3);
+        await Promise.all([settle(bob), settle(bob, otherNode)]);
+        expect(await settle(bob)).toEqual({ senders: [], more: false });
+        expect(await seen(reader)).toEqual([]);
+      });
+
+      it('happen once also where two nodes settle at the same time', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await Promise.all(ids(0, 30).map(() => storeFor(alice, bob)));
+        await wipeKeySet(keys, bob);
+        await Promise.all(
+          ids(0, 6).map((i) => settle(i % 3 ? bob : null, i % 2 ? messages : otherNode, 500)),
+        );
+        expect(await seen(await served(alice))).toHaveLength(30);
+      });
+
+      it('are settled a limited number at a time, until there are no more', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 5)) await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        const turns: boolean[] = [];
+        for (let more = true; more; turns.push(more)) ({ more } = await settle(bob, messages, 2));
+        expect(turns).toEqual([true, true, false]);
+        expect(await seen(await served(alice))).toHaveLength(5);
+      });
+
+      it('survive their receiver’s reset, are no messages for the old key set, and are never bounced', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await settle(bob);
+        await wipeKeySet(keys, alice);
+        await sweep(NOW_MS);
+        await settle(null);
+        await storeKeySet(keys, alice, { identity: identityOf('C') });
+        const reader = await served(alice);
+        const page = await read(reader);
+        expect(page.unreadable).toEqual([]);
+        expect(page.envelopes).toMatchObject([{ body: { kind: 'bounce' } }]);
+        await messages.bounce(alice, [{ sequence: page.envelopes[0]!.sequence, reason: 'EXPIRED' }]);
+        expect(await seen(reader)).toEqual(['RECIPIENT_KEYS_RESET']);
+      });
+
+      it('between a user’s own devices reach the sending one', async () => {
+        const { userId } = newDevice();
+        const [phone, laptop] = [await enrolled(1, userId), await enrolled(2, userId)];
+        await storeFor(phone, laptop);
+        await wipeKeySet(keys, laptop);
+        expect(await settle(laptop)).toEqual({ senders: [phone], more: false });
+        expect(await seen(await served(phone))).toEqual(['RECIPIENT_KEYS_RESET']);
+      });
+    });
+
+    describe('the sweep', () => {
+      it('immunity 19: bounces what expired, and leaves the other half and its count right', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const i of ids(0, 6)) {
+          await storeFor(alice, bob, { content: `${i}`, expiresAtMs: i % 2 ? EXPIRES_MS : NOW_MS + 5 });
+        }
+        await sweep(NOW_MS + 4);
+        await sweep(NOW_MS + 5);
+        await settle(bob);
+        const reader = await served(bob);
+        expect(await seen(reader)).toEqual(['1', '3', '5']);
+        const { keyVersion } = (await messages.prove(bob))!;
+        expect(await messages.serve(reader, keyVersion, NOW_MS + 5)).toMatchObject({ pendingCount: 3 });
+        expect(await seen(await served(alice))).toEqual(['EXPIRED', 'EXPIRED', 'EXPIRED']);
+      });
+
+      it('drops expired bounces', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await settle(bob);
+        await sweep(EXPIRES_MS - 1);
+        const reader = await served(alice);
+        expect(await seen(reader, EXPIRES_MS)).toEqual(['RECIPIENT_KEYS_RESET']);
+        await sweep(EXPIRES_MS);
+        expect(await seen(reader, EXPIRES_MS)).toEqual([]);
+        expect(await settle(alice)).toEqual({ senders: [], more: false });
+      });
+
+      it('touches at most so many rows of each kind, and ends', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await sweep(NOW_MS + 5);
+        for (const _ of ids(0, 5)) await storeFor(alice, bob, { expiresAtMs: NOW_MS + 5 });
+        const touched: number[] = [];
+        do touched.push(await sweep(NOW_MS + 5, 0, 2));
+        while (touched.at(-1)! > 0);
+        expect(touched).toEqual([2, 2, 1, 0]);
+      });
+    });
+
+    describe('a look at many devices', () => {
+      it('finds those that need one, and no others', async () => {
+        const alice = await enrolled();
+        const quiet = await served(await enrolled());
+        const withMail = await served(await enrolled());
+        const inFlightOnly = await served(await enrolled());
+        const superseded = await served(await enrolled());
+        const changed = await served(await enrolled());
+        const lowDevice = newDevice();
+        await storeKeySet(keys, lowDevice, { ec: [1] });
+        const low = await served(lowDevice);
+        await storeFor(alice, withMail.device);
+        await storeFor(alice, inFlightOnly.device);
+        const watched = async (reader: Reader, inFlight = 0) => {
+          const { keyVersion, lowNoticeVersion } = (await messages.prove(reader.device))!;
+          return { ...reader, keyVersion, lowNoticeVersion, inFlight };
+        };
+        const readers = [
+          await watched(quiet),
+          await watched(withMail),
+          await watched(inFlightOnly, 1),
+          await watched(superseded),
+          await watched(changed),
+          await watched(low),
+        ];
+        expect(await messages.inNeedOfALook([readers[0]!, readers[2]!], NOW_MS)).toEqual([]);
+        await served(superseded.device, otherNode);
+        await storeKeySet(keys, changed.device, { signedPreKeyId: 2 });
+        await keys.claim(
+          [{ claimer: alice, claimId: randomUUID(), userId: low.device.userId, deviceId: 1 }],
+          { nowMs: NOW_MS, lowThreshold: 10 },
+        );
+        const found = await messages.inNeedOfALook(readers, NOW_MS);
+        expect(found.map(addressKey).sort()).toEqual(
+          [withMail, superseded, changed, low].map((reader) => addressKey(reader.device)).sort(),
+        );
+        expect(await messages.inNeedOfALook([], NOW_MS)).toEqual([]);
+      });
+
+      it('finds an envelope that was put off when it falls due, and not before', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const reader = await served(bob);
+        const [envelope] = (await read(reader)).envelopes;
+        await messages.putOff(reader, [{ sequence: envelope!.sequence, reason: 'temporary' }], NOW_MS);
+        const { keyVersion, lowNoticeVersion } = (await messages.prove(bob))!;
+        const watched = [{ ...reader, keyVersion, lowNoticeVersion, inFlight: 0 }];
+        expect(await messages.inNeedOfALook(watched, NOW_MS + 999)).toEqual([]);
+        expect(await messages.inNeedOfALook(watched, NOW_MS + 1_000)).toEqual([bob]);
+      });
+    });
+  });
+}
