@@ -590,6 +590,33 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         }
       });
 
+      it('as undecryptable is offered three times in all, after 1 s and 5 s, then bounced', async () => {
+        const { alice, bob, reader, envelope, fail } = await oneMessage();
+        expect(await fail('undecryptable', NOW_MS)).toEqual({ nextDueAtMs: NOW_MS + 1_000, bounced: false });
+        expect(await fail('undecryptable', NOW_MS + 1_000)).toEqual({
+          nextDueAtMs: NOW_MS + 6_000,
+          bounced: false,
+        });
+        expect(await seen(reader, NOW_MS + 6_000)).toEqual(['x']);
+        expect(await fail('undecryptable', NOW_MS + 6_000)).toEqual({ nextDueAtMs: null, bounced: true });
+        // On its way back it neither waits nor falls due.
+        expect(await read(reader, { nowMs: NOW_MS + 6_000 })).toMatchObject({
+          envelopes: [],
+          oldestSequence: null,
+          nextDueAtMs: null,
+        });
+        expect(await messages.acknowledge(reader, [envelope.sequence])).toBe(0);
+        expect(await fail('undecryptable', NOW_MS + 6_000)).toEqual({ nextDueAtMs: null, bounced: false });
+        expect(await settle(bob)).toEqual({ senders: [alice], more: false });
+        const page = await read(await served(alice));
+        expect(page.envelopes).toMatchObject([
+          {
+            messageId: envelope.messageId,
+            body: { kind: 'bounce', recipient: bob, reason: 'UNDECRYPTABLE' },
+          },
+        ]);
+      });
+
       it('counts the two reasons apart', async () => {
         const { fail } = await oneMessage();
         for (const _ of ids(0, 5)) await fail('temporary', NOW_MS);

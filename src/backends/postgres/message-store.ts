@@ -475,6 +475,8 @@ function delayOf(countColumn: string, delaysMs: readonly number[]): SQL {
   );
 }
 
+const isLastOffer = sql`(f.undecryptable AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))})`;
+
 const putOffStatement = hotStatement<{ pending: boolean; due_at_ms: number | null }>(sql`
 WITH failed AS MATERIALIZED (
   SELECT * FROM unnest(${placeholder('sequences')}::int8[], ${placeholder('undecryptable')}::bool[])
@@ -484,24 +486,21 @@ dropped AS (
   -- A bounce that nobody can read is nobody's loss: it is never bounced itself.
   DELETE FROM ${messages} m USING failed f
   WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
-    AND m.pending AND m.kind = ${BOUNCE} AND f.undecryptable
-    AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))} AND ${isServed}
+    AND m.pending AND m.kind = ${BOUNCE} AND ${isLastOffer} AND ${isServed}
 )
 UPDATE ${messages} m SET
   undecryptable_count = m.undecryptable_count + f.undecryptable::int4,
   temporary_count = least(m.temporary_count + (NOT f.undecryptable)::int4, 1000),
-  pending = NOT (f.undecryptable AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))}),
-  bounce_reason = CASE WHEN f.undecryptable AND m.kind = ${MESSAGE}
-      AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))}
-    THEN 'UNDECRYPTABLE' ELSE m.bounce_reason END,
-  due_at = ${moment('nowMs')} + CASE WHEN f.undecryptable
-    THEN ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
-    ELSE ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
+  pending = NOT ${isLastOffer},
+  bounce_reason = CASE WHEN ${isLastOffer} THEN 'UNDECRYPTABLE' ELSE m.bounce_reason END,
+  content = CASE WHEN ${isLastOffer} THEN NULL ELSE m.content END,
+  due_at = CASE
+    WHEN ${isLastOffer} THEN NULL
+    WHEN f.undecryptable THEN ${moment('nowMs')} + ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
+    ELSE ${moment('nowMs')} + ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
 FROM failed f
 WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
-  AND m.pending AND ${isServed}
-  AND NOT (m.kind = ${BOUNCE} AND f.undecryptable
-    AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))})
+  AND m.pending AND ${isServed} AND NOT (m.kind = ${BOUNCE} AND ${isLastOffer})
 RETURNING m.pending, ${ms('m.due_at')} AS due_at_ms`);
 
 const bounceStatement = hotStatement<never>(sql`
