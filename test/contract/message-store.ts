@@ -537,6 +537,24 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         });
       });
 
+      it('let the sweep bounce what was stored beside a replacement or a reset that nobody reads after', async () => {
+        const alice = await enrolled();
+        const [replaced, reset] = [await enrolled(), await enrolled()];
+        await storedBeside(
+          replaced,
+          (store) => storeKeySet(store, replaced, { identity: identityOf('B') }),
+          alice,
+        );
+        await storedBeside(reset, (store) => wipeKeySet(store, reset), alice);
+        await sweep(NOW_MS);
+        await settle(replaced);
+        await settle(reset);
+        expect(await seen(await served(alice))).toEqual([
+          'RECIPIENT_IDENTITY_CHANGED',
+          'RECIPIENT_KEYS_RESET',
+        ]);
+      });
+
       it('don’t part a message from a key set that was only rotated or added to', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);

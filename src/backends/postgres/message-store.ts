@@ -580,8 +580,9 @@ function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: nu
       ORDER BY expires_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
     // What was stored beside a replacement bears the older stamp.
     sql`
-    UPDATE ${messages} SET pending = false, content = NULL, due_at = NULL,
-      bounce_reason = 'RECIPIENT_IDENTITY_CHANGED'
+    UPDATE ${messages} s SET pending = false, content = NULL, due_at = NULL, bounce_reason = (
+      SELECT CASE WHEN d.identity_key IS NULL THEN 'RECIPIENT_KEYS_RESET' ELSE 'RECIPIENT_IDENTITY_CHANGED' END
+      FROM ${devices} d WHERE d.user_id = s.user_id AND d.device_id = s.device_id)
     WHERE ctid = ANY (ARRAY(
       SELECT m.ctid
       FROM (SELECT user_id, device_id, identity_version FROM ${devices}
