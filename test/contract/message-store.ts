@@ -577,6 +577,51 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await messages.acknowledge(reader, [])).toBe(0);
         expect(await seen(other)).toEqual(['0', '1', '2']);
       });
+
+      it('races with the bounce for every row, and one of them wins it', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const reader = await served(bob);
+        let acknowledged = 0;
+        const rounds = 8;
+        const perRound = 24;
+        for (const _ of ids(0, rounds)) {
+          await Promise.all(ids(0, perRound).map(() => storeFor(alice, bob)));
+          const sequences = (await read(reader)).envelopes.map((envelope) => envelope.sequence);
+          const unreadable = sequences
+            .map((sequence) => ({ sequence, reason: 'EXPIRED' as const }))
+            .reverse();
+          const counts = await Promise.all([
+            messages.acknowledge(
+              reader,
+              sequences.filter((_, i) => i % 2),
+            ),
+            otherNode.bounce(bob, unreadable),
+            messages.acknowledge(reader, sequences.filter((_, i) => i % 2 === 0).reverse()),
+          ]);
+          acknowledged += (counts[0] ?? 0) + (counts[2] ?? 0);
+        }
+        while ((await settle(bob)).more);
+        const bounced = (await read(await served(alice), { envelopesMax: 1000 })).envelopes;
+        expect(acknowledged + bounced.length).toBe(rounds * perRound);
+        expect(new Set(bounced.map((bounce) => bounce.messageId)).size).toBe(bounced.length);
+      });
+
+      it('races with a reset without a deadlock, whatever the order of the list', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const round of ids(0, 6)) {
+          const reader = await served(bob);
+          await Promise.all(ids(0, 40).map(() => storeFor(alice, bob)));
+          const sequences = (await read(reader)).envelopes.map((envelope) => envelope.sequence).reverse();
+          const failures = sequences.map((sequence) => ({ sequence, reason: 'temporary' as const }));
+          await Promise.all([
+            otherNode.acknowledge(reader, sequences),
+            messages.putOff(reader, failures, NOW_MS),
+            wipeKeySet(keys, bob),
+            sweep(NOW_MS),
+          ]);
+          await storeKeySet(keys, bob, { registrationId: REGISTRATION_ID, signedPreKeyId: round + 2 });
+        }
+      });
     });
 
     describe('what failed', () => {

@@ -496,6 +496,11 @@ function createKeySetTransaction(
         .update(devices)
         .set({ signedPreKeyId: null, pqLastResortPreKeyId: null, wipedAt: new Date(nowMs) })
         .where(ofDevice);
+      // In the order in which every statement locks a queue's rows.
+      await tx.execute(sql`
+        SELECT count(*) FROM (
+          SELECT 1 FROM ${messages} WHERE ${ofDevice} AND pending
+          ORDER BY user_id, device_id, sequence FOR NO KEY UPDATE) locked`);
       // What commits beside this bears the old stamp and is bounced when it is read or swept.
       await tx.execute(sql`
         UPDATE ${messages} SET pending = false, bounce_reason = ${reason}, content = NULL, due_at = NULL

@@ -95,7 +95,8 @@ export function createMessageStore(database: Database): MessageStore {
       return rows.length;
     },
 
-    async putOff({ device, fence }, failures, nowMs) {
+    async putOff({ device, fence }, unsorted, nowMs) {
+      const failures = inOrder(unsorted);
       const rows = await database.hot(putOffStatement, {
         ...device,
         fence,
@@ -110,7 +111,8 @@ export function createMessageStore(database: Database): MessageStore {
       };
     },
 
-    async bounce(device, unreadable) {
+    async bounce(device, unsorted) {
+      const unreadable = inOrder(unsorted);
       await database.hot(bounceStatement, {
         ...device,
         sequences: numberArray(unreadable.map((item) => item.sequence)),
@@ -179,6 +181,11 @@ export function createMessageStore(database: Database): MessageStore {
       return rows.map((row) => ({ userId: row.user_id, deviceId: row.device_id }));
     },
   };
+}
+
+/** Statements lock a queue's rows in one order, whatever the list's, so that no two can deadlock. */
+function inOrder<Item extends { sequence: number }>(items: readonly Item[]): Item[] {
+  return [...items].sort((a, b) => a.sequence - b.sequence);
 }
 
 function moment(name: string): SQL {
@@ -475,6 +482,10 @@ function delayOf(countColumn: string, delaysMs: readonly number[]): SQL {
   );
 }
 
+/** Probes the index for each of a list's rows; a join by hash alone would read the whole queue. */
+const ofListed = sql`m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')}
+  AND m.sequence = ANY (${placeholder('sequences')}::int8[])`;
+
 const isLastOffer = sql`(f.undecryptable AND m.undecryptable_count + 1 >= ${sql.raw(String(UNDECRYPTABLE_OFFERS))})`;
 
 const putOffStatement = hotStatement<{ pending: boolean; due_at_ms: number | null }>(sql`
@@ -485,8 +496,7 @@ WITH failed AS MATERIALIZED (
 dropped AS (
   -- A bounce that nobody can read is nobody's loss: it is never bounced itself.
   DELETE FROM ${messages} m USING failed f
-  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
-    AND m.pending AND m.kind = ${BOUNCE} AND ${isLastOffer} AND ${isServed}
+  WHERE ${ofListed} AND m.sequence = f.sequence AND m.pending AND m.kind = ${BOUNCE} AND ${isLastOffer} AND ${isServed}
 )
 UPDATE ${messages} m SET
   undecryptable_count = m.undecryptable_count + f.undecryptable::int4,
@@ -499,15 +509,13 @@ UPDATE ${messages} m SET
     WHEN f.undecryptable THEN ${moment('nowMs')} + ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
     ELSE ${moment('nowMs')} + ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
 FROM failed f
-WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = f.sequence
-  AND m.pending AND ${isServed} AND NOT (m.kind = ${BOUNCE} AND ${isLastOffer})
+WHERE ${ofListed} AND m.sequence = f.sequence AND m.pending AND ${isServed} AND NOT (m.kind = ${BOUNCE} AND ${isLastOffer})
 RETURNING m.pending, ${ms('m.due_at')} AS due_at_ms`);
 
 const bounceStatement = hotStatement<never>(sql`
 UPDATE ${messages} m SET pending = false, bounce_reason = b.reason, content = NULL, due_at = NULL
 FROM unnest(${placeholder('sequences')}::int8[], ${placeholder('reasons')}::text[]) AS b (sequence, reason)
-WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.sequence = b.sequence
-  AND m.pending AND m.kind = ${MESSAGE}`);
+WHERE ${ofListed} AND m.sequence = b.sequence AND m.pending AND m.kind = ${MESSAGE}`);
 
 interface BouncedRow {
   user_id: string;
@@ -547,9 +555,16 @@ SELECT ${placeholder('userId')}, b.device_id, b.sequence, b.id, ${BOUNCE}, b.rec
 FROM remembered r JOIN bounced b ON b.sequence = r.sequence`);
 
 const removeBouncedStatement = hotStatement<never>(sql`
-DELETE FROM ${messages} m
-USING unnest(${placeholder('deviceIds')}::int2[], ${placeholder('sequences')}::int8[]) AS b (device_id, sequence)
-WHERE m.user_id = ${placeholder('userId')} AND m.device_id = b.device_id AND m.sequence = b.sequence AND NOT m.pending`);
+DELETE FROM ${messages}
+WHERE NOT pending AND ctid = ANY (ARRAY(
+  SELECT m.ctid
+  FROM unnest(${placeholder('deviceIds')}::int2[], ${placeholder('sequences')}::int8[]) AS b (device_id, sequence)
+  CROSS JOIN LATERAL (
+    SELECT v.ctid FROM ${messages} v
+    WHERE v.user_id = ${placeholder('userId')} AND v.device_id = b.device_id AND v.sequence = b.sequence
+      AND NOT v.pending
+    LIMIT 1
+  ) m))`);
 
 function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<string, Row[]> {
   const groups = new Map<string, Row[]>();
