@@ -16,6 +16,7 @@ import type {
 } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import {
+  CONTENT_BYTES_MAX,
   PAGE_BYTES_MAX,
   PAGE_ENVELOPES_MAX,
   WINDOW_BYTES_MAX,
@@ -204,8 +205,8 @@ export function createSession(parts: SessionParts): Session {
       const current = opening;
       const room = WINDOW_ENVELOPES_MAX - current.inFlight.size;
       const roomBytes = WINDOW_BYTES_MAX - current.inFlightBytes;
-      // An acknowledgement makes room and looks again.
-      if (room <= 0 || roomBytes <= 0) return;
+      // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
+      if (room <= 0 || roomBytes < CONTENT_BYTES_MAX) return;
       const keyVersionAtStart = keyVersionOf(state);
       const page = await messages.read(me, {
         inFlight: [...current.inFlight.keys()],
