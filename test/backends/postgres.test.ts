@@ -77,7 +77,7 @@ for (const { started, open } of engines) {
     otherNode: createMessageStore(nodes[1].database),
     keys: createKeyStore(nodes[0].database),
     dyingAfterCopy: createMessageStore(
-      dyingBefore(/^\s*DELETE FROM "messages"\s+WHERE NOT pending/, nodes[0].database),
+      dyingBefore(/^\s*DELETE FROM "messages"\s+WHERE ctid/, nodes[0].database),
     ),
     close: async () => {},
   }));

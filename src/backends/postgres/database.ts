@@ -48,6 +48,21 @@ const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
 
+/** How the hot statements' connections plan. */
+export const HOT_PLAN_SETTINGS = {
+  // A hot statement reaches every table by an index, whatever the statistics say that day, so it is planned
+  // once: a plan made while a table was empty must be right when it is full.
+  plan_cache_mode: 'force_generic_plan',
+  enable_seqscan: 'off',
+  // Rows gathered in a statement are joined by hash: their number is never known when it is planned. A table
+  // is reached through LATERAL, which these settings leave no other way than an index probe per row.
+  enable_nestloop: 'off',
+  enable_mergejoin: 'off',
+  // What changes several rows of a queue locks them in the index's order, which a bitmap would lose.
+  enable_bitmapscan: 'off',
+  jit: 'off',
+} as const;
+
 /** Both from `src` and from `dist`. */
 const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
 /** Any number that all nodes share. */
@@ -164,15 +179,7 @@ function openPools(address: PostgresAddress): Pools {
     connection: prepare
       ? {
           ...timeouts,
-          // A hot statement reaches every table by an index, whatever the statistics say that day, so it is planned
-          // once: a plan made while a table was empty must be right when it is full.
-          plan_cache_mode: 'force_generic_plan',
-          enable_seqscan: 'off',
-          // Rows gathered in a statement are joined by hash: their number is never known when it is planned. A table
-          // is reached through LATERAL, which these settings leave no other way than an index probe per row.
-          enable_nestloop: 'off',
-          enable_mergejoin: 'off',
-          jit: 'off',
+          ...HOT_PLAN_SETTINGS,
         }
       : {},
   });

@@ -556,7 +556,7 @@ FROM remembered r JOIN bounced b ON b.sequence = r.sequence`);
 
 const removeBouncedStatement = hotStatement<never>(sql`
 DELETE FROM ${messages}
-WHERE NOT pending AND ctid = ANY (ARRAY(
+WHERE ctid = ANY (ARRAY(
   SELECT m.ctid
   FROM unnest(${placeholder('deviceIds')}::int2[], ${placeholder('sequences')}::int8[]) AS b (device_id, sequence)
   CROSS JOIN LATERAL (
