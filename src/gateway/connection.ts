@@ -1,5 +1,5 @@
 /** One socket's life: its requests, its session with the gate, its token's time, and its end. */
-import type { Socket } from 'socket.io';
+import type { DefaultEventsMap, Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { ServedSocket, Session } from '../delivery/session.ts';
 import type { Clock, Timer } from '../lib/clock.ts';
@@ -20,7 +20,12 @@ import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
 import type { Observer } from '../requests/observe.ts';
 
-export type GatewaySocket = Socket<ClientToServerEvents, ServerToClientEvents>;
+export interface SocketData {
+  /** A newer connection took over while this one was still being taken in. */
+  isDisplaced?: boolean;
+}
+
+export type GatewaySocket = Socket<ClientToServerEvents, ServerToClientEvents, DefaultEventsMap, SocketData>;
 
 export interface ConnectionParts {
   courier: Courier;
@@ -63,7 +68,11 @@ export async function acceptConnection(
     pushMessages,
     // The transport is closed, not the Socket.IO session: the client comes back by itself.
     close: () => socket.conn.close(),
-    displace: () => socket.disconnect(true),
+    displace: () => {
+      // Socket.IO ignores this for a socket that is still being taken in: its door does it then.
+      socket.data.isDisplaced = true;
+      socket.disconnect(true);
+    },
   };
 
   /** Resolves null where nothing usable came in time. */

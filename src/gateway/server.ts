@@ -1,6 +1,6 @@
 /** The Socket.IO door: who may connect, and how the whole of it drains. */
 import type { Server as HttpServer, IncomingMessage } from 'node:http';
-import { Server, type Socket } from 'socket.io';
+import { type DefaultEventsMap, Server, type Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -9,7 +9,7 @@ import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/soc
 import type { Authenticator } from '../requests/authenticate.ts';
 import type { Dispatch } from '../requests/dispatch.ts';
 import type { Observer } from '../requests/observe.ts';
-import { acceptConnection, type GatewaySocket } from './connection.ts';
+import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
 
 export interface SocketDoorParts {
   server: HttpServer;
@@ -35,21 +35,24 @@ const DRAINING_RETRY_MS = 2_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   const { clock, observer } = parts;
-  const io = new Server<ClientToServerEvents, ServerToClientEvents>(parts.server, {
-    // One transport: no sticky sessions, and no long poll that a proxy may buffer.
-    transports: ['websocket'],
-    serveClient: false,
-    maxHttpBufferSize: FRAME_BYTES_MAX,
-    perMessageDeflate: false,
-    connectTimeout: HANDSHAKE_TIMEOUT_MS,
-    pingInterval: 25_000,
-    pingTimeout: 20_000,
-    // A WebSocket knows no CORS: the origin is checked before the upgrade.
-    allowRequest: (request: IncomingMessage, decide) => {
-      const allowed = parts.isOriginAllowed(request.headers.origin);
-      decide(allowed ? null : 'origin not allowed', allowed);
+  const io = new Server<ClientToServerEvents, ServerToClientEvents, DefaultEventsMap, SocketData>(
+    parts.server,
+    {
+      // One transport: no sticky sessions, and no long poll that a proxy may buffer.
+      transports: ['websocket'],
+      serveClient: false,
+      maxHttpBufferSize: FRAME_BYTES_MAX,
+      perMessageDeflate: false,
+      connectTimeout: HANDSHAKE_TIMEOUT_MS,
+      pingInterval: 25_000,
+      pingTimeout: 20_000,
+      // A WebSocket knows no CORS: the origin is checked before the upgrade.
+      allowRequest: (request: IncomingMessage, decide) => {
+        const allowed = parts.isOriginAllowed(request.headers.origin);
+        decide(allowed ? null : 'origin not allowed', allowed);
+      },
     },
-  });
+  );
 
   // What the engine itself answers, a refused transport, say, is no more to be kept than what we answer.
   io.engine.on('headers', (headers: Record<string, string>) => {
@@ -66,6 +69,10 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
         next(Object.assign(new Error(refusal.code), { data: refusal.toObject() }));
       },
     );
+  });
+
+  io.on('connection', (socket) => {
+    if (socket.data.isDisplaced) socket.disconnect(true);
   });
 
   async function admit(socket: GatewaySocket): Promise<void> {

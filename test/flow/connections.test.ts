@@ -1,0 +1,305 @@
+/** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
+import { io, type Socket } from 'socket.io-client';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { eventually } from '../support/eventually.ts';
+import {
+  afterOthersGotTheirs,
+  FEW_KEYS,
+  gatewayFor,
+  hold,
+  opened,
+  redisFor,
+  reopened,
+  someone,
+  undoAfterEach,
+} from '../support/flow.ts';
+import {
+  type Client,
+  contents,
+  enrol,
+  open,
+  send,
+  startGateway,
+  type TestGateway,
+} from '../support/gateway.ts';
+import { createManualClock } from '../support/manual-clock.ts';
+
+const undo = undoAfterEach();
+let shared: TestGateway;
+
+beforeAll(async () => {
+  shared = await startGateway();
+});
+afterAll(() => shared.stop());
+
+/** Two nodes on one PostgreSQL and one Redis. */
+async function twoNodes() {
+  const redis = await redisFor(undo);
+  const first = await gatewayFor(undo, { redisUrl: redis.url });
+  const second = await gatewayFor(undo, { redisUrl: redis.url, databaseUrl: first.databaseUrl });
+  return { redis, first, second };
+}
+
+/** Two nodes that don't hear of each other: every poke and displacement between them is lost. */
+async function twoDeafNodes() {
+  const clock = createManualClock();
+  const first = await gatewayFor(undo, { clock });
+  const second = await gatewayFor(undo, { clock, databaseUrl: first.databaseUrl });
+  return { clock, first, second };
+}
+
+/** A client that reconnects as Socket.IO's client does when it may. */
+async function persistent(at: TestGateway, address: { userId: string; deviceId: number }): Promise<Socket> {
+  const socket = io(at.url, {
+    transports: ['websocket'],
+    auth: { token: await at.token(address) },
+    forceNew: true,
+    reconnectionDelay: 1,
+    reconnectionDelayMax: 1,
+  });
+  undo.push(() => socket.close());
+  await new Promise<void>((resolve, reject) => {
+    socket.once('connect', resolve);
+    socket.once('connect_error', reject);
+  });
+  return socket;
+}
+
+const holdingAll = (): null => null;
+
+describe('the newest connection of a device', () => {
+  it('displaces the older one on its node, which is told so and does not reconnect by itself', async () => {
+    const alice = await opened(shared);
+    const bob = await enrol(shared, someone(), FEW_KEYS);
+    bob.client.close();
+    const older = await persistent(shared, bob.address);
+    let displaced = 0;
+    let connects = 0;
+    older.on('displaced', () => {
+      displaced += 1;
+    });
+    older.on('connect', () => {
+      connects += 1;
+    });
+    const ended = new Promise<string>((resolve) => older.once('disconnect', resolve));
+    const newer = await reopened(shared, bob);
+    expect(await ended).toBe('io server disconnect');
+    await send(alice.client, bob, 'for the newer');
+    await eventually(() => expect(contents(newer.client)).toEqual(['for the newer']));
+    await afterOthersGotTheirs(shared, alice.client);
+    expect({ displaced, connects }).toEqual({ displaced: 1, connects: 0 });
+    expect(newer.client.waiting('displaced')).toBe(0);
+  });
+
+  it('displaces the older one on another node', async () => {
+    const { first, second } = await twoNodes();
+    const alice = await opened(first);
+    const bob = await opened(first);
+    const newer = await reopened(second, bob);
+    await bob.client.next('displaced');
+    expect(await bob.client.disconnected).toBe('io server disconnect');
+    await send(alice.client, bob, 'for the newer');
+    await eventually(() => expect(contents(newer.client)).toEqual(['for the newer']));
+    expect(contents(bob.client)).toEqual([]);
+  });
+
+  it('is the only one left of twenty that come at once, and is served', async () => {
+    const { first, second } = await twoNodes();
+    for (const nodes of [[first], [first, second]]) {
+      const alice = await opened(first);
+      const bob = await enrol(first, someone(), FEW_KEYS);
+      const clients = await Promise.all(
+        Array.from({ length: 20 }, (_, i) => nodes[i % nodes.length]!.connect(bob.address)),
+      );
+      clients.push(bob.client);
+      const alive = (): Client[] => clients.filter((client) => client.socket.connected);
+      await eventually(() => expect(alive()).toHaveLength(1), { that: 'one connection being left' });
+      await open({ client: alive()[0]!, device: bob.device });
+      await send(alice.client, bob, 'for the last');
+      await eventually(() => expect(contents(alive()[0]!)).toEqual(['for the last']));
+      for (const client of clients) expect(client.waiting('displaced')).toBe(client === alive()[0] ? 0 : 1);
+    }
+  });
+
+  it('immunity 26: stays served when the older one ends late, on one node and across two', async () => {
+    const { first, second } = await twoNodes();
+    const deaf = await twoDeafNodes();
+    for (const [older, newer] of [
+      [first, first],
+      [first, second],
+      [second, first],
+      // Here the older one is not told, so that its end comes late indeed.
+      [deaf.first, deaf.second],
+    ] as const) {
+      const alice = await opened(newer);
+      const bob = await opened(older);
+      const again = await reopened(newer, bob);
+      bob.client.close();
+      await bob.client.disconnected;
+      for (let i = 0; i < 3; i++) {
+        await send(alice.client, bob, String(i));
+        await eventually(() => expect(contents(again.client)).toHaveLength(i + 1));
+      }
+      expect(again.client.waiting('displaced')).toBe(0);
+    }
+  });
+
+  it('gets what the older one was pushed and had not acknowledged, as it was', async () => {
+    const { first, second } = await twoNodes();
+    const alice = await opened(first);
+    const bob = await opened(first);
+    hold(bob.client);
+    for (const text of ['1', '2', '3']) await send(alice.client, bob, text);
+    await eventually(() => expect(bob.client.envelopes).toHaveLength(3));
+    const again = await reopened(second, bob);
+    await again.client.next('queueEmpty');
+    expect(again.client.envelopes).toEqual(bob.client.envelopes);
+  });
+});
+
+describe('a node that does not know that it was superseded', () => {
+  it('deletes nothing and puts nothing off: its late acknowledgements count no more', async () => {
+    const { first, second } = await twoDeafNodes();
+    const alice = await opened(second);
+    const bob = await opened(first);
+    bob.client.onMessages = () => null;
+    let answer: ((reason?: 'undecryptable') => void) | undefined;
+    bob.client.socket.on('messages', (page, acknowledge) => {
+      const ids = page.envelopes.map((envelope) => envelope.id);
+      answer = (reason) =>
+        acknowledge(
+          reason ? { processed: [], failed: ids.map((id) => ({ id, reason })) } : { processed: ids },
+        );
+    });
+    // The poke of the other node is lost: only a look at this device finds it.
+    await send(alice.client, bob, 'once');
+    await bob.client.call('clientReady');
+    await eventually(() => expect(bob.client.envelopes).toHaveLength(1));
+
+    const newer = await reopened(second, bob, holdingAll);
+    await eventually(() => expect(newer.client.envelopes).toHaveLength(1));
+    answer!();
+    // Its own end of the old connection: then the answer has been dealt with, and the look after it has displaced it.
+    await bob.client.next('displaced');
+    newer.client.close();
+
+    const last = await reopened(second, bob);
+    expect(await last.client.next('queueEmpty')).toEqual({ deliveredCount: 1 });
+    expect(last.client.envelopes).toEqual(bob.client.envelopes);
+  });
+
+  it('reads nothing: what comes is for the newer connection, and the older one is displaced', async () => {
+    const { first, second } = await twoDeafNodes();
+    const bob = await opened(first);
+    const newer = await reopened(second, bob);
+    // Sent by way of the first node, whose bus still knows the older connection.
+    const alice = await opened(first);
+    await send(alice.client, bob, 'for the newer');
+    await bob.client.next('displaced');
+    expect(contents(bob.client)).toEqual([]);
+    await newer.client.call('clientReady');
+    await eventually(() => expect(contents(newer.client)).toEqual(['for the newer']));
+  });
+
+  it('refuses clientReady, so that the newer connection stays the served one', async () => {
+    const { first, second } = await twoDeafNodes();
+    const bob = await enrol(first, someone(), FEW_KEYS);
+    await bob.client.call('validateKeys', bob.device.validateInput());
+    const newer = await reopened(second, bob);
+    await expect(bob.client.call('clientReady')).rejects.toThrow('io server disconnect');
+    await bob.client.next('displaced');
+    const alice = await opened(second);
+    await send(alice.client, bob, 'for the newer');
+    await eventually(() => expect(contents(newer.client)).toEqual(['for the newer']));
+  });
+});
+
+describe('two nodes', () => {
+  it('deliver each other’s messages, in order', async () => {
+    const { first, second } = await twoNodes();
+    const alice = await opened(first);
+    const bob = await opened(second);
+    const texts = Array.from({ length: 100 }, (_, i) => String(i));
+    for (const text of texts) await send(alice.client, bob, text);
+    await eventually(() => expect(contents(bob.client)).toEqual(texts));
+  });
+
+  it('whose poke was lost: the slow sweep finds the message', async () => {
+    const { clock, first, second } = await twoDeafNodes();
+    const alice = await opened(first);
+    const bob = await opened(second);
+    await send(alice.client, bob, 'found');
+    await afterOthersGotTheirs(first, alice.client);
+    await clock.advance(14_999);
+    await afterOthersGotTheirs(first, alice.client);
+    expect(contents(bob.client)).toEqual([]);
+    await clock.advance(1);
+    await eventually(() => expect(contents(bob.client)).toEqual(['found']));
+  });
+
+  it('whose Redis was killed: sends succeed, the sweep delivers, and pokes do again when it is back', async () => {
+    const redis = await redisFor(undo);
+    const clock = createManualClock();
+    const first = await gatewayFor(undo, { redisUrl: redis.url, clock });
+    const second = await gatewayFor(undo, { redisUrl: redis.url, databaseUrl: first.databaseUrl, clock });
+    const alice = await opened(first);
+    const bob = await opened(second);
+    await send(alice.client, bob, 'before');
+    await eventually(() => expect(contents(bob.client)).toEqual(['before']));
+    await redis.kill('SIGKILL');
+    await send(alice.client, bob, 'without Redis');
+    await eventually(async () => {
+      await clock.advance(1_000);
+      expect(contents(bob.client)).toEqual(['before', 'without Redis']);
+    });
+    // On its own node, nobody waits for the sweep.
+    const carol = await opened(first);
+    await send(alice.client, carol, 'same node');
+    await eventually(() => expect(contents(carol.client)).toEqual(['same node']));
+
+    await redis.restart();
+    await eventually(
+      async () => {
+        await send(alice.client, bob, 'with Redis');
+        expect(contents(bob.client)).toContain('with Redis');
+      },
+      { waitMaxMs: 20_000 },
+    );
+  });
+});
+
+describe('a socket that ended', () => {
+  it('by leaving without closing its transport is cut, and its device is served elsewhere', async () => {
+    const alice = await opened(shared);
+    const bob = await opened(shared);
+    const { engine } = bob.client.socket.io;
+    const closed = new Promise((resolve) => engine.once('close', resolve));
+    // A Socket.IO DISCONNECT packet, and nothing else.
+    engine.write('41');
+    await closed;
+    await send(alice.client, bob, 'stays');
+    await afterOthersGotTheirs(shared, alice.client);
+    expect(contents(bob.client)).toEqual([]);
+    const again = await reopened(shared, bob);
+    await eventually(() => expect(contents(again.client)).toEqual(['stays']));
+  });
+
+  it('while it was still being taken in leaves nothing behind that displaces or serves', async () => {
+    const alice = await opened(shared);
+    const bob = await opened(shared);
+    for (let i = 0; i < 20; i++) {
+      const socket = io(shared.url, {
+        transports: ['websocket'],
+        auth: { token: await shared.token(bob.address) },
+        forceNew: true,
+        reconnection: false,
+      });
+      await new Promise<void>((resolve) => socket.io.engine.once('open', () => resolve()));
+      socket.close();
+    }
+    const again = await reopened(shared, bob);
+    await send(alice.client, bob, 'served');
+    await eventually(() => expect(contents(again.client)).toEqual(['served']));
+    expect(again.client.socket.connected).toBe(true);
+  });
+});
