@@ -25,6 +25,11 @@ import {
 } from './limits.ts';
 
 const nothing = z.strictObject({});
+/** Text that every store can hold: PostgreSQL has no NUL, and UTF-8 no half of a pair. */
+const reason = z
+  .string()
+  .max(REASON_LENGTH_MAX)
+  .regex(/^[^\0\p{Surrogate}]*$/u, 'must hold no NUL and no lone surrogate');
 const count = z.int().min(0);
 /** The caller's last seen `keyVersion`: a late repeat can't undo a newer change. */
 const ifKeyVersion = version.optional();
@@ -89,7 +94,7 @@ export const requests = {
     data: z.object({ keyVersion: version, signedPreKeyExpiresAt: time }),
   },
   resetKeys: {
-    input: z.strictObject({ reason: z.string().max(REASON_LENGTH_MAX).optional(), ifKeyVersion }),
+    input: z.strictObject({ reason: reason.optional(), ifKeyVersion }),
     data: z.object({ keyVersion: version }),
   },
   keyStatus: {

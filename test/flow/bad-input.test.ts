@@ -283,6 +283,10 @@ function textFaults(path: Path, text: string): Fault[] {
       return [
         ['too long', 'a'.repeat(257)],
         ['huge', 'a'.repeat(1_000_000)],
+        ['a NUL', 'a\0b'],
+        ['a lone high surrogate', 'a\ud83c'],
+        ['a lone low surrogate', '\udf0a'],
+        ['a pair the wrong way round', '\udf0a\ud83c'],
       ];
     case 'validation':
     case 'token':
@@ -611,6 +615,7 @@ describe('strings that are too much for something', () => {
     }
     for (const character of ['\0', '\ud800', '\udfff']) {
       const inputs: [RequestName, object][] = [
+        ['resetKeys', { reason: `a${character}` }],
         ['listDevices', { userId: `a${character}` }],
         ['listDevices', { userId: 'a', [character]: 1 }],
         ['requestBundle', { claimId: randomUUID(), userId: character }],
