@@ -1,0 +1,163 @@
+/** The courier by itself: whom it looks at, and that it forgets those who left. */
+import { beforeEach, describe, expect, it } from 'vitest';
+import { createInProcessBus } from '../../src/backends/in-process/bus.ts';
+import { type Courier, createCourier } from '../../src/delivery/courier.ts';
+import type { ServedSocket } from '../../src/delivery/session.ts';
+import { silentLog } from '../../src/lib/log.ts';
+import type { Bus } from '../../src/ports/bus.ts';
+import type { DeviceProof, MessageStore } from '../../src/ports/message-store.ts';
+import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
+import { eventually } from '../support/eventually.ts';
+import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
+
+const BOB: DeviceAddress = { userId: 'bob', deviceId: 1 };
+const SWEEP_MS = 15_000;
+
+let clock: ManualClock;
+let bus: Bus;
+let courier: Courier;
+let fence: number;
+/** What the store was asked: `read bob.1`, and so on. */
+let asked: string[];
+
+/** Queues that are empty, of devices whose keys are at version 1. */
+function emptyQueues(): MessageStore {
+  const proof: DeviceProof = {
+    keyVersion: 1,
+    identityVersion: 1,
+    hasKeys: true,
+    fence: 0,
+    availableCounts: { ec: 100, pq: 100 },
+    offersPq: true,
+    countVersion: 1,
+    lowNoticeVersion: 0,
+  };
+  const note = (what: string, device: DeviceAddress): void => {
+    asked.push(`${what} ${addressKey(device)}`);
+  };
+  return {
+    store: async () => null,
+    connect: async () => ({ fence: ++fence, lowNoticeVersion: 0 }),
+    serve: async () => ({ proof, served: true, pendingCount: 0, newestSequence: 0 }),
+    async read({ device }) {
+      note('read', device);
+      return { proof, envelopes: [], unreadable: [], oldestSequence: null, nextDueAtMs: null };
+    },
+    async prove(device) {
+      note('prove', device);
+      return proof;
+    },
+    acknowledge: async () => 0,
+    putOff: async () => ({ nextDueAtMs: null, bounced: false }),
+    bounce: async () => {},
+    settleBounces: async () => ({ senders: [], more: false }),
+    sweep: async () => 0,
+    async inNeedOfALook(readers) {
+      for (const { device } of readers) note('sweep', device);
+      return [];
+    },
+  };
+}
+
+interface Seen extends ServedSocket {
+  events: string[];
+}
+
+function socket(): Seen {
+  const events: string[] = [];
+  return {
+    events,
+    push: (name) => events.push(name),
+    pushMessages: async () => null,
+    close: () => events.push('closed'),
+    displace: () => events.push('cut'),
+  };
+}
+
+beforeEach(async () => {
+  clock = createManualClock();
+  fence = 0;
+  asked = [];
+  bus = createInProcessBus({ log: silentLog });
+  const messages = emptyQueues();
+  const bounces = { settle: async () => {} };
+  courier = createCourier({ messages, bus, bounces, clock, log: silentLog, lowThreshold: 10 });
+  await bus.start(courier);
+  courier.start();
+});
+
+async function attachOpen(device: DeviceAddress, to = socket()) {
+  const session = await courier.attach(device, to);
+  session.validated(1);
+  await session.ready(null);
+  await eventually(() => to.events.includes('queueEmpty'));
+  return session;
+}
+
+describe('the courier', () => {
+  it('sweeps those whose gate is open, and looks at those that a poke or a gap points at', async () => {
+    await attachOpen(BOB);
+    await courier.attach({ userId: 'carol', deviceId: 1 }, socket());
+    asked = [];
+    await clock.advance(SWEEP_MS);
+    expect(asked).toEqual(['sweep bob.1']);
+    bus.poke([BOB]);
+    await eventually(() => expect(asked).toEqual(['sweep bob.1', 'read bob.1']));
+    courier.onGap();
+    await eventually(() =>
+      expect(asked).toEqual(['sweep bob.1', 'read bob.1', 'read bob.1', 'prove carol.1']),
+    );
+  });
+
+  it('forgets a thousand sessions that ended: nobody is swept, looked at or leased', async () => {
+    const devices = Array.from({ length: 1_000 }, (_, i) => ({ userId: `user${i}`, deviceId: 1 }));
+    const sessions = await Promise.all(devices.map((device) => attachOpen(device)));
+    for (const session of sessions) session.detach();
+    asked = [];
+    await clock.advance(SWEEP_MS * 2);
+    bus.poke(devices);
+    for (const device of devices) courier.onPoke(device);
+    courier.onGap();
+    await clock.advance(SWEEP_MS);
+    expect(asked).toEqual([]);
+  });
+
+  it('forgets an older connection when a newer one comes, and its late end takes nothing away', async () => {
+    const olderSocket = socket();
+    const older = await attachOpen(BOB, olderSocket);
+    await attachOpen(BOB);
+    expect(olderSocket.events).toEqual(['queueEmpty', 'displaced', 'cut']);
+    older.detach();
+    asked = [];
+    bus.poke([BOB]);
+    await eventually(() => expect(asked).toEqual(['read bob.1']));
+    await clock.advance(SWEEP_MS);
+    expect(asked).toEqual(['read bob.1', 'sweep bob.1']);
+  });
+
+  it('cuts a connection that was overtaken while it was taken in', async () => {
+    const newerSocket = socket();
+    fence = 10;
+    const newer = await attachOpen(BOB, newerSocket);
+    fence = 5;
+    const olderSocket = socket();
+    await courier.attach(BOB, olderSocket);
+    expect(olderSocket.events).toEqual(['displaced', 'cut']);
+    asked = [];
+    bus.poke([BOB]);
+    await eventually(() => expect(asked).toEqual(['read bob.1']));
+    expect(newerSocket.events).toEqual(['queueEmpty']);
+    newer.detach();
+  });
+
+  it('tells a displaced session once, whoever tells of it', async () => {
+    const to = socket();
+    const session = await attachOpen(BOB, to);
+    const lease = { device: BOB, fence: session.fence };
+    courier.onDisplaced({ ...lease, fence: session.fence - 1 });
+    expect(to.events).toEqual(['queueEmpty']);
+    courier.onDisplaced(lease);
+    courier.onDisplaced(lease);
+    expect(to.events).toEqual(['queueEmpty', 'displaced', 'cut']);
+  });
+});

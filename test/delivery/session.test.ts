@@ -1,0 +1,282 @@
+/** One session against a store that answers when it is told: orders of events that sockets can't bring about at will. */
+import { beforeEach, describe, expect, it } from 'vitest';
+import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
+import { silentLog } from '../../src/lib/log.ts';
+import type { DeviceProof, MessageStore, QueuedEnvelope } from '../../src/ports/message-store.ts';
+import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
+import { createManualClock } from '../support/manual-clock.ts';
+
+const BOB = { userId: 'bob', deviceId: 1 };
+
+let proof: DeviceProof;
+let queue: QueuedEnvelope[];
+/** While set, that question waits; what it found was found when it was asked. */
+let waiting: { serve: Promise<void> | null; read: Promise<void> | null };
+let events: string[];
+let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
+let session: Session;
+
+const messages = {
+  async serve(_: unknown, keyVersion: number) {
+    const result = {
+      proof: { ...proof },
+      served: proof.keyVersion === keyVersion,
+      pendingCount: queue.length,
+      newestSequence: queue.at(-1)?.sequence ?? 0,
+    };
+    await waiting.serve;
+    return result;
+  },
+  async read(_: unknown, { inFlight }: { inFlight: readonly number[] }) {
+    const page = {
+      proof: { ...proof },
+      envelopes: queue.filter((envelope) => !inFlight.includes(envelope.sequence)),
+      unreadable: [],
+      oldestSequence: queue[0]?.sequence ?? null,
+      nextDueAtMs: null,
+    };
+    await waiting.read;
+    return page;
+  },
+  prove: async () => ({ ...proof }),
+  async acknowledge(_: unknown, sequences: readonly number[]) {
+    const before = queue.length;
+    queue = queue.filter((envelope) => !sequences.includes(envelope.sequence));
+    return before - queue.length;
+  },
+} as Partial<MessageStore> as MessageStore;
+
+function put(sequence: number): void {
+  queue.push({
+    sequence,
+    id: `id ${sequence}`,
+    messageId: `message ${sequence}`,
+    storedAtMs: 0,
+    body: { kind: 'message', sender: { userId: 'alice', deviceId: 1 }, type: 3, content: Buffer.from('x') },
+  });
+}
+
+function gate(): { promise: Promise<void>; open(): void } {
+  let open = (): void => {};
+  const promise = new Promise<void>((resolve) => {
+    open = resolve;
+  });
+  return { promise, open };
+}
+
+/** Resolves when everything that was started and waits for nobody has ended. */
+async function quiet(): Promise<void> {
+  for (let i = 0; i < 3; i++) await new Promise((resolve) => setImmediate(resolve));
+}
+
+const rotated = (keyVersion: number) => async () => {
+  proof.keyVersion = keyVersion;
+  return { rotation: true, data: { keyVersion } };
+};
+
+beforeEach(() => {
+  proof = {
+    keyVersion: 1,
+    identityVersion: 1,
+    hasKeys: true,
+    fence: 1,
+    availableCounts: { ec: 100, pq: 100 },
+    offersPq: true,
+    countVersion: 1,
+    lowNoticeVersion: 0,
+  };
+  queue = [];
+  waiting = { serve: null, read: null };
+  events = [];
+  answers = [];
+  const socket: ServedSocket = {
+    push: (name, payload) => events.push(`${name} ${Object.values(payload).join(' ')}`.trim()),
+    pushMessages: (envelopes) =>
+      new Promise((resolve) => {
+        events.push(`messages ${envelopes.map((envelope) => envelope.id.slice(3)).join(' ')}`);
+        answers.push(resolve);
+      }),
+    close: () => events.push('closed'),
+    displace: () => events.push('cut'),
+  };
+  session = createSession({
+    device: BOB,
+    fence: 1,
+    lowNoticeVersion: 0,
+    socket,
+    messages,
+    bounces: { settle: async () => {} },
+    clock: createManualClock(),
+    log: silentLog,
+    lowThreshold: 10,
+    forget: () => {},
+  });
+  session.validated(1);
+});
+
+describe('a session', () => {
+  it('pushes nothing of a page whose proof is of other keys than the gate’s', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    proof.keyVersion = 2;
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'gateClosed keysRotated 2']);
+  });
+
+  it('pushes a page that was proven before the change, since its read began before it', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    const read = gate();
+    waiting.read = read.promise;
+    session.look();
+    proof.keyVersion = 2;
+    read.open();
+    waiting.read = null;
+    await quiet();
+    expect(events.slice(0, 2)).toEqual(['queueEmpty 0', 'messages 1']);
+  });
+
+  it('drops a page that was read for an opening that is over, and reads anew', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    session.look();
+    await quiet();
+    put(2);
+    const read = gate();
+    waiting.read = read.promise;
+    // It leaves out 1, which is in flight, and must not be taken for the next opening’s first page.
+    session.look();
+    waiting.read = null;
+    await session.ready(null);
+    read.open();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1', 'messages 1 2']);
+    for (const answer of answers) answer({ processed: ['id 1', 'id 2'] });
+    await quiet();
+    expect(events.slice(3)).toEqual(['queueEmpty 2']);
+  });
+
+  it('answers a clientReady that an own rotation overtook with an opening that delivers', async () => {
+    await session.ready(null);
+    await quiet();
+    const serve = gate();
+    waiting.serve = serve.promise;
+    const again = session.ready(null);
+    await session.rotate(rotated(2));
+    await quiet();
+    serve.open();
+    expect(await again).toMatchObject({ keyVersion: 1 });
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'queueEmpty 0']);
+    put(1);
+    session.look();
+    await quiet();
+    expect(events.at(-1)).toBe('messages 1');
+  });
+
+  it('refuses a clientReady during which a newer key set was validated: its gate is not open', async () => {
+    const serve = gate();
+    waiting.serve = serve.promise;
+    const ready = session.ready(null);
+    proof.keyVersion = 2;
+    session.validated(2);
+    serve.open();
+    await expect(ready).rejects.toMatchObject({ code: 'KEYS_OUT_OF_SYNC' });
+    put(1);
+    session.look();
+    await quiet();
+    expect(events).toEqual([]);
+    waiting.serve = null;
+    await session.ready(null);
+    await quiet();
+    expect(events).toEqual(['messages 1']);
+  });
+
+  it('stays open over own rotations that end in another order than they were made in', async () => {
+    await session.ready(null);
+    await quiet();
+    const late = gate();
+    const slow = session.rotate(async () => {
+      await late.promise;
+      return { rotation: true, data: { keyVersion: 2 } };
+    });
+    await session.rotate(rotated(3));
+    session.look();
+    await quiet();
+    late.open();
+    await slow;
+    put(1);
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1']);
+  });
+
+  it('pushes nothing of a page that comes back when it was paused meanwhile, and all of it when it resumes', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    const read = gate();
+    waiting.read = read.promise;
+    session.look();
+    session.pause();
+    read.open();
+    waiting.read = null;
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0']);
+    session.resume();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1']);
+  });
+
+  it('pushes nothing after it ended, whatever comes back late', async () => {
+    const serve = gate();
+    const read = gate();
+    await session.ready(null);
+    await quiet();
+    put(1);
+    waiting = { serve: serve.promise, read: read.promise };
+    session.look();
+    const ready = session.ready(null);
+    session.detach();
+    serve.open();
+    read.open();
+    await ready.catch(() => {});
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0']);
+  });
+
+  it('tells that it is displaced when a proof names a newer connection, and pushes nothing of that page', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    proof.fence = 2;
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'displaced', 'cut']);
+  });
+
+  it('closes the socket of a client that is silent, but not for a page of an opening that is over', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    session.look();
+    await quiet();
+    proof.keyVersion = 2;
+    session.look();
+    await quiet();
+    answers.shift()!(null);
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1', 'gateClosed keysRotated 2']);
+    session.validated(2);
+    await session.ready(null);
+    await quiet();
+    answers.shift()!(null);
+    await quiet();
+    expect(events.slice(3)).toEqual(['messages 1', 'closed']);
+  });
+});
