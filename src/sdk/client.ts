@@ -1,0 +1,610 @@
+/** The chat client's kit: it connects, keeps keys in step, and hands every message over once, in order. */
+import type {
+  MissingKey,
+  PushName,
+  PushPayload,
+  RequestData,
+  RequestInput,
+  RequestName,
+} from '../protocol/events.ts';
+import { REASON_LENGTH_MAX, VALIDATION_LIFETIME_MS } from '../protocol/limits.ts';
+import { inspectLocalKeys, type KeyVerdict, type LocalFindings } from './check-keys.ts';
+import { createLink, type Link, type LinkState, type TokenReason } from './connection.ts';
+import type { DeviceKeys } from './device-keys.ts';
+import { KeygateError, KitError } from './errors.ts';
+import { type BounceEnvelope, createInbox, type MessageEnvelope } from './inbox.ts';
+import { createKeySync, type KeySync, type PoolCounts } from './key-sync.ts';
+import { type Metrics, newMetrics } from './metrics.ts';
+import { type KitStorage, memoryStorage, openNotebook } from './storage.ts';
+import { type KitClock, systemKitClock } from './time.ts';
+
+export type ClientState =
+  /** Waiting before the next attempt to connect. */
+  | 'offline'
+  /** Connecting, or connected and not started. */
+  | 'connecting'
+  | 'checkingKeys'
+  | 'syncingKeys'
+  /** The gate is open: messages come. */
+  | 'ready'
+  /** The application asks its user, then calls `setUp`. */
+  | 'needsSetup'
+  /** A newer connection of this device took over. The kit does not come back by itself. */
+  | 'displaced'
+  | 'closed';
+
+export interface ClientSnapshot {
+  state: ClientState;
+  /** One-time prekeys that are being made; null where none are. */
+  keyProgress: { made: number; wanted: number } | null;
+  /** What waited at `clientReady` and how much was handed over since; null once the queue was empty. */
+  drainProgress: { handled: number; pending: number } | null;
+  /** Requests of the application that wait for an answer. */
+  outboxLength: number;
+  /** What keeps it from being ready, as far as that is known; null when nothing does. */
+  trouble: { code: string; message: string } | null;
+}
+
+export interface ConnectOptions {
+  url: string;
+  /** Asked at connecting, when a token runs out, and after a refused handshake. */
+  getToken(reason: TokenReason): Promise<string>;
+  keys: DeviceKeys;
+  /**
+   * Decrypts, keeps and shows one message; it is acknowledged when this resolves. Throw `UndecryptableError` where no
+   * retry can help and `DuplicateMessageError` where it was decrypted before; anything else is offered again.
+   */
+  onMessage(envelope: MessageEnvelope): Promise<void>;
+  /** A message of this device can't be delivered: send it again under a new id, or tell the user. */
+  onBounce?(envelope: BounceEnvelope): Promise<void>;
+  /** Where the kit remembers; without one it forgets with the process. */
+  storage?: KitStorage;
+  /** Requests of the application that may wait for an answer. Default 256. */
+  outboxMax?: number;
+  /** One-time prekeys of each kind that the gateway is kept filled to. Default 100. */
+  poolLevel?: number;
+  /**
+   * How long a private half stays after its id was first heard of as handed out, or its signed prekey was replaced.
+   * Default 60 days: the 30 of the contract and 30 of a message's life; longer where the gateway keeps messages longer.
+   */
+  usedLifetimeMs?: number;
+  clock?: KitClock;
+}
+
+export interface KeygateClient {
+  readonly state: ClientState;
+  snapshot(): ClientSnapshot;
+  /** Calls `listener` after every change. @returns takes it away */
+  subscribe(listener: (snapshot: ClientSnapshot) => void): () => void;
+  metrics(): Metrics;
+  /**
+   * Any request of the contract. It waits for a connection, and is asked again over the next where one breaks before
+   * the answer: the same `claimId` or `messageId` makes that safe. A change of keys without `ifKeyVersion` would not
+   * be safe to repeat, and is asked once. `sendMessages` to one user go out in the order of the calls.
+   *
+   * @throws KeygateError for a refusal; KitError OUTBOX_FULL, UNANSWERED, DISPLACED, CLOSED
+   */
+  call<Name extends RequestName>(name: Name, input: RequestInput<Name>): Promise<RequestData<Name>>;
+  /** Listens to pushes; `messages` go to `onMessage`. @returns takes the listener away */
+  on<Name extends Exclude<PushName, 'messages'>>(
+    name: Name,
+    listener: (payload: PushPayload<Name>) => void,
+  ): () => void;
+  /**
+   * One pass, one verdict. A systemic fault leads to exactly one reset, here and on the gateway, and `needsSetup`;
+   * without a network nothing is deleted.
+   */
+  checkKeys(): Promise<KeyVerdict>;
+  /**
+   * Registers listeners (all or none), checks and syncs keys, and only then says `clientReady`. From then on the kit
+   * does so by itself after every reconnection and whenever the gate closes. Waits for a network where there is none.
+   *
+   * @returns the state that it ends in: `ready`, or `needsSetup`
+   * @throws what a listener's registration threw: none is left then, and it may be called again; what keys or storage
+   *   threw; KeygateError for a refusal that does not pass; KitError DISPLACED, CLOSED, NO_AGREEMENT
+   */
+  start(): Promise<ClientState>;
+  /**
+   * Makes a new key set under a new identity, puts it in place of whatever the gateway holds, and starts. A key set
+   * that is whole is kept.
+   */
+  setUp(): Promise<ClientState>;
+  /** The user wants to begin afresh: one reset, here and on the gateway, and `needsSetup`. */
+  reset(reason: string): Promise<void>;
+  close(): void;
+}
+
+const DAY_MS = 86_400_000;
+/** Rounds of validating and mending, and of paths that end out of step, before the path is given up. */
+const ROUNDS_MAX = 5;
+const PAUSE_MIN_MS = 1_000;
+const PAUSE_MAX_MS = 20_000;
+/** A message that keeps failing must not keep the pools empty. */
+const DRAIN_PATIENCE_MS = 60_000;
+
+type End = 'ready' | 'needsSetup';
+type Phase = 'checkingKeys' | 'syncingKeys' | End;
+
+/** Opens a client; connecting begins at once, everything else with `start`. */
+export async function connect(options: ConnectOptions): Promise<KeygateClient> {
+  const { keys, clock = systemKitClock } = options;
+  const notebook = await openNotebook(options.storage ?? memoryStorage());
+  const { memory } = notebook;
+  const metrics = newMetrics();
+  const subscribers = new Set<(snapshot: ClientSnapshot) => void>();
+  let phase: Phase | null = null;
+  let keyProgress: ClientSnapshot['keyProgress'] = null;
+  let pathFailure: Error | null = null;
+  let removeListeners: (() => void) | null = null;
+  /** The way from a connection to an open gate, while it is being gone. */
+  let path: Promise<End> | null = null;
+  let checking: Promise<Check> | null = null;
+  let verdict: Promise<KeyVerdict> | null = null;
+  let settingUp: Promise<ClientState> | null = null;
+  /** The last validation: a reconnecting client whose keys have not changed goes straight to `clientReady`. */
+  let kept: { validation: string; madeMs: number } | null = null;
+  /** The gate that stands open, and what was counted when it opened. */
+  let opened: { connection: number; keyVersion: number } | null = null;
+  let handledCount = 0;
+  let drainedCount = 0;
+  let drain: { handledBefore: number; pending: number } | null = null;
+  let cancelPatience = () => {};
+  let endPause = () => {};
+
+  const link: Link = createLink({
+    url: options.url,
+    getToken: (reason) => options.getToken(reason),
+    clock,
+    outboxMax: options.outboxMax ?? 256,
+    onState: follow,
+    onOutbox: tell,
+  });
+
+  const inbox = createInbox({
+    metrics,
+    notebook,
+    onMessage: (envelope) => options.onMessage(envelope),
+    onBounce: async (envelope) => options.onBounce?.(envelope),
+    onHandled() {
+      handledCount += 1;
+      if (drain !== null) tell();
+    },
+  });
+
+  const sync: KeySync = createKeySync({
+    link,
+    keys,
+    clock,
+    metrics,
+    notebook,
+    poolLevel: options.poolLevel ?? 100,
+    usedLifetimeMs: options.usedLifetimeMs ?? 60 * DAY_MS,
+    onProgress(progress) {
+      keyProgress = progress;
+      tell();
+    },
+  });
+
+  function state(): ClientState {
+    const at = link.state();
+    if (at === 'displaced' || at === 'closed') return at;
+    if (phase === 'needsSetup') return phase;
+    return at === 'online' ? (phase ?? 'connecting') : at;
+  }
+
+  function snapshot(): ClientSnapshot {
+    const trouble = link.refusal() ?? pathFailure;
+    return {
+      state: state(),
+      keyProgress,
+      drainProgress: drain && { handled: handledCount - drain.handledBefore, pending: drain.pending },
+      outboxLength: link.outboxLength(),
+      trouble: trouble && {
+        code: 'code' in trouble ? String(trouble.code) : 'LOCAL',
+        message: trouble.message,
+      },
+    };
+  }
+
+  function tell(): void {
+    const now = snapshot();
+    // A screen's fault stays the screen's.
+    for (const subscriber of subscribers) queueMicrotask(() => subscriber(now));
+  }
+
+  function enter(next: Phase | null): void {
+    if (phase === next) return;
+    phase = next;
+    if (next !== 'ready') endDrain();
+    tell();
+  }
+
+  function endDrain(): void {
+    cancelPatience();
+    drain = null;
+  }
+
+  function follow(next: LinkState): void {
+    if (next === 'online') {
+      metrics.reconnects = link.connection() - 1;
+      if (removeListeners !== null && phase !== 'needsSetup') walkByItself();
+    } else if (phase === 'ready') {
+      phase = null;
+      endDrain();
+    }
+    tell();
+  }
+
+  let lastTurn: Promise<unknown> = Promise.resolve();
+  /** Whatever changes keys happens one after the other. */
+  function turn<Result>(work: () => Promise<Result>): Promise<Result> {
+    const mine = lastTurn.then(work);
+    lastTurn = mine.catch(() => {});
+    return mine;
+  }
+
+  /** All or none: where one registration throws, those before it are taken back. */
+  function register(): () => void {
+    const removers: (() => void)[] = [];
+    const removeAll = (): void => {
+      for (const remove of removers.splice(0)) remove();
+    };
+    try {
+      removers.push(link.on('messages', (page, acknowledge) => void inbox.take(page).then(acknowledge)));
+      removers.push(link.on('queueEmpty', drained));
+      removers.push(
+        link.on('preKeysLow', (counts) => {
+          // Otherwise the end of the drain is waited for, and asks for itself.
+          if (phase === 'ready' && drain === null) fillUp(counts);
+        }),
+      );
+      removers.push(link.on('gateClosed', gateClosed));
+      return removeAll;
+    } catch (error) {
+      removeAll();
+      throw error;
+    }
+  }
+
+  function drained(): void {
+    drainedCount += 1;
+    endDrain();
+    tell();
+    fillUp(null);
+  }
+
+  function gateClosed({ reason, keyVersion }: PushPayload<'gateClosed'>): void {
+    // Said of an older opening, and overtaken by the one that stands.
+    if (opened !== null && keyVersion <= opened.keyVersion && reason !== 'serverRestored') return;
+    kept = null;
+    opened = null;
+    if (phase === 'needsSetup') return;
+    enter('checkingKeys');
+    walkByItself();
+  }
+
+  /** @param notice the gateway's counts; null asks for them */
+  function fillUp(notice: PoolCounts | null): void {
+    turn(async () => {
+      const counts = notice ?? (await link.call('checkPreKeys', {}, { own: true }));
+      if (counts.countVersion < memory.lastCountVersion) {
+        // A notice that comes late means nothing; an answer does: the gateway was restored from a backup.
+        if (notice === null) mistrust();
+        return;
+      }
+      await sync.replenish(counts);
+      await sync.forgetUsed();
+    }).catch(() => {
+      // The next notice or the next drain tries again.
+      keyProgress = null;
+      tell();
+    });
+  }
+
+  /** Another validation is due, whatever the last one said. */
+  function mistrust(): void {
+    kept = null;
+    opened = null;
+    enter('checkingKeys');
+    walkByItself();
+  }
+
+  /** A path that nobody waits for. */
+  function walkByItself(): void {
+    walk().catch(() => {
+      // Shown as trouble; the next connection, or `start`, tries again.
+    });
+  }
+
+  /** Goes the path, over as many connections as that takes. Who asks meanwhile joins. */
+  function walk(): Promise<End> {
+    path ??= walkUntilThrough();
+    return path;
+  }
+
+  async function walkUntilThrough(): Promise<End> {
+    let disagreements = 0;
+    let pauseMs = PAUSE_MIN_MS;
+    try {
+      for (;;) {
+        await link.whenOnline();
+        try {
+          const end = isOpen() ? 'ready' : await turn(goThrough);
+          pathFailure = null;
+          // The gate may have closed again, or the connection gone, before this was reached.
+          if (end === 'needsSetup' || isOpen()) return end;
+        } catch (error) {
+          if (isOutOfStep(error)) {
+            disagreements += 1;
+            if (disagreements >= ROUNDS_MAX) throw noAgreement();
+          } else if (mayPass(error)) {
+            pathFailure = error as Error;
+            tell();
+            await pause(pauseMs * (1 + clock.random() / 2));
+            pauseMs = Math.min(2 * pauseMs, PAUSE_MAX_MS);
+          } else if (!(error instanceof KitError && error.code === 'UNANSWERED')) throw error;
+        }
+      }
+    } catch (error) {
+      pathFailure = error instanceof Error ? error : new Error(String(error));
+      throw error;
+    } finally {
+      path = null;
+      tell();
+    }
+  }
+
+  function isOpen(): boolean {
+    return phase === 'ready' && opened?.connection === link.connection() && link.state() === 'online';
+  }
+
+  function pause(ms: number): Promise<void> {
+    return new Promise((resolve) => {
+      const cancel = clock.after(ms, resolve);
+      endPause = () => {
+        cancel();
+        resolve();
+      };
+    });
+  }
+
+  /** Check, validate, mend, and only then `clientReady`. */
+  async function goThrough(): Promise<End> {
+    if (await openedWithKept()) return 'ready';
+    enter('checkingKeys');
+    const check = await checkNow();
+    if (check.verdict.offline)
+      throw new KitError('UNANSWERED', 'the connection broke while keys were checked');
+    if (check.verdict.needsSetup) return 'needsSetup';
+    enter('syncingKeys');
+    for (let round = 0; round < ROUNDS_MAX; round++) {
+      const found = await sync.validate();
+      if (found.missingKeys.includes('identity')) {
+        // The gateway has none, or another registration id with it; another identity was seen by the check.
+        await sync.uploadKeySet();
+        continue;
+      }
+      if (await sync.mend(found)) continue;
+      if (found.validation === undefined) continue;
+      kept = { validation: found.validation, madeMs: clock.nowMs() };
+      await open(found.validation);
+      if (found.rotationDue) await rotateWhileOpen();
+      return 'ready';
+    }
+    throw noAgreement();
+  }
+
+  async function openedWithKept(): Promise<boolean> {
+    if (kept === null || clock.nowMs() - kept.madeMs >= VALIDATION_LIFETIME_MS) return false;
+    try {
+      await open(kept.validation);
+      return true;
+    } catch (error) {
+      kept = null;
+      if (isOutOfStep(error)) return false;
+      throw error;
+    }
+  }
+
+  async function open(validation: string): Promise<void> {
+    const handledBefore = handledCount;
+    const drainedBefore = drainedCount;
+    const ready = await link.call('clientReady', { validation }, { own: true });
+    opened = { connection: link.connection(), keyVersion: ready.keyVersion };
+    memory.lastKeyVersion = Math.max(memory.lastKeyVersion, ready.keyVersion);
+    cancelPatience();
+    // What follows the answer at once may have been taken in before it.
+    if (drainedCount === drainedBefore) {
+      drain = { handledBefore, pending: ready.pendingCount };
+      cancelPatience = clock.after(DRAIN_PATIENCE_MS, drained);
+    }
+    enter('ready');
+  }
+
+  /** Through the open gate, which is carried along. What fails here is tried again with the next validation. */
+  async function rotateWhileOpen(): Promise<void> {
+    kept = null;
+    await sync.rotate().catch(() => {});
+  }
+
+  interface Check extends LocalFindings {
+    verdict: KeyVerdict;
+  }
+
+  /** To be called in turn. */
+  function checkNow(): Promise<Check> {
+    checking ??= checkOnce().finally(() => {
+      checking = null;
+    });
+    return checking;
+  }
+
+  async function checkOnce(): Promise<Check> {
+    const local = await inspectLocalKeys(keys);
+    const conclude = (missingKeys: MissingKey[], reason: string | null, needsSetup = false): Check => {
+      if (needsSetup) enter('needsSetup');
+      return { ...local, verdict: { needsSetup, missingKeys, reason, offline: false } };
+    };
+    if (link.state() !== 'online') return { ...local, verdict: localVerdict(local) };
+    if (local.fault !== null) {
+      const { missing, reason, fresh } = local.fault;
+      if (!fresh) await resetOnce(reason);
+      return conclude([missing], reason, true);
+    }
+    const status = await link.call('keyStatus', {}, { own: true, once: true }).catch((error: unknown) => {
+      if (error instanceof KitError && error.code === 'UNANSWERED') return null;
+      throw error;
+    });
+    if (status === null) return { ...local, verdict: localVerdict(local) };
+    const identity = await keys.identity();
+    if (status.identityKey === null) {
+      await sync.replaceBroken(local.broken, { upload: false });
+      return conclude(['identity', 'signedPreKey'], 'the gateway has no keys of this device');
+    }
+    if (identity === null || !isSameKey(status.identityKey, identity.identityKey)) {
+      const reason = 'the gateway has another identity key';
+      await resetOnce(reason);
+      return conclude(['identity'], reason, true);
+    }
+    await sync.replaceBroken(local.broken, { upload: true });
+    const missing: MissingKey[] = [];
+    if ((await keys.signedPreKey.read())?.keyId !== status.signedPreKeyId) missing.push('signedPreKey');
+    const lastResort = await keys.pqLastResortPreKey?.read();
+    if (lastResort && lastResort.keyId !== status.pqLastResortPreKeyId) missing.push('pqLastResortPreKey');
+    return conclude(
+      missing,
+      missing.length === 0 ? null : `the gateway has another ${missing.join(' and ')}`,
+    );
+  }
+
+  function localVerdict({ fault }: LocalFindings): KeyVerdict {
+    return {
+      needsSetup: fault !== null,
+      missingKeys: fault === null ? [] : [fault.missing],
+      reason: fault?.reason ?? null,
+      offline: true,
+    };
+  }
+
+  /** The one reset of a fault: the gateway first, so that a crash in between leaves a fault that is found again. */
+  async function resetOnce(reason: string): Promise<void> {
+    const status = await link.call('keyStatus', {}, { own: true });
+    // With the version, so that a late repeat can't wipe what is uploaded afterwards.
+    const { keyVersion } = await link.call(
+      'resetKeys',
+      { reason: reason.slice(0, REASON_LENGTH_MAX), ifKeyVersion: status.keyVersion },
+      { own: true },
+    );
+    await keys.reset();
+    kept = null;
+    opened = null;
+    memory.lastKeyVersion = Math.max(memory.lastKeyVersion, keyVersion);
+    Object.assign(memory, { offered: { ec: {}, pq: {} }, replaced: { ec: {}, pq: {} } });
+    await notebook.save();
+    metrics.resets.push({ reason, atMs: clock.nowMs() });
+  }
+
+  const client: KeygateClient = {
+    get state() {
+      return state();
+    },
+    snapshot,
+    subscribe(listener) {
+      subscribers.add(listener);
+      return () => subscribers.delete(listener);
+    },
+    metrics: () => structuredClone(metrics),
+
+    call: (name, input) => link.call(name, input, { once: changesKeys(name) && !('ifKeyVersion' in input) }),
+
+    // A fault of a listener must not reach the kit's own, which are told of the same push.
+    on: (name, listener) => link.on(name, (payload) => queueMicrotask(() => listener(payload))),
+
+    checkKeys() {
+      verdict ??= check().finally(() => {
+        verdict = null;
+      });
+      return verdict;
+
+      async function check(): Promise<KeyVerdict> {
+        const isOnline = await link.whenTried();
+        const found = isOnline ? await link.whileOnline(checking ?? turn(checkNow)) : null;
+        return found?.verdict ?? localVerdict(await inspectLocalKeys(keys));
+      }
+    },
+
+    async start() {
+      removeListeners ??= register();
+      return await walk();
+    },
+
+    setUp() {
+      settingUp ??= (async () => {
+        removeListeners ??= register();
+        await link.whenOnline();
+        await turn(async () => {
+          enter('syncingKeys');
+          try {
+            const { fault } = await inspectLocalKeys(keys);
+            if (fault === null) return;
+            if (!fault.fresh) await resetOnce(fault.reason);
+            await sync.createKeySet();
+          } catch (error) {
+            enter('needsSetup');
+            throw error;
+          }
+        });
+        return await walk();
+      })().finally(() => {
+        settingUp = null;
+      });
+      return settingUp;
+    },
+
+    async reset(reason) {
+      await turn(async () => {
+        await resetOnce(reason);
+        enter('needsSetup');
+      });
+    },
+
+    close() {
+      removeListeners?.();
+      endDrain();
+      endPause();
+      link.close();
+    },
+  };
+  link.open();
+  return client;
+}
+
+function changesKeys(name: RequestName): boolean {
+  return name === 'uploadKeys' || name === 'rotateSignedPreKey' || name === 'resetKeys';
+}
+
+/** Keys changed elsewhere meanwhile: another pass finds what is to be done. */
+function isOutOfStep(error: unknown): boolean {
+  return (
+    error instanceof KeygateError &&
+    ['KEYS_OUT_OF_SYNC', 'KEYS_NOT_VALIDATED', 'KEYS_NOT_UPLOADED', 'IDENTITY_MISMATCH'].includes(error.code)
+  );
+}
+
+/** A fault of the gateway may be mended by the next minute; a refusal of what was asked stays. */
+function mayPass(error: unknown): boolean {
+  return error instanceof KeygateError && (error.retryable || error.code === 'INTERNAL');
+}
+
+function noAgreement(): KitError {
+  return new KitError('NO_AGREEMENT', 'client and gateway did not come to agree on the keys');
+}
+
+/** An EC key may come with its type byte or without. */
+function isSameKey(one: string, other: string): boolean {
+  const bare = (key: string): string => {
+    const bytes = atob(key);
+    return bytes.length === 33 ? bytes.slice(1) : bytes;
+  };
+  return bare(one) === bare(other);
+}

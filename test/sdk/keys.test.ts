@@ -1,0 +1,517 @@
+/** Keys through the kit: set-up, checks, the one reset, and what is mended on the way to an open gate. */
+import { randomUUID } from 'node:crypto';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { redisUrl } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+import { startGateway, type TestGateway } from '../support/gateway.ts';
+import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
+import {
+  claimSession,
+  closePhones,
+  enrolPhone,
+  hurriedClock,
+  installPhone,
+  type Phone,
+  POOL_LEVEL,
+} from './phone.ts';
+
+let gateway: TestGateway;
+let proxy: TcpProxy;
+let bob: DeviceAddress;
+let alice: DeviceAddress;
+
+beforeAll(async () => {
+  gateway = await startGateway({ redisUrl: redisUrl() });
+  proxy = await startTcpProxy(gateway.url);
+});
+afterAll(async () => {
+  await proxy.stop();
+  await gateway.stop();
+});
+beforeEach(() => {
+  const run = randomUUID().slice(0, 8);
+  bob = { userId: `bob-${run}`, deviceId: 1 };
+  alice = { userId: `alice-${run}`, deviceId: 1 };
+});
+afterEach(() => {
+  proxy.plugIn();
+  closePhones();
+});
+
+function status(phone: Phone) {
+  return phone.client.call('keyStatus', {});
+}
+
+/** Filled up to its level, and nothing more under way. */
+async function filled(phone: Phone): Promise<void> {
+  await eventually(async () => {
+    const { preKeyCount, pqPreKeyCount } = await status(phone);
+    expect([preKeyCount, pqPreKeyCount]).toEqual([POOL_LEVEL, POOL_LEVEL]);
+    expect(phone.client.snapshot().keyProgress).toBeNull();
+  });
+}
+
+describe('a fresh install', () => {
+  it('needs setting up, resets nothing, and is ready after `setUp` with every kind of key uploaded', async () => {
+    const phone = await installPhone(gateway.url, bob);
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(phone.client.state).toBe('needsSetup');
+    expect(await phone.client.checkKeys()).toEqual({
+      needsSetup: true,
+      missingKeys: ['identity'],
+      reason: 'this device has no keys yet',
+      offline: false,
+    });
+
+    const progress: unknown[] = [];
+    phone.client.subscribe(({ keyProgress }) => keyProgress && progress.push(keyProgress));
+    expect(await phone.client.setUp()).toBe('ready');
+    await filled(phone);
+    expect(await status(phone)).toMatchObject({
+      identityKey: (await phone.keys.identity())?.identityKey,
+      signedPreKeyId: (await phone.keys.signedPreKey.read())?.keyId,
+      pqLastResortPreKeyId: (await phone.keys.pqLastResortPreKey.read())?.keyId,
+    });
+    expect(progress).toContainEqual({ made: 0, wanted: POOL_LEVEL });
+    expect(phone.client.metrics()).toMatchObject({ identityRegenerations: 1, resets: [] });
+  });
+
+  it('takes the place of an older install of the device, whose messages bounce', async () => {
+    const old = await enrolPhone(gateway.url, bob);
+    const friend = await enrolPhone(gateway.url, alice);
+    old.close();
+    await friend.say(bob.userId, 'for the old phone');
+
+    const phone = await enrolPhone(gateway.url, bob);
+    expect((await status(phone)).identityKey).toBe((await phone.keys.identity())?.identityKey);
+    await eventually(() => expect(friend.bounces).toHaveLength(1));
+    expect(friend.bounces[0]).toMatchObject({ reason: 'RECIPIENT_IDENTITY_CHANGED', recipient: bob });
+  });
+
+  it('goes on where a crash ended it between making keys and uploading them', async () => {
+    const phone = await installPhone(proxy.url, bob);
+    await phone.client.start();
+    const { createIdentity } = phone.keys;
+    phone.keys.createIdentity = async () => {
+      await createIdentity.call(phone.keys);
+      proxy.unplug();
+    };
+    void phone.client.setUp().catch(() => {});
+    await eventually(async () => expect(await phone.keys.pqOneTimePreKeys.ids()).toHaveLength(POOL_LEVEL));
+    const made = await phone.keys.identity();
+
+    await phone.restart();
+    proxy.plugIn();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    expect((await status(phone)).identityKey).toBe(made?.identityKey);
+    expect(phone.client.metrics()).toMatchObject({ identityRegenerations: 0, resets: [] });
+  });
+
+  it('is set up once, however many ask at once', async () => {
+    const phone = await installPhone(gateway.url, bob);
+    const ends = await Promise.all([
+      phone.client.setUp(),
+      phone.client.setUp(),
+      phone.client.start(),
+      phone.client.setUp(),
+    ]);
+    expect(new Set(ends)).toContain('ready');
+    expect(phone.client.metrics().identityRegenerations).toBe(1);
+    expect((await status(phone)).keyVersion).toBe(1);
+  });
+});
+
+describe('a returning user', () => {
+  it('is ready with the keys that it has, and changes none', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const before = await status(phone);
+
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await eventually(() => expect(phone.client.snapshot().drainProgress).toBeNull());
+    expect(await phone.client.checkKeys()).toEqual({
+      needsSetup: false,
+      missingKeys: [],
+      reason: null,
+      offline: false,
+    });
+    expect(await status(phone)).toEqual(before);
+    expect(phone.client.metrics()).toEqual({
+      identityRegenerations: 0,
+      signedPreKeyRotations: 0,
+      preKeysRegenerated: 0,
+      decryptionFailures: 0,
+      resets: [],
+      reconnects: 0,
+      duplicatesDropped: 0,
+    });
+  });
+
+  it('checks, then syncs, and only then is ready', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await phone.restart();
+    const states = [phone.client.state as string];
+    phone.client.subscribe(({ state }) => state !== states.at(-1) && states.push(state));
+    await phone.client.start();
+    await eventually(() => expect(states.at(-1)).toBe('ready'));
+    expect(states).toEqual(['connecting', 'checkingKeys', 'syncingKeys', 'ready']);
+  });
+
+  it('goes straight to the open gate after a reconnection when its keys have not changed', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    await filled(phone);
+    const states: string[] = [];
+    phone.client.subscribe(({ state }) => state !== states.at(-1) && states.push(state));
+    proxy.cut();
+    await eventually(() => expect(states.at(-1)).toBe('ready'));
+    expect(states).toEqual(['offline', 'connecting', 'ready']);
+    expect(phone.client.metrics().reconnects).toBe(1);
+  });
+
+  it('validates anew after a reconnection when its keys have changed', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    const states: string[] = [];
+    phone.client.subscribe(({ state }) => state !== states.at(-1) && states.push(state));
+    proxy.unplug();
+    const elsewhere = await gateway.connect(bob);
+    await phone.keys.signedPreKey.generate(999);
+    await elsewhere.call('rotateSignedPreKey', { signedPreKey: (await phone.keys.signedPreKey.read())! });
+    elsewhere.close();
+    proxy.plugIn();
+    await eventually(() => expect(states.at(-1)).toBe('ready'));
+    expect(states).toContain('syncingKeys');
+    expect(phone.client.metrics().signedPreKeyRotations).toBe(0);
+  });
+
+  it('joins the path that runs, and runs the same path when the gate closes', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await phone.restart();
+    expect(await Promise.all([phone.client.start(), phone.client.start(), phone.client.start()])).toEqual([
+      'ready',
+      'ready',
+      'ready',
+    ]);
+    const states: string[] = [];
+    phone.client.subscribe(({ state }) => state !== states.at(-1) && states.push(state));
+    const closed = new Promise((resolve) => phone.client.on('gateClosed', resolve));
+    // Somebody else with this device's token; the door without a socket does not displace the phone.
+    await fetch(new URL('/api/keys/upload', gateway.url), {
+      method: 'POST',
+      headers: { authorization: `Bearer ${await gateway.token(bob)}`, 'content-type': 'application/json' },
+      body: JSON.stringify({ keyBundle: await anotherSignedPreKey(phone) }),
+    });
+    expect(await closed).toMatchObject({ reason: 'keysRotated' });
+    await eventually(() => expect(states.join(' ')).toMatch(/checkingKeys syncingKeys ready$/));
+  });
+});
+
+/** A key set upload that rotates the signed prekey behind the kit's back. */
+async function anotherSignedPreKey(phone: Phone) {
+  const { identityKey, registrationId } = (await phone.keys.identity())!;
+  await phone.keys.signedPreKey.generate(777);
+  const signedPreKey = await phone.keys.signedPreKey.read();
+  return { registrationId, identityPubKey: identityKey, signedPreKey, oneTimePreKeys: [] };
+}
+
+describe('a changed local encryption key', () => {
+  it('is found by `checkKeys` and leads to exactly one reset, here and on the gateway', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const before = await status(phone);
+    await phone.restart();
+    phone.disk.changeLocalKey();
+    const verdicts = await Promise.all([phone.client.checkKeys(), phone.client.checkKeys()]);
+    expect(verdicts).toEqual(
+      Array(2).fill({
+        needsSetup: true,
+        missingKeys: ['identity'],
+        reason: 'the identity key can’t be read',
+        offline: false,
+      }),
+    );
+    expect(phone.client.metrics().resets).toMatchObject([{ reason: 'the identity key can’t be read' }]);
+    expect(await status(phone)).toMatchObject({ identityKey: null, keyVersion: before.keyVersion + 1 });
+    expect(await phone.keys.identity()).toBeNull();
+
+    // Whoever asks again finds nothing more to reset.
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toHaveLength(1);
+    expect((await status(phone)).keyVersion).toBe(before.keyVersion + 1);
+    expect(await phone.client.setUp()).toBe('ready');
+  });
+
+  it('leads to one reset also where the check runs beside `start` and loses its answers', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    const before = await status(phone);
+    await phone.restart();
+    phone.disk.changeLocalKey();
+    const lost = proxy.loseAnswerOf('resetKeys');
+    const [end] = await Promise.all([phone.client.start(), phone.client.checkKeys(), lost]);
+    expect(end).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toHaveLength(1);
+    expect((await status(phone)).keyVersion).toBe(before.keyVersion + 1);
+  });
+
+  it('deletes nothing while there is no network, and is reset once there is', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    const names = phone.disk.names().length;
+    proxy.unplug();
+    await phone.restart();
+    phone.disk.changeLocalKey();
+    expect(await phone.client.checkKeys()).toMatchObject({ needsSetup: true, offline: true });
+    expect(phone.disk.names()).toHaveLength(names);
+    expect(phone.client.metrics().resets).toEqual([]);
+
+    const started = phone.client.start();
+    proxy.plugIn();
+    expect(await started).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toHaveLength(1);
+  });
+
+  it('is found by the first key that fails, whatever else is broken', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const [signed] = await phone.keys.signedPreKey.ids();
+    phone.disk.damage(`signedPreKey/${signed}`);
+    for (const id of await phone.keys.oneTimePreKeys.ids()) phone.disk.damage(`preKey/${id}`);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toMatchObject([{ reason: 'the signedPreKey can’t be read' }]);
+  });
+});
+
+describe('another identity on the gateway', () => {
+  it('leads to one reset and a new set-up', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    phone.close();
+    const other = await enrolPhone(gateway.url, bob);
+    const { keyVersion } = await status(other);
+    other.close();
+
+    await phone.restart();
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toMatchObject([{ reason: 'the gateway has another identity key' }]);
+    expect(await phone.keys.identity()).toBeNull();
+    expect(await status(phone)).toMatchObject({ identityKey: null, keyVersion: keyVersion + 1 });
+
+    expect(await phone.client.setUp()).toBe('ready');
+    await filled(phone);
+  });
+});
+
+describe('without a network', () => {
+  it('the verdict is of the local keys alone, and with the network comes the rest', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    await filled(phone);
+    proxy.unplug();
+    await phone.restart();
+    expect(await phone.client.checkKeys()).toEqual({
+      needsSetup: false,
+      missingKeys: [],
+      reason: null,
+      offline: true,
+    });
+    const started = phone.client.start();
+    expect(['offline', 'connecting']).toContain(phone.client.state);
+    proxy.plugIn();
+    expect(await started).toBe('ready');
+    expect(await phone.client.checkKeys()).toMatchObject({ needsSetup: false, offline: false });
+  });
+
+  it('the verdict comes also while `start` waits for it', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    proxy.unplug();
+    await phone.restart();
+    const started = phone.client.start();
+    expect(await phone.client.checkKeys()).toMatchObject({ needsSetup: false, offline: true });
+    proxy.plugIn();
+    expect(await started).toBe('ready');
+  });
+});
+
+describe('one-time prekeys that can’t be read', () => {
+  it.each(['preKey', 'pqPreKey'] as const)(
+    'a single %s is withdrawn and replaced under a new id, and nothing else changes',
+    async (folder) => {
+      const phone = await enrolPhone(gateway.url, bob);
+      await filled(phone);
+      const before = await status(phone);
+      const pool = folder === 'preKey' ? phone.keys.oneTimePreKeys : phone.keys.pqOneTimePreKeys;
+      const ids = await pool.ids();
+      const broken = ids[3]!;
+      phone.disk.damage(`${folder}/${broken}`);
+
+      await phone.restart();
+      expect(await phone.client.start()).toBe('ready');
+      await filled(phone);
+      const after = await pool.ids();
+      expect(after).not.toContain(broken);
+      expect(after.filter((id) => !ids.includes(id))).toHaveLength(1);
+      expect(Math.max(...after)).toBeGreaterThan(Math.max(...ids));
+      expect(await status(phone)).toMatchObject({
+        identityKey: before.identityKey,
+        keyVersion: before.keyVersion,
+      });
+      expect(phone.client.metrics()).toMatchObject({ resets: [], preKeysRegenerated: 1 });
+      // Whatever is claimed now can be decrypted.
+      const friend = await enrolPhone(gateway.url, alice);
+      for (let index = 0; index < POOL_LEVEL; index++) {
+        friend.keys.forgetSession(bob);
+        await friend.say(bob.userId, `message ${index}`);
+      }
+      await eventually(() => expect(phone.shown).toHaveLength(POOL_LEVEL));
+    },
+  );
+
+  it('several are replaced as long as some other can be read', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const ids = await phone.keys.oneTimePreKeys.ids();
+    for (const id of ids.slice(0, 4)) phone.disk.damage(`preKey/${id}`);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    expect(phone.client.metrics()).toMatchObject({ resets: [], preKeysRegenerated: 4 });
+  });
+
+  it('all of them are systemic: one reset', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    for (const id of await phone.keys.pqOneTimePreKeys.ids()) phone.disk.damage(`pqPreKey/${id}`);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toMatchObject([{ reason: 'no one-time prekey can be read' }]);
+  });
+});
+
+describe('what is out of step is mended before the gate opens', () => {
+  it('several prekeys claimed while offline: kept, not offered again, and made up for after the drain', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const friend = await enrolPhone(gateway.url, alice);
+    const ids = await phone.keys.oneTimePreKeys.ids();
+    phone.close();
+    for (let index = 0; index < 5; index++) {
+      friend.keys.forgetSession(bob);
+      await claimSession(friend, bob);
+    }
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    const after = await phone.keys.oneTimePreKeys.ids();
+    expect(after).toEqual(expect.arrayContaining(ids));
+    expect(after).toHaveLength(ids.length + 5);
+    const stats = await phone.client.call('keyStats', {});
+    expect(stats).toMatchObject({ availablePreKeys: POOL_LEVEL, consumedPreKeys: 5 });
+  });
+
+  it('a signed prekey that the gateway does not have is rotated under an id that was never used', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const { signedPreKeyId, keyVersion } = await status(phone);
+    // The application ended after making a new one, before the gateway heard of it.
+    await phone.keys.signedPreKey.generate(500);
+    await phone.restart();
+    expect(await phone.client.checkKeys()).toMatchObject({
+      needsSetup: false,
+      missingKeys: ['signedPreKey'],
+    });
+    expect(await phone.client.start()).toBe('ready');
+    const after = await status(phone);
+    expect(after.keyVersion).toBe(keyVersion + 1);
+    expect(after.signedPreKeyId).toBeGreaterThan(500);
+    expect(await phone.keys.signedPreKey.ids()).toEqual([signedPreKeyId, 500, after.signedPreKeyId]);
+    expect(phone.client.metrics().signedPreKeyRotations).toBe(1);
+  });
+
+  it('prekeys that were never uploaded are uploaded, those that are lost are withdrawn', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const ids = await phone.keys.oneTimePreKeys.ids();
+    await phone.keys.oneTimePreKeys.generate([800, 801]);
+    await phone.keys.oneTimePreKeys.delete([ids[0]!, ids[1]!, ids[2]!]);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    const held = await phone.keys.oneTimePreKeys.ids();
+    expect(held).toEqual(expect.arrayContaining([800, 801]));
+    // Whatever is offered is held: what a friend claims can be decrypted.
+    const elsewhere = await enrolPhone(gateway.url, alice);
+    for (let index = 0; index < POOL_LEVEL; index++) {
+      const bundle = await elsewhere.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+      expect(held).toContain(bundle.devices[0]?.oneTimePreKey?.keyId);
+    }
+  });
+
+  it('keys that were wiped from the gateway alone are uploaded again, one-time prekeys under new ids', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const { identityKey } = await status(phone);
+    const ids = await phone.keys.oneTimePreKeys.ids();
+    await phone.client.call('resetKeys', {});
+    await eventually(async () => expect((await status(phone)).identityKey).toBe(identityKey));
+    await filled(phone);
+    const validation = await gateway.connect(alice);
+    await enrolPhone(gateway.url, { ...alice, deviceId: 2 });
+    const bundle = await validation.call('requestBundle', { claimId: randomUUID(), ...bob });
+    expect(ids).not.toContain(bundle.devices[0]?.oneTimePreKey?.keyId);
+    expect(phone.client.metrics().resets).toEqual([]);
+  });
+});
+
+describe('replenishing', () => {
+  it('fills up once per crossing', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const notices: unknown[] = [];
+    phone.client.on('preKeysLow', (notice) => notices.push(notice));
+    const friend = await enrolPhone(gateway.url, alice);
+    for (let round = 1; round <= 2; round++) {
+      // The threshold is 10: the third claim of twelve crosses it.
+      for (let index = 0; index < 3; index++) {
+        await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+      }
+      await filled(phone);
+      expect(notices).toHaveLength(round);
+      expect(phone.client.metrics().preKeysRegenerated).toBe(6 * round);
+    }
+  });
+
+  it('answers ids that were used before with new ones, also after its memory was lost', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const friend = await enrolPhone(gateway.url, alice);
+    const seen = new Set<number>();
+    const claim = async (): Promise<void> => {
+      const { devices } = await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+      const id = devices[0]!.oneTimePreKey!.keyId;
+      expect(seen).not.toContain(id);
+      seen.add(id);
+    };
+    phone.close();
+    for (let index = 0; index < 8; index++) await claim();
+    // The keys that were handed out are gone with the memory: the device believes that their ids are free.
+    phone.disk.remove('kit');
+    await phone.keys.oneTimePreKeys.delete(await phone.keys.oneTimePreKeys.ids());
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    for (let index = 0; index < POOL_LEVEL; index++) await claim();
+  });
+
+  it('gives up after a bounded number of rounds when every id is refused', async () => {
+    // Without chance, new ids follow right after those that were refused.
+    const phone = await enrolPhone(gateway.url, bob, { clock: { ...hurriedClock, random: () => 0 } });
+    await filled(phone);
+    const ids = await phone.keys.oneTimePreKeys.ids();
+    const last = Math.max(...ids, ...(await phone.keys.pqOneTimePreKeys.ids()));
+    const refused = Array.from({ length: 900 }, (_, index) => last + 1 + index);
+    await phone.client.call('withdrawPreKeys', { preKeyIds: [...refused, ...ids.slice(0, 3)] });
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await eventually(() => expect(phone.client.snapshot().drainProgress).toBeNull());
+    // The check waits for its turn after the refill.
+    await phone.client.checkKeys();
+    expect((await status(phone)).preKeyCount).toBe(POOL_LEVEL - 3);
+    const rounds = ((await phone.keys.oneTimePreKeys.ids()).length - ids.length) / 3;
+    expect(rounds).toBe(4);
+  });
+});
