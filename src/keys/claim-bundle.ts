@@ -45,9 +45,17 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   const { store, locks, clock, lowThreshold } = parts;
   /** The same request from many sockets at once is asked once. */
   const underWay = new Map<string, Promise<ClaimedBundle[]>>();
-  const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield'>({ batchMax: BATCH_MAX, run: runBatch });
+  const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait'>({
+    batchMax: BATCH_MAX,
+    run: runBatch,
+  });
+  /** Requests whose device is being changed wait beside the others, on one connection however many they are. */
+  const waiting = createGatherer<ClaimRequest, ClaimedBundle[]>({
+    batchMax: BATCH_MAX,
+    run: async (requests) => (await claimAll(requests, true)).map((bundles) => bundles!),
+  });
 
-  async function runBatch(entries: Entry[]): Promise<(ClaimedBundle[] | 'yield')[]> {
+  async function runBatch(entries: Entry[]): Promise<(ClaimedBundle[] | 'yield' | 'wait')[]> {
     const targets = new Map(entries.map(({ request }) => [targetKey(request), lockAddress(request)]));
     const lock = await locks.acquire([...targets.values()]);
     try {
@@ -55,17 +63,17 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
         ({ request, yields }) => lock.held.has(targetKey(request)) || yields >= YIELDS_MAX,
       );
       const requests = entries.filter((_, index) => goes[index]).map((entry) => entry.request);
-      const bundles = requests.length === 0 ? [] : await claimAll(requests);
+      const bundles = requests.length === 0 ? [] : await claimAll(requests, false);
       let next = 0;
-      return goes.map((went) => (went ? bundles[next++]! : 'yield'));
+      return goes.map((went) => (went ? (bundles[next++] ?? 'wait') : 'yield'));
     } finally {
       // The answers need not wait for it: the lock is a courtesy, and expires by itself.
       void lock.release();
     }
   }
 
-  async function claimAll(requests: ClaimRequest[]): Promise<ClaimedBundle[][]> {
-    const { bundles, ranLow } = await store.claim(requests, { nowMs: clock.nowMs(), lowThreshold });
+  async function claimAll(requests: ClaimRequest[], waits: boolean): Promise<(ClaimedBundle[] | null)[]> {
+    const { bundles, ranLow } = await store.claim(requests, { nowMs: clock.nowMs(), lowThreshold, waits });
     if (ranLow.length > 0) parts.onRanLow(ranLow);
     return bundles;
   }
@@ -73,6 +81,7 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   async function ask(request: ClaimRequest): Promise<ClaimedBundle[]> {
     for (let yields = 0; ; yields++) {
       const answer = await gatherer.submit({ request, yields });
+      if (answer === 'wait') return await waiting.submit(request);
       if (answer !== 'yield') return answer;
     }
   }

@@ -113,8 +113,11 @@ export interface ClaimedBundle {
 }
 
 export interface ClaimResult {
-  /** One list per request, in the order of the requests; each sorted by device id. */
-  bundles: ClaimedBundle[][];
+  /**
+   * One list per request, in the order of the requests; each sorted by device id. Null, where nobody waits, for a
+   * request of whose devices one was being changed: asked again, it gets what it was given and the rest.
+   */
+  bundles: (ClaimedBundle[] | null)[];
   /** Devices of which a pool fell below the threshold, or to zero, by this very claim. */
   ranLow: DeviceAddress[];
 }
@@ -137,10 +140,12 @@ export interface KeyStore {
    * No key is ever in two answers; a repeated (claimer, claimId, device) gets its first answer and spends
    * nothing; "none" is said only where none is left. Devices without a whole bundle are left out, and
    * nothing of theirs is spent.
+   *
+   * @param how.waits whether to wait for devices that are being changed, or to leave their requests unanswered
    */
   claim(
     requests: readonly ClaimRequest[],
-    now: { nowMs: number; lowThreshold: number },
+    how: { nowMs: number; lowThreshold: number; waits: boolean },
   ): Promise<ClaimResult>;
 
   /** Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them. */

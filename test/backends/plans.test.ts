@@ -158,7 +158,9 @@ describe.each([
       });
     };
     await storeKeySet(keys, bob, { lastResortPreKeyId: 1, ec: [1], pq: [1] });
-    await note('claim', () => keys.claim([requestOf(bob)], { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD }));
+    await note('claim', () =>
+      keys.claim([requestOf(bob)], { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD, waits: true }),
+    );
     await note('devicesOf', () => keys.devicesOf(bob.userId));
     await note('store', send);
     await note('connect', () => messages.connect(bob));
@@ -278,7 +280,11 @@ describe.each([
       const device = newDevice();
       await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: ids(1, poolSize), pq: ids(1, 20) });
       const record = recording(database);
-      await createKeyStore(record).claim([requestOf(device)], { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD });
+      await createKeyStore(record).claim([requestOf(device)], {
+        nowMs: NOW_MS,
+        lowThreshold: LOW_THRESHOLD,
+        waits: true,
+      });
       const again = { ...record.hotSent[0]!, values: [...record.hotSent[0]!.values] };
       // Another claim, not a repetition.
       const claimId = again.values.findIndex((value) => /^\{"[0-9a-f]{8}-/.test(String(value)));

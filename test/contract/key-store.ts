@@ -167,8 +167,14 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
     });
     afterAll(() => opened.close());
 
-    const claimAll = (requests: ClaimRequest[], store = keys, nowMs = NOW_MS) =>
-      store.claim(requests, { nowMs, lowThreshold: LOW_THRESHOLD });
+    const claimAll = async (requests: ClaimRequest[], store = keys, nowMs = NOW_MS) => {
+      const { bundles, ranLow } = await store.claim(requests, {
+        nowMs,
+        lowThreshold: LOW_THRESHOLD,
+        waits: true,
+      });
+      return { bundles: bundles.map((list) => list!), ranLow };
+    };
     const claim = async (request: ClaimRequest, store = keys, nowMs = NOW_MS) =>
       (await claimAll([request], store, nowMs)).bundles[0]!;
     const claimOne = async (device: DeviceAddress, options: Partial<ClaimRequest> = {}) =>
@@ -501,6 +507,32 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         await change;
         const { bundles } = await claims;
         expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([2, null]);
+      });
+
+      it('that don’t wait leave such a device unanswered, and are held up for no other', async () => {
+        const { userId } = newDevice();
+        const [held, free] = [
+          { userId, deviceId: 1 },
+          { userId, deviceId: 2 },
+        ];
+        for (const device of [held, free]) await storeKeySet(keys, device, { ec: [1, 2, 3] });
+        const changing = gate();
+        const finish = gate();
+        const change = otherNode.change(held, async () => {
+          changing.open();
+          await finish.opened;
+        });
+        await changing.opened;
+        const requests = [requestOf(held), requestOf(free), requestOf(userId)];
+        const how = { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD, waits: false };
+        const { bundles } = await keys.claim(requests, how);
+        expect(bundles.map((list) => list?.map(ecIdOf))).toEqual([undefined, [1], undefined]);
+        finish.open();
+        await change;
+        // Asked again, each gets the rest, and what it was given the first time.
+        const again = await keys.claim(requests, how);
+        expect(again.bundles.map((list) => list?.map(ecIdOf))).toEqual([[1], [1], [2, 2]]);
+        expect((await keys.read(free))?.availableCounts.ec).toBe(1);
       });
 
       it('see what a change that rolled back left alone', async () => {

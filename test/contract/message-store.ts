@@ -344,6 +344,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await keys.claim([{ claimer: newDevice(), claimId: randomUUID(), userId: bob.userId, deviceId: 1 }], {
           nowMs: NOW_MS,
           lowThreshold: 10,
+          waits: true,
         });
         const { lowNoticeVersion } = await messages.connect(bob);
         expect(lowNoticeVersion).toBeGreaterThan(0);
@@ -893,7 +894,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await storeKeySet(keys, changed.device, { signedPreKeyId: 2 });
         await keys.claim(
           [{ claimer: alice, claimId: randomUUID(), userId: low.device.userId, deviceId: 1 }],
-          { nowMs: NOW_MS, lowThreshold: 10 },
+          { nowMs: NOW_MS, lowThreshold: 10, waits: true },
         );
         const found = await messages.inNeedOfALook(readers, NOW_MS);
         expect(found.map(addressKey).sort()).toEqual(

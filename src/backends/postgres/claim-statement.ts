@@ -4,8 +4,9 @@
  * How it is exact. Every change of a device's keys, pools and claims holds the lock of the device's row and raises its
  * `revision`. The statement reads the revision in its snapshot, then locks the row, which gives the revision as it
  * stands. Where both are the same, the snapshot's view of the pool and of earlier claims is the present state, and
- * nobody can change it before this statement commits. Where they differ, nothing is claimed of that device and the
- * request comes back as `again`; a transaction that locks first and then runs this very statement serves it.
+ * nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
+ * that device and the request comes back as `again`; a transaction that locks first, waiting, and then runs this very
+ * statement serves it. So one held device never keeps the rest of a batch.
  *
  * How it stays fast. Rows are locked in sorted order, so that two batches can't deadlock. Tables are reached only
  * through LATERAL … LIMIT (an index probe per row, whatever the statistics say), by `ctid`, or through the arbiter
@@ -20,7 +21,7 @@ import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims } from './schema.ts
 export interface ClaimRow {
   ord: number;
   device_id: number;
-  /** `again`: the device changed between snapshot and lock, and nothing was claimed. */
+  /** `again`: the device is being changed, or was between snapshot and lock, and nothing was claimed. */
   outcome: 'claimed' | 'repeated' | 'again';
   registration_id: number;
   identity_version: number;
@@ -126,7 +127,7 @@ needed AS MATERIALIZED (
     FROM ${devices} v
     WHERE v.user_id = w.user_id AND v.device_id = w.device_id
     LIMIT 1
-    FOR NO KEY UPDATE
+    FOR NO KEY UPDATE SKIP LOCKED
   ) l
   WHERE l.revision = w.revision
 ),

@@ -75,24 +75,27 @@ export function createKeyStore(database: Database): KeyStore {
     return bundles;
   }
 
-  async function claimRound(requests: readonly ClaimRequest[], now: ClaimTime): Promise<ClaimResult> {
-    const rows = await database.hot(claimStatement, { ...claimValues(requests, now) });
+  async function claimRound(requests: readonly ClaimRequest[], how: ClaimHow): Promise<ClaimResult> {
+    const rows = await database.hot(claimStatement, { ...claimValues(requests, how) });
     const ranLow = devicesThatRanLow(requests, rows);
     const again = [...new Set(rows.filter((row) => row.outcome === 'again').map((row) => row.ord))].sort(
       (a, b) => a - b,
     );
-    let settled: ClaimRow[] = rows;
-    if (again.length > 0) {
+    const unanswered = new Set(again);
+    let settled = rows.filter((row) => !unanswered.has(row.ord));
+    if (again.length > 0 && how.waits) {
       // What the first statement did claim for these requests comes back as their first answer.
       const retried = again.map((ord) => requests[ord]!);
-      const lockedRows = await claimUnderLock(database, retried, now);
+      const lockedRows = await claimUnderLock(database, retried, how);
       for (const [key, device] of devicesThatRanLow(retried, lockedRows)) ranLow.set(key, device);
-      const retriedOrds = new Set(again);
-      settled = rows
-        .filter((row) => !retriedOrds.has(row.ord))
-        .concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
+      settled = settled.concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
+      unanswered.clear();
     }
-    return { bundles: await toBundles(requests, settled), ranLow: [...ranLow.values()] };
+    const bundles = await toBundles(requests, settled);
+    return {
+      bundles: bundles.map((list, ord) => (unanswered.has(ord) ? null : list)),
+      ranLow: [...ranLow.values()],
+    };
   }
 
   return {
@@ -116,13 +119,13 @@ export function createKeyStore(database: Database): KeyStore {
       return rows.map((row) => ({ deviceId: row.device_id, registrationId: row.registration_id }));
     },
 
-    async claim(requests, now) {
-      const bundles: ClaimedBundle[][] = requests.map(() => []);
+    async claim(requests, how) {
+      const bundles: (ClaimedBundle[] | null)[] = requests.map(() => []);
       const ranLow = new Map<string, DeviceAddress>();
       for (const round of roundsOf(requests)) {
         const result = await claimRound(
           round.map((ord) => requests[ord]!),
-          now,
+          how,
         );
         round.forEach((ord, index) => {
           bundles[ord] = result.bundles[index]!;
@@ -241,12 +244,16 @@ const devicesOfStatement = hotStatement<{ device_id: number; registration_id: nu
   WHERE user_id = ${sql.placeholder('userId')} AND identity_key IS NOT NULL
   ORDER BY user_id, device_id LIMIT ${sql.raw(String(DEVICE_ID_MAX))}`);
 
-interface ClaimTime {
+interface ClaimHow {
   nowMs: number;
   lowThreshold: number;
+  waits: boolean;
 }
 
-function claimValues(requests: readonly ClaimRequest[], { nowMs, lowThreshold }: ClaimTime): ClaimValues {
+function claimValues(
+  requests: readonly ClaimRequest[],
+  { nowMs, lowThreshold }: Omit<ClaimHow, 'waits'>,
+): ClaimValues {
   return {
     ords: numberArray(requests.map((_, ord) => ord)),
     userIds: textArray(requests.map((request) => request.userId)),
@@ -290,9 +297,9 @@ function roundsOf(requests: readonly ClaimRequest[]): number[][] {
 async function claimUnderLock(
   database: Database,
   requests: readonly ClaimRequest[],
-  now: ClaimTime,
+  how: ClaimHow,
 ): Promise<ClaimRow[]> {
-  const values = claimValues(requests, now);
+  const values = claimValues(requests, how);
   return await database.transaction(async (tx) => {
     await tx.execute(sql`
       SELECT 1 FROM ${devices} d
