@@ -673,6 +673,23 @@ describe('PREKEY_CONFLICT', () => {
     expect(await client.call('uploadKeys', input)).toMatchObject({ keyVersion: 3 });
   });
 
+  it('leaves the key set that was to be replaced as it was', async () => {
+    const { keys, client, ...device } = await stranger();
+    await client.call('uploadKeys', keys.keySet());
+    const other = new KeyMaker();
+    const replacement = other.keySet({ oneTimePreKeys: [other.oneTime(1)], replaceIdentity: true });
+    await client.call('uploadKeys', replacement);
+    const status = await client.call('keyStatus');
+    // Back to the first identity, with another key under the id that it had: everything stays.
+    const back = keys.keySet({ signedPreKey: keys.signed(1), replaceIdentity: true });
+    expect(await client.refusal('uploadKeys', back)).toMatchObject({ code: 'PREKEY_CONFLICT' });
+    expect(await client.call('keyStatus')).toEqual(status);
+    expect(await claim(device)).toMatchObject({
+      identityKey: other.identityKey(),
+      oneTimePreKey: replacement.oneTimePreKeys![0],
+    });
+  });
+
   it('does not reach over to another identity, whose ids start afresh', async () => {
     const { keys, client } = await stranger();
     await client.call('uploadKeys', keys.keySet({ pqLastResortPreKey: keys.pq(1) }));
