@@ -166,8 +166,13 @@ function clientOf(socket: Socket): Client {
     socket: socket as unknown as Socket<ServerToClientEvents>,
     ask: (name, input) =>
       new Promise((resolve, reject) => {
-        socket.once('disconnect', (reason) => reject(new Error(`${name}: disconnected: ${reason}`)));
-        socket.emit(name, input ?? {}, resolve);
+        const broken = (reason: string): void => reject(new Error(`${name}: disconnected: ${reason}`));
+        if (!socket.connected) return broken('before it was asked');
+        socket.once('disconnect', broken);
+        socket.emit(name, input ?? {}, (reply: never) => {
+          socket.off('disconnect', broken);
+          resolve(reply);
+        });
       }),
     async call(name, input) {
       const reply = await client.ask(name, input);
