@@ -1,0 +1,317 @@
+/** The kit's connection: tokens, coming back, and what waits meanwhile. */
+import { randomUUID } from 'node:crypto';
+import { createServer, type Server as HttpServer } from 'node:http';
+import { Server } from 'socket.io';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { connect, type KeygateClient, type KitClock, type TokenReason } from '../../src/sdk/index.ts';
+import { redisUrl } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
+import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
+import { Disk, LibsignalKeys } from '../support/sdk-keys.ts';
+import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
+import { closePhones, enrolPhone, installPhone } from './phone.ts';
+
+let gateway: TestGateway;
+let proxy: TcpProxy;
+let bob: DeviceAddress;
+let alice: DeviceAddress;
+
+beforeAll(async () => {
+  gateway = await startGateway({ redisUrl: redisUrl() });
+  proxy = await startTcpProxy(gateway.url);
+});
+afterAll(async () => {
+  await proxy.stop();
+  await gateway.stop();
+});
+beforeEach(() => {
+  const run = randomUUID().slice(0, 8);
+  bob = { userId: `bob-${run}`, deviceId: 1 };
+  alice = { userId: `alice-${run}`, deviceId: 1 };
+});
+afterEach(() => {
+  proxy.plugIn();
+  closePhones();
+});
+
+/** A kit clock that stands still, and writes down what it is asked to wait for. */
+function standingClock(random: () => number): { time: ManualClock; clock: KitClock; delays: number[] } {
+  const time = createManualClock();
+  const delays: number[] = [];
+  return {
+    time,
+    delays,
+    clock: {
+      nowMs: time.nowMs,
+      random,
+      after(delayMs, action) {
+        delays.push(delayMs);
+        const timer = time.after(delayMs, action);
+        return () => timer.cancel();
+      },
+    },
+  };
+}
+
+async function openClient(url: string, options: { clock?: KitClock; getToken?: () => Promise<string> } = {}) {
+  return await connect({
+    url,
+    getToken: () => tokenFor(bob),
+    keys: new LibsignalKeys(new Disk(), bob),
+    onMessage: async () => {},
+    ...options,
+  });
+}
+
+/** What is told apart from the bound on an attempt, which is 20 s itself. */
+async function backOffs(
+  client: KeygateClient,
+  { time, delays }: { time: ManualClock; delays: number[] },
+  count: number,
+): Promise<number[]> {
+  const found: number[] = [];
+  while (found.length < count) {
+    await eventually(() => expect(client.state).toBe('offline'));
+    const delayMs = delays.at(-1)!;
+    found.push(delayMs);
+    await time.advance(delayMs - 1);
+    expect(client.state).toBe('offline');
+    await time.advance(1);
+  }
+  return found;
+}
+
+describe('back-off', () => {
+  it.each([
+    ['least', () => 0, [500, 1_000, 2_000, 4_000, 8_000, 10_000, 10_000]],
+    ['most', () => 1, [1_000, 2_000, 4_000, 8_000, 16_000, 20_000, 20_000]],
+  ])('grows from half a second to twenty, jittered: at the %s', async (_, random, expected) => {
+    const nowhere = await startTcpProxy(gateway.url);
+    nowhere.unplug();
+    const standing = standingClock(random);
+    const client = await openClient(nowhere.url, { clock: standing.clock });
+    expect(await backOffs(client, standing, expected.length)).toEqual(expected);
+    client.close();
+    await nowhere.stop();
+  });
+
+  it('begins anew once a gateway has served', async () => {
+    const standing = standingClock(() => 0);
+    const client = await openClient(proxy.url, { clock: standing.clock });
+    await client.call('keyStatus', {});
+    proxy.unplug();
+    expect(await backOffs(client, standing, 3)).toEqual([500, 1_000, 2_000]);
+    await eventually(() => expect(client.state).toBe('offline'));
+    proxy.plugIn();
+    await standing.time.advance(4_000);
+    await client.call('keyStatus', {});
+    proxy.unplug();
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    client.close();
+  });
+
+  it('waits as long as a refusal asks for, and asks for another token where that was the reason', async () => {
+    const refusals = [
+      { code: 'UNAVAILABLE', message: 'draining', retryable: true, retryAfterMs: 7_000 },
+      { code: 'TOKEN_EXPIRED', message: 'it ran out', retryable: false },
+    ];
+    const fake = await startFakeGateway((next) => {
+      const data = refusals.shift();
+      next(data && Object.assign(new Error(data.code), { data }));
+    });
+    const standing = standingClock(() => 0);
+    const reasons: TokenReason[] = [];
+    const client = await connect({
+      url: fake.url,
+      getToken: async (reason) => {
+        reasons.push(reason);
+        return 'a token';
+      },
+      keys: new LibsignalKeys(new Disk(), bob),
+      onMessage: async () => {},
+      clock: standing.clock,
+    });
+    await eventually(() => expect(client.state).toBe('offline'));
+    expect(client.snapshot().trouble).toEqual({ code: 'UNAVAILABLE', message: 'draining' });
+    expect(await backOffs(client, standing, 2)).toEqual([7_000, 1_000]);
+    await eventually(() => expect(client.snapshot().trouble).toBeNull());
+    expect(reasons).toEqual(['connect', 'connect', 'refused']);
+    client.close();
+    await fake.stop();
+  });
+
+  it('waits as long as a draining server asks for', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    const said = new Promise((resolve) => client.on('serverDraining', resolve));
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    fake.io.emit('serverDraining', { retryAfterMs: 12_000 });
+    expect(await said).toEqual({ retryAfterMs: 12_000 });
+    for (const socket of fake.io.sockets.sockets.values()) socket.conn.close();
+    expect(await backOffs(client, standing, 1)).toEqual([12_000]);
+    client.close();
+    await fake.stop();
+  });
+
+  it('gives up an attempt that is never answered', async () => {
+    const fake = await startFakeGateway(() => {
+      // Neither taken nor refused.
+    });
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    await eventually(() => expect(fake.handshakes()).toBe(1));
+    await standing.time.advance(20_000);
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    client.close();
+    await fake.stop();
+  });
+
+  it('leaves a connection over which a request is never answered', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    let asked = 0;
+    fake.io.on('connection', (socket) => {
+      socket.on('keyStatus', (_, acknowledge) => {
+        asked += 1;
+        if (asked === 2) acknowledge({ ok: true, data: { keyVersion: 7 } });
+      });
+    });
+    const answer = client.call('keyStatus', {});
+    await eventually(() => expect(asked).toBe(1));
+    await standing.time.advance(20_000);
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    expect(await answer).toEqual({ keyVersion: 7 });
+    client.close();
+    await fake.stop();
+  });
+
+  it('is not for a client that was displaced: it stays away', async () => {
+    const standing = standingClock(() => 0);
+    const client = await openClient(gateway.url, { clock: standing.clock });
+    await client.call('keyStatus', {});
+    const newer = await gateway.connect(bob);
+    await eventually(() => expect(client.state).toBe('displaced'));
+    await standing.time.advance(120_000);
+    expect(client.state).toBe('displaced');
+    await expect(client.call('keyStatus', {})).rejects.toMatchObject({ code: 'DISPLACED' });
+    await expect(client.start()).rejects.toMatchObject({ code: 'DISPLACED' });
+    expect(await newer.call('keyStatus')).toMatchObject({ keyVersion: 0 });
+    client.close();
+  });
+});
+
+/** A Socket.IO server that says what a test wants said. */
+async function startFakeGateway(
+  admit: (next: (error?: Error) => void) => void,
+): Promise<{ url: string; io: Server; handshakes(): number; stop(): Promise<void> }> {
+  const http: HttpServer = createServer();
+  const io = new Server(http, { transports: ['websocket'] });
+  let handshakes = 0;
+  io.use((_, next) => {
+    handshakes += 1;
+    admit(next);
+  });
+  await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
+  const address = http.address();
+  const port = typeof address === 'object' ? address?.port : 0;
+  return {
+    url: `http://127.0.0.1:${port}`,
+    io,
+    handshakes: () => handshakes,
+    stop: () => io.close(),
+  };
+}
+
+describe('tokens', () => {
+  it('are asked for at connecting and when one runs out, and the connection goes on', async () => {
+    const reasons: TokenReason[] = [];
+    const phone = await enrolPhone(gateway.url, bob, {
+      async getToken(reason) {
+        reasons.push(reason);
+        return await tokenFor(bob, { ttlMs: reasons.length === 1 ? 2_000 : 3_600_000 });
+      },
+    });
+    const expiring = new Promise<{ expiresAt: string }>((resolve) =>
+      phone.client.on('tokenExpiring', resolve),
+    );
+    const { expiresAt } = await expiring;
+    const friend = await enrolPhone(gateway.url, alice);
+    // The first one's time is over, and its connection still serves.
+    await eventually(() => expect(Date.now()).toBeGreaterThan(Date.parse(expiresAt)));
+    await friend.say(bob.userId, 'still there?');
+    await eventually(() => expect(phone.shown).toHaveLength(1));
+    expect(reasons).toEqual(['connect', 'expiring']);
+    expect(phone.client.metrics().reconnects).toBe(0);
+  });
+
+  it('that are refused are asked for again, until one is good', async () => {
+    const reasons: TokenReason[] = [];
+    const phone = await installPhone(gateway.url, bob, {
+      async getToken(reason) {
+        reasons.push(reason);
+        if (reasons.length === 1) return 'nonsense';
+        if (reasons.length === 2) throw new Error('the token service is down');
+        if (reasons.length === 3) return await tokenFor(bob, { ttlMs: -1_000 });
+        return await tokenFor(bob);
+      },
+    });
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(reasons).toEqual(['connect', 'refused', 'refused', 'refused']);
+  });
+});
+
+describe('the outbox', () => {
+  it('keeps what is sent while offline, shows its length, and sends it in order', async () => {
+    const friend = await enrolPhone(gateway.url, alice);
+    const phone = await enrolPhone(proxy.url, bob);
+    await phone.say(alice.userId, 'message 0');
+    proxy.unplug();
+    await eventually(() => expect(phone.client.state).not.toBe('ready'));
+    const sent = [];
+    for (let index = 1; index <= 10; index++) {
+      const envelopes = [await phone.keys.encrypt(alice, `message ${index}`)];
+      const input = { messageId: randomUUID(), userId: alice.userId, envelopes };
+      sent.push(phone.client.call('sendMessages', input));
+    }
+    expect(phone.client.snapshot().outboxLength).toBe(10);
+    proxy.plugIn();
+    await Promise.all(sent);
+    expect(phone.client.snapshot().outboxLength).toBe(0);
+    await eventually(() => expect(friend.shown).toHaveLength(11));
+    expect(friend.shown.map((line) => Number(line.split(' ').at(-1)))).toEqual(
+      Array.from({ length: 11 }, (_, index) => index),
+    );
+  });
+
+  it('that is full refuses one more with a clear error, and does not keep the kit itself from coming back', async () => {
+    const phone = await enrolPhone(proxy.url, bob, { outboxMax: 5 });
+    proxy.unplug();
+    await eventually(() => expect(phone.client.state).not.toBe('ready'));
+    const waiting = Array.from({ length: 5 }, () => phone.client.call('keyStats', {}));
+    await expect(phone.client.call('keyStats', {})).rejects.toMatchObject({
+      code: 'OUTBOX_FULL',
+      message: '5 requests wait for an answer already',
+    });
+    expect(phone.client.snapshot().outboxLength).toBe(5);
+    proxy.plugIn();
+    await Promise.all(waiting);
+    await eventually(() => expect(phone.client.state).toBe('ready'));
+    expect(await phone.client.call('keyStats', {})).toBeDefined();
+  });
+
+  it('is emptied with an error when the client is closed', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    proxy.unplug();
+    await eventually(() => expect(phone.client.state).not.toBe('ready'));
+    const waiting = phone.client.call('keyStats', {});
+    const refused = expect(waiting).rejects.toMatchObject({ code: 'CLOSED' });
+    phone.client.close();
+    await refused;
+    expect(phone.client.state).toBe('closed');
+    await expect(phone.client.start()).rejects.toMatchObject({ code: 'CLOSED' });
+  });
+});
