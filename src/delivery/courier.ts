@@ -63,6 +63,11 @@ export function createCourier(parts: CourierParts): Courier {
     async attach(device, socket) {
       const { fence, lowNoticeVersion } = await messages.connect(device);
       const session = createSession({ ...parts, device, fence, lowNoticeVersion, socket, forget });
+      if (!socket.isOpen()) {
+        // One that ended while it was numbered must not displace one that came after it.
+        session.detach();
+        return session;
+      }
       const key = addressKey(device);
       const older = sessions.get(key);
       if (older !== undefined && older.fence > fence) {

@@ -27,6 +27,8 @@ import { CONNECTED, type GateEffect, type GateEvent, type GateState, step } from
 
 /** What a session needs of its socket. */
 export interface ServedSocket {
+  /** False from when its end was seen. */
+  isOpen(): boolean;
   push<Name extends Exclude<PushName, 'messages'>>(name: Name, payload: PushPayload<Name>): void;
   /** @returns the client's acknowledgement; null where none came in time, or the socket ended */
   pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null>;

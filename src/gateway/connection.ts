@@ -57,11 +57,14 @@ export async function acceptConnection(
 ): Promise<void> {
   const { courier, dispatch, observer, clock } = parts;
   const { device } = caller;
+  // It may have ended while its token was checked, and then nobody tells of its end any more.
+  if (socket.conn.readyState !== 'open') return;
   let ended = false;
   let session: Session | null = null;
   const unanswered = new Set<() => void>();
 
   const served: ServedSocket = {
+    isOpen: () => !ended,
     push: (name, payload) => {
       (socket.emit as (event: string, body: unknown) => void)(name, payload);
     },

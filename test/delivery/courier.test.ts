@@ -66,6 +66,7 @@ interface Seen extends ServedSocket {
 function socket(): Seen {
   const events: string[] = [];
   return {
+    isOpen: () => true,
     events,
     push: (name) => events.push(name),
     pushMessages: async () => null,
@@ -148,6 +149,18 @@ describe('the courier', () => {
     await eventually(() => expect(asked).toEqual(['read bob.1']));
     expect(newerSocket.events).toEqual(['queueEmpty']);
     newer.detach();
+  });
+
+  it('lets a connection that ended while it was numbered displace nobody', async () => {
+    const served = socket();
+    await attachOpen(BOB, served);
+    const gone = { ...socket(), isOpen: () => false };
+    const late = await courier.attach(BOB, gone);
+    expect(late.fence).toBeGreaterThan(1);
+    expect([...gone.events, ...served.events]).toEqual(['queueEmpty']);
+    asked = [];
+    bus.poke([BOB]);
+    await eventually(() => expect(asked).toEqual(['read bob.1']));
   });
 
   it('tells a displaced session once, whoever tells of it', async () => {

@@ -179,11 +179,15 @@ function everyWalk(check: (steps: ReturnType<typeof walk>) => void): void {
 }
 
 describe('the gate, over every sequence of events', () => {
-  it('opens only by `opened(v)` after `validated(v)`, with nothing restored between', () => {
+  it('opens only by `opened(v)` after `validated(v)` or an own rotation to v, with nothing restored between', () => {
     everyWalk((steps) => {
       const proven = new Set<number>();
       for (const { before, event: each, after } of steps) {
         if (each.name === 'validated') proven.add(each.keyVersion);
+        // Carried through the open gate, the socket's own rotation is a proof too.
+        if (each.name === 'rotationEnded' && before.name === 'open' && after.name !== 'connected') {
+          proven.add(after.keyVersion);
+        }
         if (each.name === 'keysChanged' && each.reason === 'serverRestored') proven.clear();
         if (before.name === 'open' || after.name !== 'open') continue;
         expect(each).toEqual({ name: 'opened', keyVersion: after.keyVersion });

@@ -90,6 +90,7 @@ beforeEach(() => {
   events = [];
   answers = [];
   const socket: ServedSocket = {
+    isOpen: () => true,
     push: (name, payload) => events.push(`${name} ${Object.values(payload).join(' ')}`.trim()),
     pushMessages: (envelopes) =>
       new Promise((resolve) => {

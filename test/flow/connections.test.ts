@@ -1,6 +1,7 @@
 /** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
 import { io, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import { eventually } from '../support/eventually.ts';
 import {
   afterOthersGotTheirs,
@@ -64,8 +65,6 @@ async function persistent(at: TestGateway, address: { userId: string; deviceId: 
   });
   return socket;
 }
-
-const holdingAll = (): null => null;
 
 describe('the newest connection of a device', () => {
   it('displaces the older one on its node, which is told so and does not reconnect by itself', async () => {
@@ -158,28 +157,33 @@ describe('the newest connection of a device', () => {
 });
 
 describe('a node that does not know that it was superseded', () => {
-  it('deletes nothing and puts nothing off: its late acknowledgements count no more', async () => {
+  it.each([
+    ['deletes nothing', (ids: string[]): MessagesAcknowledgement => ({ processed: ids })],
+    [
+      'puts nothing off',
+      (ids: string[]): MessagesAcknowledgement => ({
+        processed: [],
+        failed: ids.map((id) => ({ id, reason: 'temporary' })),
+      }),
+    ],
+  ])('%s: its late acknowledgements count no more', async (_, verdict) => {
     const { first, second } = await twoDeafNodes();
     const alice = await opened(second);
     const bob = await opened(first);
+    let answer = (): void => {};
     bob.client.onMessages = () => null;
-    let answer: ((reason?: 'undecryptable') => void) | undefined;
     bob.client.socket.on('messages', (page, acknowledge) => {
-      const ids = page.envelopes.map((envelope) => envelope.id);
-      answer = (reason) =>
-        acknowledge(
-          reason ? { processed: [], failed: ids.map((id) => ({ id, reason })) } : { processed: ids },
-        );
+      answer = () => acknowledge(verdict(page.envelopes.map((envelope) => envelope.id)));
     });
-    // The poke of the other node is lost: only a look at this device finds it.
     await send(alice.client, bob, 'once');
+    // The poke is lost between the two nodes: a look of its own finds the message.
     await bob.client.call('clientReady');
     await eventually(() => expect(bob.client.envelopes).toHaveLength(1));
 
-    const newer = await reopened(second, bob, holdingAll);
+    const newer = await reopened(second, bob, () => null);
     await eventually(() => expect(newer.client.envelopes).toHaveLength(1));
-    answer!();
-    // Its own end of the old connection: then the answer has been dealt with, and the look after it has displaced it.
+    answer();
+    // The look that follows the answer finds the newer connection.
     await bob.client.next('displaced');
     newer.client.close();
 
@@ -284,22 +288,29 @@ describe('a socket that ended', () => {
     await eventually(() => expect(contents(again.client)).toEqual(['stays']));
   });
 
-  it('while it was still being taken in leaves nothing behind that displaces or serves', async () => {
+  it('at any moment of being taken in leaves nothing behind that displaces the one that stayed', async () => {
     const alice = await opened(shared);
-    const bob = await opened(shared);
-    for (let i = 0; i < 20; i++) {
-      const socket = io(shared.url, {
-        transports: ['websocket'],
-        auth: { token: await shared.token(bob.address) },
-        forceNew: true,
-        reconnection: false,
-      });
-      await new Promise<void>((resolve) => socket.io.engine.once('open', () => resolve()));
-      socket.close();
+    let bob = await opened(shared);
+    const token = await shared.token(bob.address);
+    for (let round = 0; round < 12; round++) {
+      // Each is closed a little later than the one before: while its token is checked, while it is numbered.
+      for (let turns = 0; turns < 8; turns++) {
+        const leaver = io(shared.url, {
+          transports: ['websocket'],
+          auth: { token },
+          forceNew: true,
+          reconnection: false,
+        });
+        const { engine } = leaver.io;
+        await new Promise<void>((resolve) => engine.once('open', () => resolve()));
+        for (let turn = 0; turn < turns; turn++) await new Promise((resolve) => setImmediate(resolve));
+        engine.close();
+      }
+      bob = await reopened(shared, bob);
+      await send(alice.client, bob, 'served');
+      await eventually(() => expect(contents(bob.client)).toEqual(['served']));
+      await afterOthersGotTheirs(shared, alice.client);
+      expect(bob.client.waiting('displaced')).toBe(0);
     }
-    const again = await reopened(shared, bob);
-    await send(alice.client, bob, 'served');
-    await eventually(() => expect(contents(again.client)).toEqual(['served']));
-    expect(again.client.socket.connected).toBe(true);
   });
 });
