@@ -4,7 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
-import { join } from 'node:path';
+import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Contestant, MakeContestant, Run, Scale } from './contest.ts';
@@ -17,14 +17,16 @@ import { type IdleResult, measureIdle } from './idle.ts';
 import { describeSetting } from './machine.ts';
 import { toSvg } from './plot.ts';
 import { type Results, toMarkdown } from './report.ts';
-import { openStage, type Stage } from './stage.ts';
+import { DIST_DIR, openStage, type Stage } from './stage.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const OUTPUT_DIR = join(ROOT, 'test-output', 'bench');
 
+const CLAIMS = 'the gateway: claims through sockets';
+
 const makers: Record<string, MakeContestant> = {
   gateway: (stage, scale) =>
-    gatewayClaims(stage, scale, { name: 'gateway', what: 'the gateway: claims through sockets' }),
+    gatewayClaims(stage, scale, { name: 'gateway', what: CLAIMS, distDir: DIST_DIR }),
   'pgbench-update': (stage, scale) => pgbench(stage, scale, 'update'),
   'pgbench-delete': (stage, scale) => pgbench(stage, scale, 'delete'),
   'usual-way': usualWay,
@@ -37,7 +39,7 @@ const HELP = `Usage: npm run bench -- [options]
   --rounds <n>      how often every contestant takes its turn (default 5)
   --seconds <n>     measured time of each turn, after a second of warm-up (default 5)
   --only <names>    some of: ${Object.keys(makers).join(', ')}, idle; separated by commas
-  --against <dir>   another gateway's dist folder, measured beside this one as other-gateway
+  --against <dir>   another gateway's dist folder, measured beside this one as other-1; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --sockets <n>     sockets of each contestant (default 200)
   --devices <n>     devices that are claimed from (default 2000)
@@ -51,7 +53,7 @@ interface Options {
   rounds: number;
   seconds: number;
   only: string[];
-  against: string | undefined;
+  against: string[];
   profile: string | undefined;
   scale: Scale;
   idleSockets: number;
@@ -81,11 +83,13 @@ async function compete(stage: Stage, options: Options): Promise<void> {
   for (const [name, make] of Object.entries(makers)) {
     if (options.only.includes(name)) contestants.push(await make(stage, options.scale));
   }
-  if (options.against !== undefined) {
-    const what = 'another build of the gateway';
-    contestants.push(
-      await gatewayClaims(stage, options.scale, { name: 'other-gateway', what, distDir: options.against }),
-    );
+  for (const [index, distDir] of options.against.entries()) {
+    const other = {
+      name: `other-${index + 1}`,
+      what: `${CLAIMS}, out of ${basename(dirname(distDir))}`,
+      distDir,
+    };
+    contestants.push(await gatewayClaims(stage, options.scale, other));
   }
   for (const contestant of contestants) {
     await contestant.reset();
@@ -149,7 +153,7 @@ function readOptions(): Options {
       rounds: { type: 'string' },
       seconds: { type: 'string' },
       only: { type: 'string' },
-      against: { type: 'string' },
+      against: { type: 'string', multiple: true, default: [] },
       profile: { type: 'string' },
       sockets: { type: 'string', default: '200' },
       devices: { type: 'string', default: '2000' },
@@ -175,7 +179,7 @@ function readOptions(): Options {
     rounds: wholeNumber('rounds', values.rounds ?? (values.quick ? '1' : '5')),
     seconds,
     only,
-    against: values.against,
+    against: values.against.map((dir) => resolve(dir)),
     profile: values.profile,
     scale: {
       targetDevices,

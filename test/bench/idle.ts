@@ -2,7 +2,7 @@
 import { setTimeout as wait } from 'node:timers/promises';
 import { residentBytes } from './cpu.ts';
 import { tokensFor, userIds } from './seed.ts';
-import type { Server, Stage } from './stage.ts';
+import { DIST_DIR, type Server, type Stage } from './stage.ts';
 
 export interface IdleResult {
   sockets: number;
@@ -55,7 +55,7 @@ export async function measureIdle(
 async function startFresh(stage: Stage, kind: 'gateway' | 'echo'): Promise<Server> {
   if (kind === 'echo') return await stage.startServer('echo-server', {});
   const { url } = await stage.createDatabase(`idle_${Date.now()}`);
-  return await stage.startGateway({ databaseUrl: url });
+  return await stage.startGateway({ databaseUrl: url, distDir: DIST_DIR });
 }
 
 async function settled(server: Server): Promise<{ resident: number; heap: number }> {

@@ -115,18 +115,23 @@ export function furtherRatios(results: Results): { figure: string; value: number
       figure: 'PostgreSQL CPU per bundle ÷ per pgbench claim (UPDATE)',
       value: ratioOf(results, gateway(postgresCpu), { name: 'pgbench-update', figure: postgresCpu }),
     },
-    {
-      figure: 'bundles a second ÷ those of the other gateway (--against)',
-      value: ratioOf(results, gateway(rate), { name: 'other-gateway', figure: rate }),
-    },
-    {
-      figure: 'server CPU per bundle ÷ that of the other gateway',
-      value: ratioOf(results, gateway(serverCpu), { name: 'other-gateway', figure: serverCpu }),
-    },
-    {
-      figure: 'PostgreSQL CPU per bundle ÷ that of the other gateway',
-      value: ratioOf(results, gateway(postgresCpu), { name: 'other-gateway', figure: postgresCpu }),
-    },
+    ...results.entrants
+      .map(({ name }) => name)
+      .filter((name) => name.startsWith('other-'))
+      .flatMap((name) => [
+        {
+          figure: `bundles a second of ${name} ÷ of gateway`,
+          value: ratioOf(results, { name, figure: rate }, gateway(rate)),
+        },
+        {
+          figure: `server CPU per bundle of ${name} ÷ of gateway`,
+          value: ratioOf(results, { name, figure: serverCpu }, gateway(serverCpu)),
+        },
+        {
+          figure: `PostgreSQL CPU per bundle of ${name} ÷ of gateway`,
+          value: ratioOf(results, { name, figure: postgresCpu }, gateway(postgresCpu)),
+        },
+      ]),
     {
       figure: 'server CPU per message ÷ per bare echo',
       value: ratioOf(results, { name: 'messages', figure: serverCpu }, { name: 'echo', figure: serverCpu }),

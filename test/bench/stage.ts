@@ -20,7 +20,7 @@ export interface Stage {
   /** A fresh database; the client is for seeding and asking, not for what is measured. */
   createDatabase(name: string): Promise<{ url: string; sql: postgres.Sql }>;
   /** A gateway as in production, out of a folder that `npm run build` filled. */
-  startGateway(options: { databaseUrl: string; distDir?: string }): Promise<Server>;
+  startGateway(options: { databaseUrl: string; distDir: string }): Promise<Server>;
   startServer(name: 'echo-server' | 'usual-way-server', env: Record<string, string>): Promise<Server>;
   /** A server and the engines, by the names under which their processor time is told. */
   watched(server: Child): Record<string, Watched>;
@@ -84,7 +84,7 @@ export async function openStage(): Promise<Stage> {
         undo.push(() => sql.end());
         return { url: url.href, sql };
       },
-      startGateway: ({ databaseUrl, distDir = DIST_DIR }) =>
+      startGateway: ({ databaseUrl, distDir }) =>
         started(
           ['--import', PROBE, `${distDir}/main.js`, 'serve'],
           {

@@ -7,19 +7,20 @@ import { socketProfile, socketRun } from './socket-run.ts';
 export async function gatewayClaims(
   stage: Stage,
   scale: Scale,
-  options: { name: string; what: string; distDir?: string },
+  options: { name: string; what: string; distDir: string },
 ): Promise<Contestant> {
-  const { name, distDir } = options;
+  const { name, what, distDir } = options;
   const { sql, url: databaseUrl } = await stage.createDatabase(`claims_${name.replaceAll('-', '_')}`);
-  const server = await stage.startGateway({ databaseUrl, ...(distDir === undefined ? {} : { distDir }) });
+  const server = await stage.startGateway({ databaseUrl, distDir });
   const targets = userIds('target', scale.targetDevices);
   await seedDevices(sql, stage.pool, targets);
-  const claimers = await tokensFor(userIds('claimer', scale.sockets), stage.tokenSecret);
+  // Gateways that share a Redis are nodes of one cluster: a device that comes to the next one leaves the last.
+  const claimers = await tokensFor(userIds(`${name}-claimer`, scale.sockets), stage.tokenSecret);
   await stage.load.call('open', { name, url: server.url, devices: claimers });
 
   const contestant: Contestant = {
     name,
-    what: options.what,
+    what,
     operation: 'bundle',
     reset: () => refillPools(sql, stage.pool, targets, scale.preKeysPerDevice),
     async run(timing) {

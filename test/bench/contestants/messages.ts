@@ -1,14 +1,14 @@
 /** The gateway: messages from one open socket to the next, stored, handed out, acknowledged and deleted. */
 import type { Contestant, Scale } from '../contest.ts';
 import { seedDevices, tokensFor, uploadOf, userIds, validateInput } from '../seed.ts';
-import type { Stage } from '../stage.ts';
+import { DIST_DIR, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 const CONTENT_BYTES = 1_000;
 
 export async function messages(stage: Stage, scale: Scale): Promise<Contestant> {
   const { sql, url: databaseUrl } = await stage.createDatabase('messages');
-  const server = await stage.startGateway({ databaseUrl });
+  const server = await stage.startGateway({ databaseUrl, distDir: DIST_DIR });
   const users = userIds('member', scale.sockets);
   await seedDevices(sql, stage.pool, users);
   const devices = await tokensFor(users, stage.tokenSecret);

@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { mkdtemp, readdir, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
+import { setTimeout as wait } from 'node:timers/promises';
 import { byteaArray, textArray } from '../../../src/backends/postgres/array-literal.ts';
 import type { Contestant, Scale } from '../contest.ts';
 import { cpuMs } from '../cpu.ts';
@@ -12,6 +13,7 @@ import type { Stage } from '../stage.ts';
 const CLIENTS = 8;
 /** Of so many transactions one is logged, for the percentiles. */
 const LOGGED_SHARE = 0.1;
+const REAP_MS = 300;
 
 const oldestUnclaimed = (table: string, condition: string) => `(
   SELECT sequence FROM ${table}
@@ -81,6 +83,8 @@ export async function pgbench(
           ...[`--time=${Math.max(1, Math.round(measureMs / 1000))}`, '--log'],
           ...[`--log-prefix=${join(dir, 'log')}`, `--sampling-rate=${LOGGED_SHARE}`, url],
         ]);
+        // A backend counts once the postmaster has noticed its end.
+        await wait(REAP_MS);
         const cpu = cpuMs(engine) - before;
         const operations = figure(output, /transactions actually processed: (\d+)/);
         const seeded = scale.targetDevices * scale.preKeysPerDevice;
