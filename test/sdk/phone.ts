@@ -29,8 +29,8 @@ export interface Phone {
   afterReceiving: (envelope: MessageEnvelope) => Promise<void>;
   /** Starts the application again on what the disk holds; the old one is gone without a word. */
   restart(options?: Partial<ConnectOptions>): Promise<KeygateClient>;
-  /** Encrypts for every device of a user and sends; claims bundles where there is no session. */
-  say(userId: string, text: string): Promise<void>;
+  /** Encrypts for every device of a user and sends; claims bundles where there is no session. @returns the `messageId` */
+  say(userId: string, text: string): Promise<string>;
   close(): void;
 }
 
@@ -97,7 +97,9 @@ export async function installPhone(
       // One after the other: a turn of the ratchet is the order of the messages.
       const envelopes = [];
       for (const target of targets) envelopes.push(await phone.keys.encrypt(target, text));
-      await phone.client.call('sendMessages', { messageId: randomUUID(), userId, envelopes });
+      const messageId = randomUUID();
+      await phone.client.call('sendMessages', { messageId, userId, envelopes });
+      return messageId;
     },
     close: () => phone.client.close(),
   };
