@@ -8,6 +8,8 @@ import type { RequestName } from '../../src/protocol/events.ts';
 export interface TcpProxy {
   /** Where clients connect instead of the gateway. */
   readonly url: string;
+  /** Sends new connections to another gateway. */
+  retarget(gatewayUrl: string): void;
   /** Cuts every connection, and refuses new ones until `plugIn`. */
   unplug(): void;
   plugIn(): void;
@@ -22,8 +24,6 @@ export interface TcpProxy {
   loseAnswerOf(name: RequestName): Promise<void>;
   /** The next acknowledgement by a client is swallowed and the connection cut. @returns resolves when that has happened */
   loseAcknowledgement(): Promise<void>;
-  /** Connections that were taken so far. */
-  count(): number;
   stop(): Promise<void>;
 }
 
@@ -33,16 +33,14 @@ interface Trap {
 }
 
 export async function startTcpProxy(targetUrl: string): Promise<TcpProxy> {
-  const target = new URL(targetUrl);
+  let target = new URL(targetUrl);
   const connections = new Set<() => void>();
   let unplugged = false;
-  let count = 0;
   let trap: Trap | null = null;
   let acknowledgementTrap: (() => void) | null = null;
 
   const server = createServer((client) => {
     if (unplugged) return void client.destroy();
-    count += 1;
     const gateway = connect(Number(target.port), target.hostname);
     const cutThis = (): void => {
       connections.delete(cutThis);
@@ -90,6 +88,9 @@ export async function startTcpProxy(targetUrl: string): Promise<TcpProxy> {
 
   return {
     url: `http://127.0.0.1:${port}`,
+    retarget(gatewayUrl) {
+      target = new URL(gatewayUrl);
+    },
     unplug() {
       unplugged = true;
       cut();
@@ -106,7 +107,6 @@ export async function startTcpProxy(targetUrl: string): Promise<TcpProxy> {
       new Promise((resolve) => {
         acknowledgementTrap = resolve;
       }),
-    count: () => count,
     async stop() {
       cut();
       await new Promise((resolve) => server.close(resolve));
