@@ -59,6 +59,8 @@ export interface KeySync {
 
 /** Rounds in which refused ids are answered with new ones. */
 const NEW_ID_ROUNDS_MAX = 4;
+/** Times that a pool is filled which is claimed from at the same time. */
+const REFILLS_MAX = 10;
 /** Keys made between two reports of progress. */
 const PROGRESS_STEP = 20;
 /** Where ids may have been used that nobody here remembers, the next ones begin anywhere up to here. */
@@ -114,14 +116,19 @@ export function createKeySync(parts: KeySyncParts): KeySync {
     parts.onProgress(null);
   }
 
-  async function add(kind: Kind, count: number): Promise<void> {
-    if (poolOf(kind) === undefined) return;
+  /** @returns how many wait in the gateway's pool then; null where none could be added */
+  async function add(kind: Kind, count: number): Promise<number | null> {
+    if (poolOf(kind) === undefined) return null;
     let wanted = count;
+    let available: number | null = null;
     for (let round = 0; wanted > 0 && round < NEW_ID_ROUNDS_MAX; round++) {
       const ids = await takeIds(wanted, { leap: round > 0 });
       await make(kind, ids);
-      wanted = await offer(kind, ids);
+      const outcome = await offer(kind, ids);
+      if (outcome.stored > 0) available = outcome.available;
+      wanted = outcome.refused;
     }
+    return available;
   }
 
   /** Marked before the gateway hears of them: what was offered once is never offered as new again. */
@@ -137,9 +144,12 @@ export function createKeySync(parts: KeySyncParts): KeySync {
     await notebook.save();
   }
 
-  /** Uploads held keys that were never offered. @returns how many ids the gateway would not have */
-  async function offer(kind: Kind, ids: readonly number[]): Promise<number> {
-    let refused = 0;
+  /** Uploads held keys that were never offered. @returns `refused` counts the ids that ask for others in their place */
+  async function offer(
+    kind: Kind,
+    ids: readonly number[],
+  ): Promise<{ stored: number; refused: number; available: number }> {
+    const outcome = { stored: 0, refused: 0, available: 0 };
     for (const chunk of chunks(ids, UPLOAD_PRE_KEYS_MAX)) {
       await markOffered(kind, chunk);
       const input: RequestInput<'addPreKeys'> =
@@ -149,7 +159,9 @@ export function createKeySync(parts: KeySyncParts): KeySync {
       const data = await link.call('addPreKeys', input, { own: true });
       learn(data);
       const { conflicts } = kind === 'ec' ? data.oneTimePreKeys : data.pqOneTimePreKeys;
-      metrics.preKeysRegenerated += chunk.length - conflicts.length;
+      // With the repetition of a lost answer they are unchanged, and no less taken.
+      const stored = chunk.length - conflicts.length;
+      metrics.preKeysRegenerated += stored;
       const idsWith = (reason: string): number[] =>
         conflicts.filter((conflict) => conflict.reason === reason).map(({ keyId }) => keyId);
       // Under this id the gateway offers a key that nobody holds any more.
@@ -157,9 +169,11 @@ export function createKeySync(parts: KeySyncParts): KeySync {
       await drop(kind, [...idsWith('idTaken'), ...idsWith('poolFull')]);
       // It may have been this very key.
       await noteHandedOut(kind, idsWith('alreadyClaimed'));
-      refused += idsWith('idTaken').length + idsWith('alreadyClaimed').length;
+      outcome.stored += stored;
+      outcome.refused += idsWith('idTaken').length + idsWith('alreadyClaimed').length;
+      outcome.available = kind === 'ec' ? data.availableCount : data.pqAvailableCount;
     }
-    return refused;
+    return outcome;
   }
 
   async function withdraw(kind: Kind, ids: readonly number[]): Promise<void> {
@@ -317,7 +331,7 @@ export function createKeySync(parts: KeySyncParts): KeySync {
         const lost = unseen.filter((id) => id in memory.offered[kind]);
         // The gateway had these once; it was restored or wiped since, and may have handed them out in between.
         await noteHandedOut(kind, lost);
-        const refused = await offer(
+        const { refused } = await offer(
           kind,
           unseen.filter((id) => !lost.includes(id)),
         );
@@ -339,8 +353,17 @@ export function createKeySync(parts: KeySyncParts): KeySync {
 
     async replenish(counts) {
       learn(counts);
-      await add('ec', parts.poolLevel - counts.availableCount);
-      await add('pq', parts.poolLevel - counts.pqAvailableCount);
+      for (const kind of KINDS) {
+        let available: number | null = kind === 'ec' ? counts.availableCount : counts.pqAvailableCount;
+        // Claimed from meanwhile, a pool may be low still: that is no new crossing, and nobody would tell.
+        for (
+          let round = 0;
+          available !== null && available < parts.poolLevel && round < REFILLS_MAX;
+          round++
+        ) {
+          available = await add(kind, parts.poolLevel - available);
+        }
+      }
     },
 
     async forgetUsed() {

@@ -5,6 +5,7 @@ import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
+import { SignalDevice } from '../support/libsignal-device.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import {
   claimSession,
@@ -49,6 +50,26 @@ async function filled(phone: Phone): Promise<void> {
     const { preKeyCount, pqPreKeyCount } = await status(phone);
     expect([preKeyCount, pqPreKeyCount]).toEqual([POOL_LEVEL, POOL_LEVEL]);
     expect(phone.client.snapshot().keyProgress).toBeNull();
+  });
+}
+
+/** By the door without a socket, which does not displace the phone. */
+async function post(path: string, body: unknown): Promise<void> {
+  const response = await fetch(new URL(path, gateway.url), {
+    method: 'POST',
+    headers: { authorization: `Bearer ${await gateway.token(bob)}`, 'content-type': 'application/json' },
+    body: JSON.stringify(body),
+  });
+  expect(await response.json()).toMatchObject({ success: true });
+}
+
+/** The signed prekey changes, here and on the gateway, behind the kit's back. */
+async function rotateElsewhere(phone: Phone): Promise<void> {
+  const { identityKey, registrationId } = (await phone.keys.identity())!;
+  await phone.keys.signedPreKey.generate(777);
+  const signedPreKey = await phone.keys.signedPreKey.read();
+  await post('/api/keys/upload', {
+    keyBundle: { registrationId, identityPubKey: identityKey, signedPreKey, oneTimePreKeys: [] },
   });
 }
 
@@ -197,24 +218,59 @@ describe('a returning user', () => {
     const states: string[] = [];
     phone.client.subscribe(({ state }) => state !== states.at(-1) && states.push(state));
     const closed = new Promise((resolve) => phone.client.on('gateClosed', resolve));
-    // Somebody else with this device's token; the door without a socket does not displace the phone.
-    await fetch(new URL('/api/keys/upload', gateway.url), {
-      method: 'POST',
-      headers: { authorization: `Bearer ${await gateway.token(bob)}`, 'content-type': 'application/json' },
-      body: JSON.stringify({ keyBundle: await anotherSignedPreKey(phone) }),
-    });
+    await rotateElsewhere(phone);
     expect(await closed).toMatchObject({ reason: 'keysRotated' });
     await eventually(() => expect(states.join(' ')).toMatch(/checkingKeys syncingKeys ready$/));
   });
 });
 
-/** A key set upload that rotates the signed prekey behind the kit's back. */
-async function anotherSignedPreKey(phone: Phone) {
-  const { identityKey, registrationId } = (await phone.keys.identity())!;
-  await phone.keys.signedPreKey.generate(777);
-  const signedPreKey = await phone.keys.signedPreKey.read();
-  return { registrationId, identityPubKey: identityKey, signedPreKey, oneTimePreKeys: [] };
-}
+describe('keys that change while the path is gone', () => {
+  it('between the validation and `clientReady` send it through once more', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const storage = phone.disk.kitStorage();
+    let validations = 0;
+    await phone.restart({
+      storage: {
+        load: storage.load,
+        async save(memory) {
+          await storage.save(memory);
+          // What the kit writes down while it syncs is what a validation taught it.
+          if (phone.client.state === 'syncingKeys' && validations++ === 0) await rotateElsewhere(phone);
+        },
+      },
+    });
+    expect(await phone.client.start()).toBe('ready');
+    expect(validations).toBeGreaterThan(1);
+    expect((await status(phone)).signedPreKeyId).toBe(777);
+    expect(phone.client.metrics()).toMatchObject({ resets: [], signedPreKeyRotations: 0 });
+  });
+});
+
+describe('a crypto library without post-quantum prekeys', () => {
+  it('leaves them out', async () => {
+    const phone = await installPhone(gateway.url, bob);
+    const { keys } = phone;
+    await phone.restart({
+      keys: {
+        identity: () => keys.identity(),
+        createIdentity: () => keys.createIdentity(),
+        reset: () => keys.reset(),
+        signedPreKey: keys.signedPreKey,
+        oneTimePreKeys: keys.oneTimePreKeys,
+      },
+    });
+    await phone.client.start();
+    expect(await phone.client.setUp()).toBe('ready');
+    await eventually(() => expect(phone.client.snapshot().drainProgress).toBeNull());
+    expect(await phone.client.checkKeys()).toMatchObject({ needsSetup: false, missingKeys: [] });
+    expect(await status(phone)).toMatchObject({
+      preKeyCount: POOL_LEVEL,
+      pqPreKeyCount: 0,
+      pqLastResortPreKeyId: null,
+    });
+    expect(await keys.pqOneTimePreKeys.ids()).toEqual([]);
+  });
+});
 
 describe('a changed local encryption key', () => {
   it('is found by `checkKeys` and leads to exactly one reset, here and on the gateway', async () => {
@@ -475,6 +531,25 @@ describe('replenishing', () => {
     }
   });
 
+  it('fills up to the level also where keys are claimed while it fills', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const friend = await enrolPhone(gateway.url, alice);
+    const claim = async (): Promise<void> => {
+      await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+    };
+    const { generate } = phone.keys.oneTimePreKeys;
+    let generations = 0;
+    phone.keys.oneTimePreKeys.generate = async (ids) => {
+      // After the counts were told, and before they are acted on.
+      if (generations++ === 0) for (let index = 0; index < 5; index++) await claim();
+      await generate(ids);
+    };
+    for (let index = 0; index < 3; index++) await claim();
+    await filled(phone);
+    expect(generations).toBe(2);
+  });
+
   it('answers ids that were used before with new ones, also after its memory was lost', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
@@ -495,6 +570,30 @@ describe('replenishing', () => {
     expect(await phone.client.start()).toBe('ready');
     await filled(phone);
     for (let index = 0; index < POOL_LEVEL; index++) await claim();
+  });
+
+  it('answers ids under which the gateway has another key with new ones, and has that key withdrawn', async () => {
+    const phone = await enrolPhone(gateway.url, bob, { clock: { ...hurriedClock, random: () => 0 } });
+    await filled(phone);
+    const next =
+      1 + Math.max(...(await phone.keys.oneTimePreKeys.ids()), ...(await phone.keys.pqOneTimePreKeys.ids()));
+    // Of an older install, say: nobody holds its private half any more.
+    const stranger = new SignalDevice({ ...bob, firstPreKeyId: next });
+    const { oneTimePreKeys } = stranger.morePreKeys(1);
+    await post('/api/keys/add-prekeys', { preKeys: oneTimePreKeys });
+
+    const friend = await enrolPhone(gateway.url, alice);
+    for (let index = 0; index < 5; index++) {
+      await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+    }
+    await filled(phone);
+    expect(await phone.keys.oneTimePreKeys.ids()).not.toContain(next);
+    for (let index = 0; index < POOL_LEVEL; index++) {
+      friend.keys.forgetSession(bob);
+      await friend.say(bob.userId, `message ${index}`);
+    }
+    await eventually(() => expect(phone.shown).toHaveLength(POOL_LEVEL));
+    expect(phone.client.metrics().decryptionFailures).toBe(0);
   });
 
   it('gives up after a bounded number of rounds when every id is refused', async () => {
