@@ -235,6 +235,8 @@ export function createSession(parts: SessionParts): Session {
 
   function announceEmpty(current: Opening, oldestSequence: number | null): void {
     if (current.emptyAnnounced || (oldestSequence !== null && oldestSequence <= current.boundary)) return;
+    // The store has deleted what an acknowledgement under way has not been counted for: its end looks again.
+    for (const sequence of current.inFlight.keys()) if (sequence <= current.boundary) return;
     current.emptyAnnounced = true;
     socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
   }

@@ -11,7 +11,7 @@ const BOB = { userId: 'bob', deviceId: 1 };
 let proof: DeviceProof;
 let queue: QueuedEnvelope[];
 /** While set, that question waits; what it found was found when it was asked. */
-let waiting: { serve: Promise<void> | null; read: Promise<void> | null };
+let waiting: { serve: Promise<void> | null; read: Promise<void> | null; acknowledge: Promise<void> | null };
 let events: string[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let session: Session;
@@ -42,7 +42,9 @@ const messages = {
   async acknowledge(_: unknown, sequences: readonly number[]) {
     const before = queue.length;
     queue = queue.filter((envelope) => !sequences.includes(envelope.sequence));
-    return before - queue.length;
+    const deleted = before - queue.length;
+    await waiting.acknowledge;
+    return deleted;
   },
 } as Partial<MessageStore> as MessageStore;
 
@@ -86,7 +88,7 @@ beforeEach(() => {
     lowNoticeVersion: 0,
   };
   queue = [];
-  waiting = { serve: null, read: null };
+  waiting = { serve: null, read: null, acknowledge: null };
   events = [];
   answers = [];
   const socket: ServedSocket = {
@@ -138,6 +140,22 @@ describe('a session', () => {
     waiting.read = null;
     await quiet();
     expect(events.slice(0, 2)).toEqual(['queueEmpty 0', 'messages 1']);
+  });
+
+  it('says queueEmpty with all that was processed, also where the store was quicker than its answer', async () => {
+    put(1);
+    put(2);
+    await session.ready(null);
+    await quiet();
+    const acknowledge = gate();
+    waiting.acknowledge = acknowledge.promise;
+    answers[0]!({ processed: ['id 1', 'id 2'] });
+    session.look();
+    await quiet();
+    expect(events).toEqual(['messages 1 2']);
+    acknowledge.open();
+    await quiet();
+    expect(events).toEqual(['messages 1 2', 'queueEmpty 2']);
   });
 
   it('drops a page that was read for an opening that is over, and reads anew', async () => {
