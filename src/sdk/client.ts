@@ -488,17 +488,25 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
 
   /** The one reset of a fault: the gateway first, so that a crash in between leaves a fault that is found again. */
   async function resetOnce(reason: string): Promise<void> {
-    const status = await link.call('keyStatus', {}, { own: true });
-    // With the version, so that a late repeat can't wipe what is uploaded afterwards.
-    const { keyVersion } = await link.call(
-      'resetKeys',
-      { reason: reason.slice(0, REASON_LENGTH_MAX), ifKeyVersion: status.keyVersion },
-      { own: true },
-    );
+    const before = await link.call('keyStatus', {}, { own: true });
+    let ifKeyVersion = before.keyVersion;
+    for (let round = 1; ; round++) {
+      // With the version, so that a late repeat can't wipe what was uploaded since.
+      const input = { reason: reason.slice(0, REASON_LENGTH_MAX), ifKeyVersion };
+      try {
+        await link.call('resetKeys', input, { own: true });
+        break;
+      } catch (error) {
+        if (!isOutOfStep(error) || round >= ROUNDS_MAX) throw error;
+        const now = await link.call('keyStatus', {}, { own: true });
+        // What was to be wiped is gone, and somebody has set this device up anew.
+        if (now.identityKey !== before.identityKey) break;
+        ifKeyVersion = now.keyVersion;
+      }
+    }
     await keys.reset();
     kept = null;
     opened = null;
-    memory.lastKeyVersion = Math.max(memory.lastKeyVersion, keyVersion);
     Object.assign(memory, { offered: { ec: {}, pq: {} }, replaced: { ec: {}, pq: {} } });
     await notebook.save();
     metrics.resets.push({ reason, atMs: clock.nowMs() });

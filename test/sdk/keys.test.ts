@@ -310,6 +310,23 @@ describe('a changed local encryption key', () => {
     expect((await status(phone)).keyVersion).toBe(before.keyVersion + 1);
   });
 
+  it('is reset here alone where the repeat of a lost reset finds newer keys on the gateway', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    await phone.restart();
+    phone.disk.changeLocalKey();
+    const lost = proxy.loseAnswerOf('resetKeys').then(() => proxy.unplug());
+    const started = phone.client.start();
+    await lost;
+    // The user has set the device up by another application meanwhile.
+    const other = new SignalDevice(bob);
+    const { identityKey, ...rest } = other.uploadInput({ oneTimePreKeys: 3, pqOneTimePreKeys: 0 });
+    await post('/api/keys/upload', { keyBundle: { ...rest, identityPubKey: identityKey } });
+    proxy.plugIn();
+    expect(await started).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toHaveLength(1);
+    expect(await status(phone)).toMatchObject({ identityKey: other.identityKey, preKeyCount: 3 });
+  });
+
   it('deletes nothing while there is no network, and is reset once there is', async () => {
     const phone = await enrolPhone(proxy.url, bob);
     const names = phone.disk.names().length;
