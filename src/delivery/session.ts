@@ -52,9 +52,12 @@ export interface Session {
    * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED, KEYS_OUT_OF_SYNC, UNAVAILABLE
    */
   ready(broughtKeyVersion: number | null): Promise<{ pendingCount: number; keyVersion: number }>;
-  /** Runs a rotation of this socket's own, which carries an open gate along instead of closing it. */
-  rotate<Outcome extends { rotation: boolean; data: { keyVersion: number } }>(
-    rotation: () => Promise<Outcome>,
+  /**
+   * Runs a change of this socket's own: a mere rotation carries an open gate along instead of closing it, and whether
+   * the device still has keys is asked anew.
+   */
+  change<Outcome extends { rotation: boolean; data: { keyVersion: number } }>(
+    change: () => Promise<Outcome>,
   ): Promise<Outcome>;
   /** Whether the device has a key set, as far as this session has heard. */
   hasKeys(): Promise<boolean>;
@@ -380,14 +383,15 @@ export function createSession(parts: SessionParts): Session {
       return { pendingCount: result.pendingCount, keyVersion };
     },
 
-    async rotate(rotation) {
+    async change(change) {
       apply({ name: 'rotationStarted' });
       let keyVersion: number | null = null;
       try {
-        const outcome = await rotation();
+        const outcome = await change();
         if (outcome.rotation) keyVersion = outcome.data.keyVersion;
         return outcome;
       } finally {
+        knownToHaveKeys = false;
         apply({ name: 'rotationEnded', keyVersion });
         // Where it was more than a rotation, the store's version tells.
         session.look();

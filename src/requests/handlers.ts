@@ -72,7 +72,8 @@ export function createHandlers(parts: HandlersParts): Handlers {
     rotateSignedPreKey: async ({ device, connection }, input) =>
       announced(device, await carried(connection, () => rotateSignedPreKey(parts, device, input))),
 
-    resetKeys: async ({ device }, input) => announced(device, await resetKeys(parts, device, input)),
+    resetKeys: async ({ device, connection }, input) =>
+      announced(device, await carried(connection, () => resetKeys(parts, device, input))),
 
     keyStatus: async ({ device }) => keyStatus(store, device),
 
@@ -115,12 +116,12 @@ export function createHandlers(parts: HandlersParts): Handlers {
   };
 }
 
-/** A socket's own rotation carries its open gate along. */
+/** A socket's own rotation carries its open gate along; its session knows of its own reset at once. */
 async function carried<Data extends { keyVersion: number }>(
   connection: Connection | null,
   change: () => Promise<KeyChange<Data>>,
 ): Promise<KeyChange<Data>> {
-  return connection === null ? await change() : await connection.session.rotate(change);
+  return connection === null ? await change() : await connection.session.change(change);
 }
 
 /** @throws GatewayError BAD_REQUEST where the request came by a door without a socket */

@@ -150,6 +150,7 @@ describe('a session', () => {
     const acknowledge = gate();
     waiting.acknowledge = acknowledge.promise;
     answers[0]!({ processed: ['id 1', 'id 2'] });
+    await quiet();
     session.look();
     await quiet();
     expect(events).toEqual(['messages 1 2']);
@@ -185,7 +186,7 @@ describe('a session', () => {
     const serve = gate();
     waiting.serve = serve.promise;
     const again = session.ready(null);
-    await session.rotate(rotated(2));
+    await session.change(rotated(2));
     await quiet();
     serve.open();
     expect(await again).toMatchObject({ keyVersion: 1 });
@@ -219,11 +220,11 @@ describe('a session', () => {
     await session.ready(null);
     await quiet();
     const late = gate();
-    const slow = session.rotate(async () => {
+    const slow = session.change(async () => {
       await late.promise;
       return { rotation: true, data: { keyVersion: 2 } };
     });
-    await session.rotate(rotated(3));
+    await session.change(rotated(3));
     session.look();
     await quiet();
     late.open();
@@ -257,7 +258,7 @@ describe('a session', () => {
     await session.ready(null);
     await quiet();
     put(1);
-    waiting = { serve: serve.promise, read: read.promise };
+    waiting = { serve: serve.promise, read: read.promise, acknowledge: null };
     session.look();
     const ready = session.ready(null);
     session.detach();

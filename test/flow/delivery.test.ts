@@ -521,6 +521,16 @@ describe('a full queue', () => {
   });
 });
 
+describe('a device without keys', () => {
+  it('sends nothing from the moment that its own reset is answered', async () => {
+    const alice = await opened(shared);
+    const bob = await enrol(shared, someone(), FEW_KEYS);
+    await send(alice.client, bob, 'before');
+    await alice.client.call('resetKeys');
+    await expect(send(alice.client, bob, 'after')).rejects.toThrow('KEYS_NOT_UPLOADED');
+  });
+});
+
 describe('bounces', () => {
   it('survive the sender’s own reset, and are never bounced themselves', async () => {
     const alice = await enrol(shared, someone(), FEW_KEYS);
