@@ -4,6 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { mkdirSync, writeFileSync } from 'node:fs';
+import { cpus } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
@@ -13,10 +14,11 @@ import { gatewayClaims } from './contestants/gateway-claims.ts';
 import { messages } from './contestants/messages.ts';
 import { pgbench } from './contestants/pgbench.ts';
 import { usualWay } from './contestants/usual-way.ts';
+import { machineBusyMs } from './cpu.ts';
 import { type IdleResult, measureIdle } from './idle.ts';
 import { describeSetting } from './machine.ts';
 import { toSvg } from './plot.ts';
-import { type Results, toMarkdown } from './report.ts';
+import { OTHERS_SHARE_MAX, type Results, toMarkdown } from './report.ts';
 import { DIST_DIR, openStage, type Stage } from './stage.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
@@ -41,6 +43,7 @@ const HELP = `Usage: npm run bench -- [options]
   --only <names>    some of: ${Object.keys(makers).join(', ')}, idle; separated by commas
   --against <dir>   another gateway's dist folder, measured beside this one as other-1; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
+  --patience <n>    how often a turn is taken again that other processes disturbed (default 3)
   --sockets <n>     sockets of each contestant (default 200)
   --devices <n>     devices that are claimed from (default 2000)
   --pool <n>        one-time prekeys of each (default: what the time needs, at least 100)
@@ -58,6 +61,7 @@ interface Options {
   scale: Scale;
   idleSockets: number;
   build: boolean;
+  patience: number;
 }
 
 const WARM_UP_MS = 1_000;
@@ -101,11 +105,10 @@ async function compete(stage: Stage, options: Options): Promise<void> {
     await stage.checkpoint();
     const round: Record<string, Run> = {};
     for (const contestant of shuffled(contestants)) {
-      await contestant.reset();
-      const run = await contestant.run({ warmUpMs: WARM_UP_MS, measureMs: options.seconds * 1000 });
+      const run = await quietTurn(stage, contestant, options);
       round[contestant.name] = run;
       print(
-        `round ${number} of ${options.rounds}  ${contestant.name.padEnd(15)} ${run.perSecond.toFixed(0).padStart(7)} ${contestant.operation}s/s`,
+        `round ${number} of ${options.rounds}  ${contestant.name.padEnd(15)} ${run.perSecond.toFixed(0).padStart(7)} ${contestant.operation}s/s  others ${(run.othersShare * 100).toFixed(0)} %`,
       );
     }
     rounds.push(round);
@@ -134,6 +137,22 @@ async function compete(stage: Stage, options: Options): Promise<void> {
   print(`\n${markdown}\nwritten to test-output/bench: bench.json, bench.md, bench.svg`);
 }
 
+/** One turn; taken again, a few times, where other processes had too much of the machine. */
+async function quietTurn(stage: Stage, contestant: Contestant, options: Options): Promise<Run> {
+  let quietest: Run | null = null;
+  for (let attempt = 0; attempt <= options.patience; attempt++) {
+    await contestant.reset();
+    const before = { atMs: performance.now(), busyMs: machineBusyMs(), ownMs: stage.ownCpuMs() };
+    const run = await contestant.run({ warmUpMs: WARM_UP_MS, measureMs: options.seconds * 1000 });
+    const elapsedMs = performance.now() - before.atMs;
+    const othersMs = machineBusyMs() - before.busyMs - (stage.ownCpuMs() - before.ownMs);
+    const othersShare = Math.max(0, othersMs / (elapsedMs * cpus().length));
+    if (quietest === null || othersShare < quietest.othersShare) quietest = { ...run, othersShare };
+    if (othersShare <= OTHERS_SHARE_MAX) break;
+  }
+  return quietest!;
+}
+
 async function profile(stage: Stage, options: Options, name: string): Promise<void> {
   const make = makers[name];
   if (make === undefined) throw new Error(`there is no contestant ${name}`);
@@ -155,6 +174,7 @@ function readOptions(): Options {
       only: { type: 'string' },
       against: { type: 'string', multiple: true, default: [] },
       profile: { type: 'string' },
+      patience: { type: 'string' },
       sockets: { type: 'string', default: '200' },
       devices: { type: 'string', default: '2000' },
       pool: { type: 'string' },
@@ -188,6 +208,8 @@ function readOptions(): Options {
     },
     idleSockets: wholeNumber('idle', values.idle ?? (values.quick ? '1000' : '5000')),
     build: !values['no-build'],
+    patience:
+      values.patience === '0' ? 0 : wholeNumber('patience', values.patience ?? (values.quick ? '1' : '3')),
   };
 }
 

@@ -13,9 +13,14 @@ export interface Run {
   loadShare: number | null;
   /** How busy the server's event loop was; null where there is none. */
   loopShare: number | null;
+  /** How much of the machine processes had that are no part of the bench, over the whole turn. */
+  othersShare: number;
   /** What went wrong or differs from what was expected, in words; empty in a good run. */
   remarks: string[];
 }
+
+/** A run as the contestant itself can tell it. */
+export type OwnRun = Omit<Run, 'othersShare'>;
 
 export interface Contestant {
   name: string;
@@ -25,7 +30,7 @@ export interface Contestant {
   operation: string;
   /** Brings the store back to where every round begins. */
   reset(): Promise<void>;
-  run(timing: Timing): Promise<Run>;
+  run(timing: Timing): Promise<OwnRun>;
   /** Writes a processor profile of the server over one run. */
   profile?(timing: Timing, file: string): Promise<void>;
 }

@@ -18,6 +18,16 @@ export function cpuMs({ pid, withChildren }: Watched): number {
   return ((own.self ?? 0) + (own.reaped ?? 0) + living) * TICK_MS;
 }
 
+/** What all processors of the machine together have been busy, whatever with, since it started. */
+export function machineBusyMs(): number {
+  const [, user, nice, system, , , irq, softirq, steal] = (read('/proc/stat').split('\n')[0] ?? '').split(
+    /\s+/,
+  );
+  return (
+    [user, nice, system, irq, softirq, steal].reduce((sum, field) => sum + Number(field ?? 0), 0) * TICK_MS
+  );
+}
+
 /** Resident memory in bytes; 0 for a process that is gone. */
 export function residentBytes(pid: number): number {
   const [, kilobytes] = /^VmRSS:\s+(\d+) kB$/m.exec(read(`/proc/${pid}/status`)) ?? [];

@@ -24,6 +24,8 @@ export interface Verdict {
 
 /** The most of one core that the load process may take before it counts as the limit itself. */
 const LOAD_SHARE_MAX = 0.9;
+/** Of the machine, for processes outside the bench: beyond it a turn counts as disturbed. */
+export const OTHERS_SHARE_MAX = 0.05;
 const IDLE_BYTES_MAX = 25 * 1024;
 
 export function median(values: readonly number[]): number {
@@ -144,6 +146,9 @@ export function remarksOf(results: Results): string[] {
   const remarks = results.rounds.flatMap((round, index) =>
     Object.entries(round).flatMap(([name, run]) => [
       ...run.remarks.map((remark) => `round ${index + 1}, ${name}: ${remark}`),
+      ...(run.othersShare > OTHERS_SHARE_MAX
+        ? [`round ${index + 1}, ${name}: other processes had ${percent(run.othersShare)} of the machine`]
+        : []),
       ...((run.loadShare ?? 0) > LOAD_SHARE_MAX
         ? [
             `round ${index + 1}, ${name}: the load process was the limit (${percent(run.loadShare!)} of a core)`,
@@ -171,6 +176,7 @@ export function toMarkdown(results: Results): string {
       ),
       share(medianOf(results, name, (run) => run.loopShare)),
       share(medianOf(results, name, (run) => run.loadShare)),
+      share(medianOf(results, name, (run) => run.othersShare)),
       operation,
     ].join(' | '),
   );
@@ -184,7 +190,7 @@ export function toMarkdown(results: Results): string {
     `${versions.join(', ')}. ${options.rounds} rounds of ${options.seconds} s each, in random order; medians.`,
     '',
     ...table(
-      '| contestant | a second | p50 ms | p90 | p99 | p99.9 | CPU µs per operation: server | PostgreSQL | Redis | load | event loop | load process | operation |',
+      '| contestant | a second | p50 ms | p90 | p99 | p99.9 | CPU µs per operation: server | PostgreSQL | Redis | load | event loop | load process | other processes | operation |',
       rows,
     ),
     '',

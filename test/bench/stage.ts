@@ -4,7 +4,7 @@ import { fileURLToPath } from 'node:url';
 import postgres from 'postgres';
 import { type Engine, type PostgresEngine, startPostgres, startRedis } from '../support/engines.ts';
 import { type Child, script, startChild } from './calls.ts';
-import type { Watched } from './cpu.ts';
+import { cpuMs, type Watched } from './cpu.ts';
 import { type KeyPool, makeKeyPool } from './seed.ts';
 
 export interface Server extends Child {
@@ -24,6 +24,8 @@ export interface Stage {
   startServer(name: 'echo-server' | 'usual-way-server', env: Record<string, string>): Promise<Server>;
   /** A server and the engines, by the names under which their processor time is told. */
   watched(server: Child): Record<string, Watched>;
+  /** Processor time of everything that belongs to the bench, ended processes too. */
+  ownCpuMs(): number;
   checkpoint(): Promise<void>;
   stop(): Promise<void>;
 }
@@ -110,6 +112,10 @@ export async function openStage(): Promise<Stage> {
         postgres: { pid: engine.pid, withChildren: true },
         redis: { pid: redis.pid, withChildren: false },
       }),
+      ownCpuMs: () =>
+        cpuMs({ pid: process.pid, withChildren: true }) +
+        cpuMs({ pid: engine.pid, withChildren: true }) +
+        cpuMs({ pid: redis.pid, withChildren: false }),
       async checkpoint() {
         await admin`CHECKPOINT`;
       },

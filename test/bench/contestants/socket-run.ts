@@ -1,6 +1,6 @@
 /** A run of the load process against a server: what all contestants with sockets share. */
 import type { Child } from '../calls.ts';
-import type { Contestant, Run } from '../contest.ts';
+import type { Contestant, OwnRun } from '../contest.ts';
 import type { Measurement, Timing } from '../load/measurement.ts';
 import type { Stage } from '../stage.ts';
 
@@ -9,7 +9,7 @@ export async function socketRun(
   server: Child,
   call: string,
   input: Timing & Record<string, unknown>,
-): Promise<{ run: Run; measurement: Measurement }> {
+): Promise<{ run: OwnRun; measurement: Measurement }> {
   const watching = setTimeout(() => void server.call('startLoopWatch').catch(() => {}), input.warmUpMs);
   let loopShare = 0;
   const looking = setTimeout(
@@ -41,7 +41,7 @@ export async function socketProfile(
   await server.call('stopProfile', { file });
 }
 
-function toRun(measurement: Measurement, loopShare: number): Run {
+function toRun(measurement: Measurement, loopShare: number): OwnRun {
   const { operations, elapsedMs, cpuMs, latencyMs, faults, endedEarly } = measurement;
   return {
     perSecond: (operations / elapsedMs) * 1000,
