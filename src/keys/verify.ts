@@ -9,8 +9,17 @@ export interface SignedKeys {
   pqOneTimePreKeys?: readonly OneTimePreKey[];
 }
 
-/** Verifications of one upload that wait in the thread pool at once, so that no upload keeps the others out. */
-const VERIFICATIONS_AT_ONCE_MAX = 8;
+/** Keys of one turn: node's thread pool has four threads, which the rest of the process wants too. */
+const TURN_KEYS_MAX = 8;
+
+let lastTurn: Promise<unknown> = Promise.resolve();
+
+/** Uploads take turns, first come, first served, so that a large one keeps no small one waiting long. */
+function inTurn<Result>(action: () => Promise<Result>): Promise<Result> {
+  const turn = lastTurn.then(action);
+  lastTurn = turn.catch(() => {});
+  return turn;
+}
 
 /**
  * Verifies all of `keys` against `identity`, off the event loop.
@@ -21,6 +30,8 @@ export async function verifySignedKeys(
   identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'> | null,
   keys: SignedKeys,
 ): Promise<void> {
+  const { signedPreKey, pqLastResortPreKey, pqOneTimePreKeys = [] } = keys;
+  if (signedPreKey === undefined && pqLastResortPreKey === undefined && pqOneTimePreKeys.length === 0) return;
   const verifyingKey =
     identity &&
     verifyingKeyOf({
@@ -30,7 +41,6 @@ export async function verifySignedKeys(
   if (verifyingKey === null) throw signatureInvalid([{ kind: 'identityKey' }]);
 
   const checks: { name: InvalidKey; key: SignedPreKey | OneTimePreKey; elliptic: boolean }[] = [];
-  const { signedPreKey, pqLastResortPreKey, pqOneTimePreKeys = [] } = keys;
   if (signedPreKey !== undefined) {
     checks.push({
       name: { kind: 'signedPreKey', keyId: signedPreKey.keyId },
@@ -50,13 +60,15 @@ export async function verifySignedKeys(
   }
 
   const invalid: InvalidKey[] = [];
-  for (let start = 0; start < checks.length; start += VERIFICATIONS_AT_ONCE_MAX) {
-    const chunk = checks.slice(start, start + VERIFICATIONS_AT_ONCE_MAX);
-    const verdicts = await Promise.all(
-      chunk.map(async ({ key, elliptic }) => {
-        if (elliptic && canonicalCurveKey(key.publicKey) === null) return false;
-        return await verifySignature(verifyingKey, key.publicKey, key.signature!);
-      }),
+  for (let start = 0; start < checks.length; start += TURN_KEYS_MAX) {
+    const chunk = checks.slice(start, start + TURN_KEYS_MAX);
+    const verdicts = await inTurn(() =>
+      Promise.all(
+        chunk.map(async ({ key, elliptic }) => {
+          if (elliptic && canonicalCurveKey(key.publicKey) === null) return false;
+          return await verifySignature(verifyingKey, key.publicKey, key.signature!);
+        }),
+      ),
     );
     chunk.forEach((check, index) => {
       if (!verdicts[index]) invalid.push(check.name);

@@ -10,6 +10,7 @@ import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
+import { createSlots, NoSlotError } from '../../lib/slots.ts';
 import { GatewayError } from '../../protocol/errors.ts';
 
 /** Where PostgreSQL is: a URL, or the socket folder of the embedded one. */
@@ -40,13 +41,17 @@ export interface Database {
 
 export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction']>[0]>[0];
 
-/** One query, from asking the pool to the last row. The server gives up a little earlier, so that it answers why. */
+/** One query, from getting a connection to the last row. The server gives up a little earlier, so that it answers why. */
 const QUERY_TIMEOUT_MS = 10_000;
 const STATEMENT_TIMEOUT_MS = 8_000;
 const CONNECT_TIMEOUT_S = 5;
 const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
+/** Hot statements that share a connection at once. */
+const HOT_PIPELINE = 16;
+/** Who waits longer for a connection is told to come back: nothing was begun for it. */
+const LINE = { waitingMax: 10_000, waitMaxMs: 5_000 };
 
 /** How the hot statements' connections plan. */
 export const HOT_PLAN_SETTINGS = {
@@ -102,7 +107,24 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     void endPools(old, 0);
   }
 
-  async function bounded<Result>(work: (current: Pools) => PromiseLike<Result>): Promise<Result> {
+  /** One line for each pool: the time of a query is counted from when a connection is there for it. */
+  const slots = {
+    client: createSlots({ clock, slotCount: POOL_CONNECTIONS, ...LINE }),
+    hot: createSlots({ clock, slotCount: HOT_CONNECTIONS * HOT_PIPELINE, ...LINE }),
+  };
+
+  async function bounded<Result>(
+    pool: keyof typeof slots,
+    work: (current: Pools) => PromiseLike<Result>,
+  ): Promise<Result> {
+    try {
+      return await slots[pool].run(async () => await inTime(work));
+    } catch (error) {
+      throw error instanceof NoSlotError || isOutage(error) ? unavailable(error) : error;
+    }
+  }
+
+  async function inTime<Result>(work: (current: Pools) => PromiseLike<Result>): Promise<Result> {
     const used = pools;
     let timer: ReturnType<Clock['after']> | undefined;
     try {
@@ -110,24 +132,23 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
         work(used),
         new Promise<never>((_, reject) => {
           timer = clock.after(QUERY_TIMEOUT_MS, () => {
-            // A connection that died in silence stays poisoned: only a new one is sure to answer.
+            // The server itself gives up before: a connection that says nothing is dead, and stays so.
             if (pools === used) recycle('a query did not end in time');
             reject(unavailable(new Error('the query did not end in time')));
           });
         }),
       ]);
-    } catch (error) {
-      throw isOutage(error) ? unavailable(error) : error;
     } finally {
       timer?.cancel();
     }
   }
 
   return {
-    transaction: (action) => bounded((current) => current.drizzle.transaction(action)),
-    run: (action) => bounded((current) => action(current.drizzle)),
+    transaction: (action) => bounded('client', (current) => current.drizzle.transaction(action)),
+    run: (action) => bounded('client', (current) => action(current.drizzle)),
     hot: (statement, values) =>
       bounded(
+        'hot',
         (current) =>
           current.hot.unsafe(statement.text, statement.bind(values) as never[], {
             prepare: current.prepare,
@@ -167,18 +188,20 @@ interface Pools {
 
 function openPools(address: PostgresAddress): Pools {
   const prepare = !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
-  const timeouts = {
+  const settings = {
+    // Whatever the server's default is: what is acknowledged is on disk.
+    synchronous_commit: 'on',
     statement_timeout: STATEMENT_TIMEOUT_MS,
     idle_in_transaction_session_timeout: STATEMENT_TIMEOUT_MS,
   };
   // Drizzle changes how its client parses dates: the hot statements get one of their own.
-  const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? timeouts : {} });
+  const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? settings : {} });
   const hot = connect(address, {
     max: HOT_CONNECTIONS,
     prepare,
     connection: prepare
       ? {
-          ...timeouts,
+          ...settings,
           ...HOT_PLAN_SETTINGS,
         }
       : {},
