@@ -2,7 +2,7 @@
 import { resolve } from 'node:path';
 import { z } from 'zod';
 import { LOG_LEVELS, type LogLevel } from './logger.ts';
-import { CLAIM_MEMORY_MS } from './protocol/limits.ts';
+import { CLAIM_MEMORY_MS, VALIDATE_PRE_KEYS_MAX } from './protocol/limits.ts';
 import {
   PUBLIC_KEY_ALGORITHMS,
   type PublicKeyAlgorithm,
@@ -93,7 +93,8 @@ export const environment = z.object({
     secret().min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`),
   ),
   PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }),
-  PREKEY_POOL_MAX: wholeNumber({ min: 1, max: 100_000, byDefault: 2000 }),
+  // A device lists the ids that it holds when it validates: its pool and what was handed out of it must fit.
+  PREKEY_POOL_MAX: wholeNumber({ min: 1, max: VALIDATE_PRE_KEYS_MAX, byDefault: VALIDATE_PRE_KEYS_MAX / 2 }),
   QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }),
   SIGNED_PREKEY_ROTATION_HOURS: wholeNumber({ min: 1, max: 24 * 365, byDefault: 720 }),
   // Claims are what a repeated claimId is answered from.
@@ -188,9 +189,6 @@ function warningsOf(config: Omit<Config, 'warnings'>): string[] {
   }
   if (keys.kind === 'jwks' && keys.url.protocol === 'http:' && !isLoopback(keys.url.hostname)) {
     warnings.push('JWT_JWKS_URL is not https: whoever sits on the way can make tokens');
-  }
-  if (!isLoopback(config.admin.host) && config.admin.token === null) {
-    warnings.push('ADMIN_HOST is not a loopback address and ADMIN_TOKEN is not set');
   }
   return warnings;
 }
