@@ -51,7 +51,7 @@ export async function sendMessages(
   const { missingDevices, extraDevices, staleDevices, accepted, full } = result;
   const lists = { missingDevices, extraDevices, staleDevices };
   if (!result.stored) throw new GatewayError('DEVICES_MISMATCHED', undefined, { details: lists });
-  if (full.length > 0 && accepted.length === 0) {
+  if (full.length === input.envelopes.length) {
     throw new GatewayError('QUEUE_FULL', undefined, { retryAfterMs: QUEUE_FULL_RETRY_MS });
   }
   bus.poke(accepted.map((deviceId) => ({ userId: input.userId, deviceId })));
