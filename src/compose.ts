@@ -64,7 +64,14 @@ export async function createGateway(
   const { clock = systemClock, log = silentLog } = parts;
   const undo: (() => Promise<void> | void)[] = [];
   const stop = once(async () => {
-    for (const step of undo.reverse()) await step();
+    for (const step of undo.reverse()) {
+      try {
+        await step();
+      } catch (error) {
+        // The rest must end all the same: the embedded store is the last of them.
+        log.error({ error: error as Error }, 'a part did not end as it should');
+      }
+    }
   });
   try {
     return await start(config, { clock, log, undo, stop });
