@@ -111,6 +111,37 @@ describe('configuration', () => {
     ).toEqual([]);
   });
 
+  it.each([
+    ['PORT', 'http'],
+    ['PORT', '65536'],
+    ['PORT', '-1'],
+    ['PORT', '3000.5'],
+    ['PORT', '0x10'],
+    ['ADMIN_PORT', '70000'],
+    ['HOST', 'http://host'],
+    ['ADMIN_HOST', 'a b'],
+    ['DATABASE_URL', 'mysql://db'],
+    ['JWT_SECRET', 'short'],
+    ['JWT_SECRET', `${JWT_SECRET}\n`],
+    ['JWT_PUBLIC_KEY', 'nonsense'],
+    ['JWT_JWKS_URL', 'idp.example.org'],
+    ['JWT_JWKS_URL', 'file:///etc/passwd'],
+    ['ALLOWED_ORIGINS', '*'],
+    ['ALLOWED_ORIGINS', 'https://chat.example.org/'],
+    ['ALLOWED_ORIGINS', 'https://chat.example.org,chat.example.org'],
+    ['ADMIN_TOKEN', 'short'],
+    ['PREKEY_LOW_THRESHOLD', 'ten'],
+    ['PREKEY_POOL_MAX', '0'],
+    ['QUEUE_MAX', '0'],
+    ['SIGNED_PREKEY_ROTATION_HOURS', '0'],
+    ['CLAIMED_PREKEY_RETENTION_DAYS', '0'],
+    ['MESSAGE_TTL_DAYS', '1e3'],
+    ['LOG_LEVEL', 'loud'],
+  ])('refuses %s=%j in a line that names it', (name, value) => {
+    const env = name === 'DATABASE_URL' ? { JWT_SECRET } : {};
+    expect(problemsOf({ ...env, [name]: value })).toEqual([expect.stringMatching(`^${name} `)]);
+  });
+
   it('tells every problem at once, and repeats no secret', () => {
     const problems = problemsOf({
       PORT: 'x',
