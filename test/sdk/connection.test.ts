@@ -1,7 +1,7 @@
 /** The kit's connection: tokens, coming back, and what waits meanwhile. */
 import { randomUUID } from 'node:crypto';
 import { createServer, type Server as HttpServer } from 'node:http';
-import { Server } from 'socket.io';
+import { Server, type Socket as ServerSocket } from 'socket.io';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { connect, type KeygateClient, type KitClock, type TokenReason } from '../../src/sdk/index.ts';
@@ -11,7 +11,7 @@ import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts'
 import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
 import { Disk, LibsignalKeys } from '../support/sdk-keys.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
-import { closePhones, enrolPhone, installPhone } from './phone.ts';
+import { closePhones, enrolPhone, hurriedClock, installPhone } from './phone.ts';
 
 let gateway: TestGateway;
 let proxy: TcpProxy;
@@ -202,6 +202,50 @@ describe('back-off', () => {
     expect(await newer.call('keyStatus')).toMatchObject({ keyVersion: 0 });
     client.close();
   });
+});
+
+it('an acknowledgement that comes after its connection has ended goes nowhere', async () => {
+  const fake = await startFakeGateway((next) => next());
+  const acknowledged: string[] = [];
+  fake.io.on('connection', (socket) => {
+    socket.conn.on('packet', ({ data }: { data?: string }) => {
+      if (data?.startsWith('3')) acknowledged.push(data);
+    });
+  });
+  let finish = (): void => {};
+  const client = await connect({
+    url: fake.url,
+    getToken: () => tokenFor(bob),
+    keys: new LibsignalKeys(new Disk(), bob),
+    onMessage: () =>
+      new Promise<void>((resolve) => {
+        finish = resolve;
+      }),
+    clock: hurriedClock,
+  });
+  client.start().catch(() => {});
+  const page = (id: string) => ({
+    envelopes: [{ id, kind: 'message', messageId: id, sender: alice, type: 2, content: '', storedAt: '' }],
+  });
+  const socketOf = async (): Promise<ServerSocket> => {
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    return [...fake.io.sockets.sockets.values()][0]!;
+  };
+  const first = await socketOf();
+  first.emit('messages', page('one'), () => {});
+  const handedOver = finish;
+  await eventually(() => expect(finish).not.toBe(handedOver));
+  first.conn.close();
+  await eventually(() => expect(fake.handshakes()).toBe(2));
+  await eventually(() => expect(client.metrics().reconnects).toBe(1));
+  finish();
+  // A server that was started again counts from the beginning: it would take it for the answer to another page.
+  const second = await socketOf();
+  second.emit('messages', page('one'), () => {});
+  await eventually(() => expect(acknowledged).toHaveLength(1));
+  expect(client.metrics().duplicatesDropped).toBe(1);
+  client.close();
+  await fake.stop();
 });
 
 /** A Socket.IO server that says what a test wants said. */

@@ -190,6 +190,10 @@ describe('the acknowledgement of', () => {
 
   it('a page of messages is lost, and they are not shown twice', async () => {
     const { phone, friend } = await pair();
+    const handedOver: string[] = [];
+    phone.beforeReceiving = async ({ id }) => {
+      handedOver.push(id);
+    };
     const lost = proxy.loseAcknowledgement();
     await friend.say(bob.userId, 'only once');
     await lost;
@@ -198,6 +202,8 @@ describe('the acknowledgement of', () => {
     expect(phone.shown.map((line) => line.split(': ')[1])).toEqual(['only once', 'and then this']);
     await eventually(() => expect(phone.client.metrics().duplicatesDropped).toBe(1));
     expect(phone.client.metrics().decryptionFailures).toBe(0);
+    // The kit knew it by its id: the application was not even asked.
+    expect(handedOver).toHaveLength(2);
   });
 
   it('a change of keys that could undo a newer one is lost, and it is not repeated', async () => {
