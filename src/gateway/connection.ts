@@ -107,6 +107,9 @@ export async function acceptConnection(
     observer.socketClosed({ device, fence: session.fence, reason });
   });
 
+  // A polite end would wait until everything was read.
+  watchUnread(socket.conn, () => webSocketOf(socket.conn).terminate());
+
   const token = watchToken(caller, clock, {
     onExpiring: (expiresAt) => socket.emit('tokenExpiring', { expiresAt }),
     onExpired: () => session?.pause(),
@@ -141,7 +144,6 @@ export async function acceptConnection(
     const acknowledge = (reply: Reply<RequestName>): void => {
       if (ended) return;
       last(reply);
-      if (unreadBytes(socket) > UNREAD_BYTES_MAX) socket.conn.close();
     };
     const refuse = (error: GatewayError): void => acknowledge({ ok: false, error: error.toObject() });
 
@@ -213,8 +215,23 @@ function watchToken(
   };
 }
 
-/** What was written and not yet taken by the network. Socket.IO itself bounds no outbound queue. */
-function unreadBytes(socket: GatewaySocket): number {
-  const { transport } = socket.conn as unknown as { transport: { socket?: { bufferedAmount?: number } } };
-  return transport.socket?.bufferedAmount ?? 0;
+/** The WebSocket under a connection: the only transport that there is. */
+function webSocketOf(conn: GatewaySocket['conn']): { readonly bufferedAmount: number; terminate(): void } {
+  return (conn.transport as unknown as { socket: { bufferedAmount: number; terminate(): void } }).socket;
+}
+
+/**
+ * Calls `onTooSlow` as soon as more is written than the bound and not yet taken by the network. The engine hands its
+ * WebSocket one batch at a time and queues the rest itself, both without a bound.
+ */
+function watchUnread(conn: GatewaySocket['conn'], onTooSlow: () => void): void {
+  const webSocket = webSocketOf(conn);
+  let queuedBytes = 0;
+  conn.on('packetCreate', ({ data }: { data?: string | Buffer }) => {
+    if (data !== undefined) queuedBytes += Buffer.byteLength(data);
+    if (queuedBytes + webSocket.bufferedAmount > UNREAD_BYTES_MAX) onTooSlow();
+  });
+  conn.on('flush', () => {
+    queuedBytes = 0;
+  });
 }

@@ -1,5 +1,5 @@
 /** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
-import { io, type Socket } from 'socket.io-client';
+import { io, Manager, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import { eventually } from '../support/eventually.ts';
@@ -312,5 +312,62 @@ describe('a socket that ended', () => {
       await afterOthersGotTheirs(shared, alice.client);
       expect(bob.client.waiting('displaced')).toBe(0);
     }
+  });
+});
+
+/** A connection below the client library, admitted: what it writes are packets as they are. */
+async function openWire(at: TestGateway, address: { userId: string; deviceId: number }) {
+  const manager = new Manager(at.url, {
+    transports: ['websocket'],
+    reconnection: false,
+    autoConnect: false,
+    forceNew: true,
+  });
+  await new Promise<void>((resolve, reject) =>
+    manager.open((error) => (error === undefined ? resolve() : reject(error))),
+  );
+  const { engine } = manager;
+  undo.push(() => engine.close());
+  const admit = async (): Promise<void> => {
+    const admitted = new Promise<void>((resolve) =>
+      engine.on('data', (data: unknown) => {
+        if (String(data).startsWith('0')) resolve();
+      }),
+    );
+    engine.write(`0${JSON.stringify({ token: await at.token(address) })}`);
+    await admitted;
+  };
+  await admit();
+  return {
+    engine,
+    admit,
+    /** Leaves in the kernel whatever comes from now on. */
+    stopReading: () => (engine.transport as unknown as { ws: { pause(): void } }).ws.pause(),
+  };
+}
+
+describe('a client that reads nothing', () => {
+  it('and keeps asking is cut off before it takes the node’s memory; its messages stay', async () => {
+    const alice = await opened(shared);
+    const bob = await enrol(shared, someone(), FEW_KEYS);
+    bob.client.close();
+    await send(alice.client, bob, 'stays');
+    const { engine, stopReading } = await openWire(shared, bob.address);
+    stopReading();
+    // The answer names fifty faults: it is the largest that so small a request gets.
+    const faults = Object.fromEntries(Array.from({ length: 50 }, (_, i) => [`${i}`.padEnd(110, 'x'), 1]));
+    const request = `21["keyStatus",${JSON.stringify(faults)}]`;
+    let asked = 0;
+    await eventually(
+      () => {
+        for (let i = 0; i < 50 && engine.readyState === 'open'; i++, asked++) engine.write(request);
+        return engine.readyState === 'closed';
+      },
+      { that: 'the connection being cut' },
+    );
+    // Eight MiB, and what the kernel's own buffers hold.
+    expect(asked * request.length).toBeLessThan(64 * 1024 * 1024);
+    const again = await reopened(shared, bob);
+    await eventually(() => expect(contents(again.client)).toEqual(['stays']));
   });
 });
