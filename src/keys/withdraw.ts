@@ -1,11 +1,12 @@
 /** Withdrawal: ids whose private halves are lost leave the pool and may never be offered again. */
 import type { Clock } from '../lib/clock.ts';
 import type { KeyStore } from '../ports/key-store.ts';
+import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 import { draftOf } from './key-set.ts';
 
-/** @throws GatewayError UNAVAILABLE; nothing was withdrawn then */
+/** @throws GatewayError BAD_REQUEST where too many ids were never seen here, UNAVAILABLE; nothing was withdrawn then */
 export async function withdrawPreKeys(
   parts: { store: KeyStore; clock: Clock },
   device: DeviceAddress,
@@ -17,11 +18,17 @@ export async function withdrawPreKeys(
     if (keys.current.identity !== null) {
       const { canonicalKey } = keys.current.identity;
       const lists = [
-        ['ec', input.preKeyIds ?? []],
-        ['pq', input.pqPreKeyIds ?? []],
+        ['ec', 'preKeyIds', input.preKeyIds ?? []],
+        ['pq', 'pqPreKeyIds', input.pqPreKeyIds ?? []],
       ] as const;
-      for (const [kind, keyIds] of lists) {
+      for (const [kind, field, keyIds] of lists) {
         const removed = await keys.withdraw(kind, canonicalKey, keyIds);
+        if (removed === null) {
+          const message = 'too many ids were withdrawn that the server had never seen';
+          throw new GatewayError('BAD_REQUEST', `${field}: ${message}`, {
+            details: { issues: [{ path: [field], message }] },
+          });
+        }
         draft.availableCounts[kind] -= removed;
         withdrawnCount += removed;
       }

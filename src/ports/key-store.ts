@@ -73,9 +73,14 @@ export interface KeySetTransaction {
    * Takes ids out of the pool and makes every one of them unusable under `canonicalKey` for good,
    * whether or not it was there. `'all'` takes the whole pool.
    *
-   * @returns how many were in the pool
+   * @returns how many were in the pool; null where more ids than WITHDRAW_UNSEEN_MAX would be kept that were never
+   *   there: nothing was withdrawn then
    */
-  withdraw(kind: PreKeyKind, canonicalKey: Uint8Array, keyIds: readonly number[] | 'all'): Promise<number>;
+  withdraw(
+    kind: PreKeyKind,
+    canonicalKey: Uint8Array,
+    keyIds: readonly number[] | 'all',
+  ): Promise<number | null>;
   signedPreKeyIdState(
     kind: PreKeyKind,
     canonicalKey: Uint8Array,

@@ -11,6 +11,8 @@ export const VERSION_MAX = 2 ** 48;
 export const UPLOAD_PRE_KEYS_MAX = 100;
 /** Ids of one kind in one withdrawal. */
 export const WITHDRAW_PRE_KEYS_MAX = 1000;
+/** Ids of one kind, under one identity, that may ever be withdrawn although the server had never seen them. */
+export const WITHDRAW_UNSEEN_MAX = 10_000;
 /** Ids of one kind that a client may list for comparison. */
 export const VALIDATE_PRE_KEYS_MAX = 2000;
 /** Devices of one user, and so envelopes of one request and bundles of one answer. */

@@ -14,6 +14,7 @@ import type {
 } from '../../src/ports/key-store.ts';
 import { PRE_KEY_KINDS } from '../../src/ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
+import { WITHDRAW_UNSEEN_MAX } from '../../src/protocol/limits.ts';
 
 export interface OpenKeyStore {
   keys: KeyStore;
@@ -770,6 +771,46 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const asked = ids(0, 2000).map((i) => 2 ** 32 - 1 - i);
         const used = await usedIds(device, 'ec', identityOf('A'), asked);
         expect(used).toEqual(asked.filter((id) => (2 ** 32 - 1 - id) % 3 === 0).reverse());
+      });
+    });
+
+    describe('used ids in great number', () => {
+      const { canonicalKey } = identityOf('A');
+
+      it('are found by their hundred thousands, each without a look at the others', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, {});
+        const scattered = ids(0, 100_000).map((i) => 2 ** 32 - 1 - 3 * i);
+        await keys.change(device, async (set) => {
+          await set.addToPool(
+            'ec',
+            scattered.map((keyId) => ({ keyId, publicKey: Uint8Array.of(5), signature: null })),
+          );
+          expect(await set.withdraw('ec', canonicalKey, 'all')).toBe(100_000);
+        });
+        const asked = ids(0, 2000).map((i) => 2 ** 32 - 1 - 2 * i);
+        const used = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 === 0).reverse();
+        const unknown = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 !== 0).reverse();
+        expect(await usedIds(device, 'ec', identityOf('A'), asked)).toEqual(used);
+        expect(await keys.compareIds(device, 'ec', asked)).toEqual({ used, unknown, notListed: [] });
+      });
+
+      it('are taken for ids that were never there up to a bound, which no other id meets', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1, 3, 5], pq: [1] });
+        await claimOne(device);
+        const withdraw = (kind: PreKeyKind, keyIds: number[]) =>
+          keys.change(device, (set) => set.withdraw(kind, canonicalKey, keyIds));
+        const unseen = ids(0, WITHDRAW_UNSEEN_MAX).map((i) => 101 + 2 * i);
+        expect(await withdraw('ec', unseen.slice(1))).toBe(0);
+        // What waits, was handed out or was withdrawn before counts for nothing.
+        expect(await withdraw('ec', [1, 3, ...unseen.slice(1, 99)])).toBe(1);
+        expect(await withdraw('ec', [5, unseen[0]!, 100])).toBeNull();
+        expect(await usedIds(device, 'ec', identityOf('A'), [1, 3, 5, 100, 101, 103])).toEqual([1, 3, 103]);
+        expect(await withdraw('ec', [unseen[0]!])).toBe(0);
+        expect(await withdraw('ec', [100])).toBeNull();
+        expect(await withdraw('ec', [1, 5, ...unseen])).toBe(1);
+        expect(await withdraw('pq', [100])).toBe(0);
       });
     });
 

@@ -909,6 +909,25 @@ describe('withdrawPreKeys', () => {
     expect(await claim(device, claimId)).toEqual(first);
   });
 
+  it('takes ids that were never there only up to a bound, and says which list goes beyond it', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
+    const sparse = (round: number) => ids(0, 1000).map((i) => 2 * (1000 * round + i) + 3);
+    for (const round of ids(0, 10)) {
+      expect(await client.call('withdrawPreKeys', { pqPreKeyIds: sparse(round) })).toMatchObject({
+        withdrawnCount: 0,
+      });
+    }
+    const tooMany = { preKeyIds: [1], pqPreKeyIds: [...sparse(0).slice(1), 2 ** 32 - 1] };
+    expect(await client.refusal('withdrawPreKeys', tooMany)).toMatchObject({
+      code: 'BAD_REQUEST',
+      details: { issues: [{ path: ['pqPreKeyIds'] }] },
+    });
+    expect(await client.call('withdrawPreKeys', { preKeyIds: [1], pqPreKeyIds: sparse(9) })).toMatchObject({
+      withdrawnCount: 1,
+    });
+  });
+
   it('does nothing for a device without keys, and needs at least one list', async () => {
     const { client } = await stranger();
     expect(await client.call('withdrawPreKeys', { preKeyIds: [1] })).toEqual({

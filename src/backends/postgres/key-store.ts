@@ -12,7 +12,7 @@ import type {
   PreKeyKind,
 } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
-import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
+import { DEVICE_ID_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray, textArray } from './array-literal.ts';
 import { type ClaimRow, type ClaimValues, claimSql, claimStatement } from './claim-statement.ts';
 import { type Database, hotStatement, type Transaction } from './database.ts';
@@ -423,14 +423,23 @@ function createKeySetTransaction(
     },
 
     async withdraw(kind, canonicalKey, keyIds) {
+      const unseen = keyIds === 'all' ? [] : await neverSeen(kind, canonicalKey, keyIds);
+      if (unseen.length > 0) {
+        const [used] = await select<{ unseen_count: number }>(
+          tx,
+          sql`SELECT unseen_count FROM ${usedPreKeyIds}
+              WHERE ${ofDevice} AND identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]} AND NOT signed`,
+        );
+        if ((used?.unseen_count ?? 0) + unseen.length > WITHDRAW_UNSEEN_MAX) return null;
+      }
       const chosen = keyIds === 'all' ? sql`` : sql`AND key_id = ANY (${numberArray(keyIds)}::int8[])`;
       const removed = await select<{ key_id: number }>(
         tx,
         sql`DELETE FROM ${oneTimePreKeys} WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} ${chosen}
             RETURNING key_id`,
       );
-      const gone = keyIds === 'all' ? removed.map((row) => row.key_id) : keyIds;
-      await markUsed(tx, device, sql`${canonicalKey}`, PRE_KEY_KIND[kind], false, gone);
+      const gone = [...removed.map((row) => row.key_id), ...unseen];
+      await markUsed(tx, device, sql`${canonicalKey}`, PRE_KEY_KIND[kind], false, gone, unseen.length);
       return removed.length;
     },
 
@@ -538,6 +547,25 @@ function createKeySetTransaction(
     },
   };
 
+  /** Those of `keyIds` that neither wait nor were ever used. */
+  async function neverSeen(
+    kind: PreKeyKind,
+    canonicalKey: Uint8Array,
+    keyIds: readonly number[],
+  ): Promise<number[]> {
+    if (keyIds.length === 0) return [];
+    const seen = await select<{ id: number }>(
+      tx,
+      sql`${usedAmong(device, kind, sql`${canonicalKey}`, keyIds)}
+          UNION ALL
+          SELECT key_id AS id FROM ${oneTimePreKeys}
+          WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} AND key_id = ANY (${numberArray(keyIds)}::int8[])`,
+    );
+    const unseen = new Set(keyIds);
+    for (const { id } of seen) unseen.delete(id);
+    return [...unseen];
+  }
+
   async function retire(kind: PreKeyKind, nowMs: number): Promise<void> {
     await tx
       .update(signedPreKeys)
@@ -560,7 +588,10 @@ function keyDigest(kind: PreKeyKind, publicKey: Uint8Array): Buffer {
     .digest();
 }
 
-/** Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. */
+/**
+ * Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. One intersection reads the
+ * used ids once, however many there are; a look for each id would unpack them all each time.
+ */
 function usedAmong(
   device: DeviceAddress,
   kind: PreKeyKind,
@@ -569,17 +600,18 @@ function usedAmong(
 ): SQL {
   const column = sql.raw(kind === 'ec' ? 'ec_key_id' : 'pq_key_id');
   return sql`
-    SELECT DISTINCT l.id
-    FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
-    WHERE EXISTS (
-      SELECT 1 FROM ${prekeyClaims} c
-      WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId} AND c.${column} = l.id
-    ) OR EXISTS (
-      SELECT 1 FROM ${usedPreKeyIds} u
-      WHERE u.user_id = ${device.userId} AND u.device_id = ${device.deviceId}
-        AND u.identity_canonical = ${canonicalKey} AND u.kind = ${PRE_KEY_KIND[kind]} AND NOT u.signed
-        AND u.ids @> l.id
-    )`;
+    SELECT c.${column} AS id FROM ${prekeyClaims} c
+    WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId}
+      AND c.${column} = ANY (${numberArray(keyIds)}::int8[])
+    UNION
+    SELECT generate_series(lower(r.run), upper(r.run) - 1) AS id
+    FROM ${usedPreKeyIds} u
+    CROSS JOIN LATERAL unnest(u.ids * (
+      SELECT coalesce(range_agg(int8range(l.id, l.id, '[]')), '{}')
+      FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+    )) AS r (run)
+    WHERE u.user_id = ${device.userId} AND u.device_id = ${device.deviceId}
+      AND u.identity_canonical = ${canonicalKey} AND u.kind = ${PRE_KEY_KIND[kind]} AND NOT u.signed`;
 }
 
 async function markUsed(
@@ -589,14 +621,16 @@ async function markUsed(
   kind: number,
   signed: boolean,
   keyIds: readonly number[],
+  unseenCount = 0,
 ): Promise<void> {
   if (keyIds.length === 0) return;
   await tx.execute(sql`
-    INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids)
+    INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids, unseen_count)
     SELECT ${device.userId}, ${device.deviceId}::int2, ${canonicalKey}, ${kind}::int2, ${signed}::bool,
-           range_agg(int8range(l.id, l.id, '[]'))
+           range_agg(int8range(l.id, l.id, '[]')), ${unseenCount}::int4
     FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
-    ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE SET ids = u.ids + excluded.ids`);
+    ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
+    SET ids = u.ids + excluded.ids, unseen_count = u.unseen_count + excluded.unseen_count`);
 }
 
 /** Turns claim records into used ids. @returns how many, at most `limit` where there is one */

@@ -150,6 +150,8 @@ export const usedPreKeyIds = pgTable(
     /** Signed prekeys have ids of their own. */
     signed: boolean('signed').notNull(),
     ids: int8multirange('ids').notNull(),
+    /** How many of them were withdrawn without ever having been in the pool. */
+    unseenCount: integer('unseen_count').notNull().default(0),
     /** The signed prekey that was active when the key set was wiped: it may come back under its id, as itself only. */
     wipedKeyId: bigNumber('wiped_key_id'),
     wipedKeyDigest: bytea('wiped_key_digest'),
