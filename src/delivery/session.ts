@@ -93,9 +93,16 @@ interface Opening {
   boundary: number;
   deliveredCount: number;
   emptyAnnounced: boolean;
-  /** Bytes of each sequence that was pushed and not yet acknowledged. */
-  inFlight: Map<number, number>;
-  inFlightBytes: number;
+}
+
+/** Envelopes that were pushed together, until what became of them is stored. */
+interface PushedPage {
+  sequences: ReadonlyMap<string, number>;
+  bytes: number;
+  /** The gate was closed after it was pushed: the client may have dropped it, and it may be offered again. */
+  isVoid: boolean;
+  /** Its acknowledgement has come and is being stored. */
+  isSettling: boolean;
 }
 
 export function createSession(parts: SessionParts): Session {
@@ -103,6 +110,10 @@ export function createSession(parts: SessionParts): Session {
   const me: Reader = { device, fence };
   let state: GateState = CONNECTED;
   let opening: Opening | null = null;
+  /** The window: a client that says that it is ready, or closes its gate, has read no more by that. */
+  const window = new Set<PushedPage>();
+  /** How often the gate was closed. */
+  let closings = 0;
   /** A validation of a newer key set than the one that the gate is open on. */
   let validatedAhead: number | null = null;
   let noticeVersion = parts.lowNoticeVersion;
@@ -130,6 +141,8 @@ export function createSession(parts: SessionParts): Session {
       case 'close':
         // What is in flight stays pending: a late acknowledgement still counts, another opening offers it again.
         opening = null;
+        closings += 1;
+        for (const page of window) page.isVoid = true;
         socket.push('gateClosed', { reason: effect.reason, keyVersion: effect.keyVersion });
         break;
     }
@@ -208,27 +221,32 @@ export function createSession(parts: SessionParts): Session {
   async function drain(): Promise<void> {
     while (state.name === 'open' && opening !== null && !paused && !ended) {
       const current = opening;
-      const room = WINDOW_ENVELOPES_MAX - current.inFlight.size;
-      const roomBytes = WINDOW_BYTES_MAX - current.inFlightBytes;
+      const closingsAtStart = closings;
+      let room = WINDOW_ENVELOPES_MAX;
+      let roomBytes = WINDOW_BYTES_MAX;
+      for (const { sequences, bytes } of window) {
+        room -= sequences.size;
+        roomBytes -= bytes;
+      }
       // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
       if (room <= 0 || roomBytes < CONTENT_BYTES_MAX) return;
       const keyVersionAtStart = keyVersionOf(state);
       const page = await messages.read(me, {
-        inFlight: [...current.inFlight.keys()],
+        inFlight: inFlight(),
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
         bytesMax: Math.min(PAGE_BYTES_MAX, roomBytes),
         nowMs: clock.nowMs(),
       });
       if (page === null || !learn(page.proof, keyVersionAtStart)) return;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
-      if (opening !== current) continue;
+      if (closings !== closingsAtStart) continue;
       if (page.nextDueAtMs !== null) lookAt(page.nextDueAtMs);
       if (page.unreadable.length > 0) {
         await messages.bounce(device, page.unreadable);
         await bounces.settle(device);
       }
       if (page.envelopes.length > 0) {
-        if (opening === current && !paused) pushPage(current, page.envelopes);
+        if (closings === closingsAtStart && !paused && !ended) pushPage(page.envelopes);
       } else if (page.unreadable.length === 0) {
         announceEmpty(current, page.oldestSequence);
         return;
@@ -236,48 +254,58 @@ export function createSession(parts: SessionParts): Session {
     }
   }
 
+  /** @param current what the gate was open for when the read began that found `oldestSequence` */
   function announceEmpty(current: Opening, oldestSequence: number | null): void {
-    if (current.emptyAnnounced || (oldestSequence !== null && oldestSequence <= current.boundary)) return;
+    if (opening !== current || current.emptyAnnounced) return;
+    if (oldestSequence !== null && oldestSequence <= current.boundary) return;
     // The store has deleted what an acknowledgement under way has not been counted for: its end looks again.
-    for (const sequence of current.inFlight.keys()) if (sequence <= current.boundary) return;
+    for (const page of window) {
+      if (page.isVoid && !page.isSettling) continue;
+      for (const sequence of page.sequences.values()) if (sequence <= current.boundary) return;
+    }
     current.emptyAnnounced = true;
     socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
   }
 
-  function pushPage(current: Opening, envelopes: QueuedEnvelope[]): void {
-    for (const envelope of envelopes) {
-      const bytes = envelope.body.kind === 'message' ? envelope.body.content.length : 0;
-      current.inFlight.set(envelope.sequence, bytes);
-      current.inFlightBytes += bytes;
-    }
-    const sequences = new Map(envelopes.map((envelope) => [envelope.id, envelope.sequence]));
+  /** What is not to be read again. */
+  function inFlight(): number[] {
+    return [...window].flatMap((page) => (page.isVoid ? [] : [...page.sequences.values()]));
+  }
+
+  function pushPage(envelopes: QueuedEnvelope[]): void {
+    const page: PushedPage = {
+      sequences: new Map(envelopes.map((envelope) => [envelope.id, envelope.sequence])),
+      bytes: envelopes.reduce(
+        (sum, { body }) => sum + (body.kind === 'message' ? body.content.length : 0),
+        0,
+      ),
+      isVoid: false,
+      isSettling: false,
+    };
+    window.add(page);
     void socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
       if (acknowledgement === null) {
+        window.delete(page);
         // The client may have been told that the gate is closed and have dropped the page: that is no silence.
-        if (!ended && opening === current) socket.close('a push was not acknowledged in time');
+        if (page.isVoid) session.look();
+        else if (!ended) socket.close('a push was not acknowledged in time');
         return;
       }
+      page.isSettling = true;
       try {
-        await settlePage(current, sequences, acknowledgement);
+        await settlePage(page, acknowledgement);
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'an acknowledgement was not stored');
         lookAt(clock.nowMs() + RETRY_MS);
       } finally {
-        for (const sequence of sequences.values()) {
-          current.inFlightBytes -= current.inFlight.get(sequence) ?? 0;
-          current.inFlight.delete(sequence);
-        }
+        window.delete(page);
         session.look();
       }
     });
   }
 
-  async function settlePage(
-    current: Opening,
-    sequences: ReadonlyMap<string, number>,
-    acknowledgement: MessagesAcknowledgement,
-  ): Promise<void> {
-    const left = new Map(sequences);
+  async function settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<void> {
+    const left = new Map(page.sequences);
     const processed: number[] = [];
     for (const id of acknowledgement.processed) {
       const sequence = left.get(id);
@@ -298,7 +326,7 @@ export function createSession(parts: SessionParts): Session {
     if (processed.length > 0) {
       const count = await messages.acknowledge(me, processed);
       // What was pushed before a second `clientReady` and processed after it counts for the second.
-      (opening ?? current).deliveredCount += count;
+      if (opening !== null) opening.deliveredCount += count;
     }
     if (failures.length > 0) {
       const { nextDueAtMs, bounced } = await messages.putOff(me, failures, clock.nowMs());
@@ -327,7 +355,7 @@ export function createSession(parts: SessionParts): Session {
       ...me,
       keyVersion: state.name === 'open' ? state.keyVersion : 0,
       lowNoticeVersion: noticeVersion,
-      inFlight: opening?.inFlight.size ?? 0,
+      inFlight: inFlight().length,
     }),
 
     validated(keyVersion) {
@@ -367,8 +395,6 @@ export function createSession(parts: SessionParts): Session {
         boundary: result.newestSequence,
         deliveredCount: 0,
         emptyAnnounced: false,
-        inFlight: new Map(),
-        inFlightBytes: 0,
       };
       apply({ name: 'opened', keyVersion });
       const { name, keyVersion: newest } = session.gate() as Exclude<GateState, { name: 'connected' }>;

@@ -27,10 +27,10 @@ const messages = {
     await waiting.serve;
     return result;
   },
-  async read(_: unknown, { inFlight }: { inFlight: readonly number[] }) {
+  async read(_: unknown, { inFlight, envelopesMax }: { inFlight: readonly number[]; envelopesMax: number }) {
     const page = {
       proof: { ...proof },
-      envelopes: queue.filter((envelope) => !inFlight.includes(envelope.sequence)),
+      envelopes: queue.filter((envelope) => !inFlight.includes(envelope.sequence)).slice(0, envelopesMax),
       unreadable: [],
       oldestSequence: queue[0]?.sequence ?? null,
       nextDueAtMs: null,
@@ -66,9 +66,14 @@ function gate(): { promise: Promise<void>; open(): void } {
   return { promise, open };
 }
 
+/** How many envelopes each page had. */
+function pushed(): number[] {
+  return events.filter((event) => event.startsWith('messages')).map((event) => event.split(' ').length - 1);
+}
+
 /** Resolves when everything that was started and waits for nobody has ended. */
 async function quiet(): Promise<void> {
-  for (let i = 0; i < 3; i++) await new Promise((resolve) => setImmediate(resolve));
+  for (let i = 0; i < 5; i++) await new Promise((resolve) => setImmediate(resolve));
 }
 
 const rotated = (keyVersion: number) => async () => {
@@ -171,13 +176,78 @@ describe('a session', () => {
     // It leaves out 1, which is in flight, and must not be taken for the next opening’s first page.
     session.look();
     waiting.read = null;
+    proof.keyVersion = 2;
+    session.validated(2);
     await session.ready(null);
     read.open();
     await quiet();
-    expect(events).toEqual(['queueEmpty 0', 'messages 1', 'messages 1 2']);
+    expect(events).toEqual(['queueEmpty 0', 'messages 1', 'gateClosed keysRotated 2', 'messages 1 2']);
     for (const answer of answers) answer({ processed: ['id 1', 'id 2'] });
     await quiet();
-    expect(events.slice(3)).toEqual(['queueEmpty 2']);
+    expect(events.slice(4)).toEqual(['queueEmpty 2']);
+  });
+
+  it('takes a clientReady at its open gate for a new count, not for a new window', async () => {
+    for (let sequence = 1; sequence <= 300; sequence++) put(sequence);
+    await Promise.all(Array.from({ length: 8 }, () => session.ready(null)));
+    await quiet();
+    await session.ready(null);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56]);
+    for (const answer of answers) answer({ processed: queue.map((envelope) => envelope.id) });
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 44]);
+    answers.at(-1)!({ processed: queue.map((envelope) => envelope.id) });
+    await quiet();
+    expect(events.at(-1)).toBe('queueEmpty 300');
+  });
+
+  it('closes the socket of a client that is silent, however often it says that it is ready', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    await session.ready(null);
+    await quiet();
+    answers.shift()!(null);
+    await quiet();
+    expect(events).toEqual(['messages 1', 'closed']);
+  });
+
+  it('says queueEmpty for the clientReady that came last, not by a page that was read before it', async () => {
+    await session.ready(null);
+    await quiet();
+    const read = gate();
+    waiting.read = read.promise;
+    session.look();
+    put(1);
+    waiting.read = null;
+    await session.ready(null);
+    read.open();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1']);
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    expect(events.slice(2)).toEqual(['queueEmpty 1']);
+  });
+
+  it('counts what it pushed towards the window also when the gate was closed, until it is settled', async () => {
+    for (let sequence = 1; sequence <= 200; sequence++) put(sequence);
+    await session.ready(null);
+    await quiet();
+    for (const keyVersion of [2, 3, 4]) {
+      proof.keyVersion = keyVersion;
+      session.look();
+      await quiet();
+      session.validated(keyVersion);
+      await session.ready(null);
+      await quiet();
+    }
+    expect(pushed()).toEqual([100, 100, 56]);
+    // Those that were pushed before the gate was closed may be silent: their time only makes room.
+    answers[0]!(null);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 100]);
+    expect(events).not.toContain('closed');
   });
 
   it('answers a clientReady that an own rotation overtook with an opening that delivers', async () => {
