@@ -240,6 +240,8 @@ export function createSession(parts: SessionParts): Session {
       if (page === null || !learn(page.proof, keyVersionAtStart)) return;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
       if (closings !== closingsAtStart) continue;
+      // Before what is pushed of it: under steady traffic no page may ever be empty.
+      announceEmpty(current, page.oldestSequence);
       if (page.nextDueAtMs !== null) lookAt(page.nextDueAtMs);
       if (page.unreadable.length > 0) {
         await messages.bounce(device, page.unreadable);
@@ -248,7 +250,6 @@ export function createSession(parts: SessionParts): Session {
       if (page.envelopes.length > 0) {
         if (closings === closingsAtStart && !paused && !ended) pushPage(page.envelopes);
       } else if (page.unreadable.length === 0) {
-        announceEmpty(current, page.oldestSequence);
         return;
       }
     }

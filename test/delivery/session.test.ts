@@ -230,6 +230,42 @@ describe('a session', () => {
     expect(events.slice(2)).toEqual(['queueEmpty 1']);
   });
 
+  it('says queueEmpty as soon as nothing is left of what waited, however steadily more comes', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    put(2);
+    session.look();
+    await quiet();
+    const wasRead = messages.read;
+    let sequence = 2;
+    // More than a page is always there.
+    messages.read = async (...asked) => {
+      for (let i = 0; i < 100; i++) put(++sequence);
+      return await wasRead(...asked);
+    };
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    messages.read = wasRead;
+    expect(events.slice(0, 3)).toEqual(['messages 1', 'messages 2', 'queueEmpty 1']);
+  });
+
+  it('says queueEmpty when what waited is processed, also of a page that holds more', async () => {
+    put(1);
+    const wasRead = messages.read;
+    messages.read = async (...asked) => {
+      if (queue.length < 2) put(2);
+      return await wasRead(...asked);
+    };
+    await session.ready(null);
+    await quiet();
+    messages.read = wasRead;
+    expect(events).toEqual(['messages 1 2']);
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    expect(events).toContain('queueEmpty 1');
+  });
+
   it('counts what it pushed towards the window also when the gate was closed, until it is settled', async () => {
     for (let sequence = 1; sequence <= 200; sequence++) put(sequence);
     await session.ready(null);
