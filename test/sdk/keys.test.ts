@@ -1,10 +1,11 @@
 /** Keys through the kit: set-up, checks, the one reset, and what is mended on the way to an open gate. */
 import { randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { systemClock } from '../../src/lib/clock.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
-import { startGateway, type TestGateway } from '../support/gateway.ts';
+import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import {
@@ -243,6 +244,34 @@ describe('keys that change while the path is gone', () => {
     expect(validations).toBeGreaterThan(1);
     expect((await status(phone)).signedPreKeyId).toBe(777);
     expect(phone.client.metrics()).toMatchObject({ resets: [], signedPreKeyRotations: 0 });
+  });
+});
+
+describe('a signed prekey that is old', () => {
+  it('is rotated through the open gate, which stays open', async () => {
+    let offsetMs = 0;
+    const other = await startGateway({
+      clock: { ...systemClock, nowMs: () => systemClock.nowMs() + offsetMs },
+      env: { SIGNED_PREKEY_ROTATION_HOURS: '24' },
+    });
+    const getToken = () => tokenFor(bob, { ttlMs: 7 * 86_400_000 });
+    const phone = await enrolPhone(other.url, bob, { getToken });
+    const before = await status(phone);
+    offsetMs = 2 * 86_400_000;
+    await phone.restart();
+    let closings = 0;
+    phone.client.on('gateClosed', () => {
+      closings += 1;
+    });
+    expect(await phone.client.start()).toBe('ready');
+    const after = await status(phone);
+    expect(after.keyVersion).toBe(before.keyVersion + 1);
+    expect(after.signedPreKeyId).toBeGreaterThan(before.signedPreKeyId!);
+    expect(after.pqLastResortPreKeyId).toBeGreaterThan(before.pqLastResortPreKeyId!);
+    expect(phone.client.metrics()).toMatchObject({ signedPreKeyRotations: 1, resets: [] });
+    expect([phone.client.state, closings]).toEqual(['ready', 0]);
+    phone.close();
+    await other.stop();
   });
 });
 
@@ -522,9 +551,8 @@ describe('what is out of step is mended before the gate opens', () => {
     await phone.client.call('resetKeys', {});
     await eventually(async () => expect((await status(phone)).identityKey).toBe(identityKey));
     await filled(phone);
-    const validation = await gateway.connect(alice);
-    await enrolPhone(gateway.url, { ...alice, deviceId: 2 });
-    const bundle = await validation.call('requestBundle', { claimId: randomUUID(), ...bob });
+    const claimer = await gateway.connect(alice);
+    const bundle = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
     expect(ids).not.toContain(bundle.devices[0]?.oneTimePreKey?.keyId);
     expect(phone.client.metrics().resets).toEqual([]);
   });
