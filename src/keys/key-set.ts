@@ -1,12 +1,13 @@
 /** Steps that uploads, rotations and resets share, each inside a transaction that holds the device's row. */
 
-import type {
-  DeviceKeys,
-  DeviceKeysUpdate,
-  KeySetTransaction,
-  OneTimePreKey,
-  PreKeyKind,
-  SignedPreKey,
+import {
+  type DeviceKeys,
+  type DeviceKeysUpdate,
+  type KeySetTransaction,
+  type OneTimePreKey,
+  PRE_KEY_KINDS,
+  type PreKeyKind,
+  type SignedPreKey,
 } from '../ports/key-store.ts';
 import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -21,12 +22,27 @@ export interface KeyChange<Data> {
   keysChanged: boolean;
   /** Whether it was nothing but a new signed or last-resort prekey. */
   rotation: boolean;
+  /** Whether a pool fell below the threshold, or to zero: the device is to be told. */
+  ranLow: boolean;
   /** Whether pending messages turned into bounces that are to be brought to their senders. */
   wiped: boolean;
 }
 
 export function untouched<Data>(data: Data): KeyChange<Data> {
-  return { data, keysChanged: false, rotation: false, wiped: false };
+  return { data, keysChanged: false, rotation: false, ranLow: false, wiped: false };
+}
+
+/** Whether a pool fell below the threshold, or to zero. */
+export function fellLow(
+  before: DeviceKeys['availableCounts'],
+  after: DeviceKeys['availableCounts'],
+  lowThreshold: number,
+): boolean {
+  return PRE_KEY_KINDS.some(
+    (kind) =>
+      after[kind] < before[kind] &&
+      (after[kind] === 0 || (before[kind] >= lowThreshold && after[kind] < lowThreshold)),
+  );
 }
 
 /** The row to save, to be changed step by step. */

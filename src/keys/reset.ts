@@ -36,7 +36,7 @@ export async function resetKeys(
         identityVersion: current.identityVersion + 1,
         updatedAtMs: nowMs,
       });
-      return { data: { keyVersion }, keysChanged: true, rotation: false, wiped: true };
+      return { data: { keyVersion }, keysChanged: true, rotation: false, ranLow: false, wiped: true };
     }),
   );
 }

@@ -52,6 +52,7 @@ export async function rotateSignedPreKey(
         },
         keysChanged,
         rotation: keysChanged,
+        ranLow: false,
         wiped: false,
       };
     },

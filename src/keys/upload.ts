@@ -15,9 +15,11 @@ import {
 import {
   addToPool,
   draftOf,
+  fellLow,
   type KeyChange,
   placeOf,
   refuseLateChange,
+  untouched,
   withCourtesyLock,
 } from './key-set.ts';
 import { verifySignedKeys } from './verify.ts';
@@ -28,6 +30,7 @@ export interface UploadParts {
   clock: Clock;
   /** Unclaimed one-time prekeys of one kind that a device may have waiting. */
   poolMax: number;
+  lowThreshold: number;
   signedPreKeyLifetimeMs: number;
 }
 
@@ -100,10 +103,12 @@ export async function uploadKeys(
         hasLastResort,
       });
       draft.updatedAtMs = nowMs;
-      await keys.save(draft);
+      const ranLow = fellLow(current.availableCounts, draft.availableCounts, parts.lowThreshold);
+      await keys.save(draft, { ranLow });
       return {
         data: uploadData(draft, verdicts),
         keysChanged,
+        ranLow,
         rotation: stands && rotates && input.registrationId === current.registrationId,
         wiped,
       };
@@ -135,7 +140,7 @@ export async function addPreKeys(
     });
     draft.updatedAtMs = parts.clock.nowMs();
     await keys.save(draft);
-    return { data: uploadData(draft, verdicts), keysChanged: false, rotation: false, wiped: false };
+    return untouched(uploadData(draft, verdicts));
   });
 }
 

@@ -6,7 +6,7 @@ import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 import { bytesOf, samePublicKey } from './decode.ts';
-import { draftOf } from './key-set.ts';
+import { draftOf, fellLow } from './key-set.ts';
 import { canonicalCurveKey } from './signature.ts';
 import { NO_KEYS } from './status.ts';
 import { digestOfKeys, type ValidationProofs } from './validation.ts';
@@ -16,6 +16,7 @@ export interface ValidateParts {
   clock: Clock;
   proofs: ValidationProofs;
   claimedPreKeyRetentionMs: number;
+  lowThreshold: number;
 }
 
 type Input = ParsedInput<'validateKeys'>;
@@ -146,7 +147,8 @@ async function withdrawAfterRollback(
     const lastKeyVersion = input.lastKeyVersion ?? 0;
     if (current.keyVersion < lastKeyVersion) draft.keyVersion = lastKeyVersion + 1;
     draft.countVersion = Math.max(current.countVersion, input.lastCountVersion ?? 0) + 1;
-    await keys.save(draft);
+    const ranLow = fellLow(current.availableCounts, draft.availableCounts, parts.lowThreshold);
+    await keys.save(draft, { ranLow });
     return { ...draft, signedPreKeys: current.signedPreKeys };
   });
 }

@@ -4,17 +4,18 @@ import type { KeyStore } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
-import { draftOf } from './key-set.ts';
+import { draftOf, fellLow, type KeyChange, untouched } from './key-set.ts';
 
 /** @throws GatewayError BAD_REQUEST where too many ids were never seen here, UNAVAILABLE; nothing was withdrawn then */
 export async function withdrawPreKeys(
-  parts: { store: KeyStore; clock: Clock },
+  parts: { store: KeyStore; clock: Clock; lowThreshold: number },
   device: DeviceAddress,
   input: ParsedInput<'withdrawPreKeys'>,
-): Promise<RequestData<'withdrawPreKeys'>> {
+): Promise<KeyChange<RequestData<'withdrawPreKeys'>>> {
   return await parts.store.change(device, async (keys) => {
     const draft = draftOf(keys.current);
     let withdrawnCount = 0;
+    let ranLow = false;
     if (keys.current.identity !== null) {
       const { canonicalKey } = keys.current.identity;
       const lists = [
@@ -34,13 +35,15 @@ export async function withdrawPreKeys(
       }
       if (withdrawnCount > 0) draft.countVersion += 1;
       draft.updatedAtMs = parts.clock.nowMs();
-      await keys.save(draft);
+      ranLow = fellLow(keys.current.availableCounts, draft.availableCounts, parts.lowThreshold);
+      await keys.save(draft, { ranLow });
     }
-    return {
+    const data = {
       withdrawnCount,
       availableCount: draft.availableCounts.ec,
       pqAvailableCount: draft.availableCounts.pq,
       countVersion: draft.countVersion,
     };
+    return { ...untouched(data), ranLow };
   });
 }

@@ -93,8 +93,8 @@ export interface KeySetTransaction {
    * messages turn into bounces, since nobody can decrypt them any more.
    */
   wipe(reason: 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET', nowMs: number): Promise<void>;
-  /** Writes the device's row. */
-  save(update: DeviceKeysUpdate): Promise<void>;
+  /** Writes the device's row. `ranLow`: a pool fell below the threshold, or to zero, as its `countVersion` tells. */
+  save(update: DeviceKeysUpdate, how?: { ranLow: boolean }): Promise<void>;
 }
 
 export interface ClaimRequest {

@@ -52,7 +52,7 @@ export function createHandlers(parts: HandlersParts): Handlers {
 
   /** Tells every node that the device's keys changed, and brings home what can't be decrypted any more. */
   function announced<Data>(device: DeviceAddress, change: KeyChange<Data>): Data {
-    if (change.keysChanged) bus.poke([device]);
+    if (change.keysChanged || change.ranLow) bus.poke([device]);
     if (change.wiped) {
       void bounces.settle(device).catch((error: Error) => {
         log.warn({ device: addressKey(device), error }, 'bounces wait for the next sweep');
@@ -67,7 +67,8 @@ export function createHandlers(parts: HandlersParts): Handlers {
 
     addPreKeys: async ({ device }, input) => announced(device, await addPreKeys(parts, device, input)),
 
-    withdrawPreKeys: async ({ device }, input) => withdrawPreKeys(parts, device, input),
+    withdrawPreKeys: async ({ device }, input) =>
+      announced(device, await withdrawPreKeys(parts, device, input)),
 
     rotateSignedPreKey: async ({ device, connection }, input) =>
       announced(device, await carried(connection, () => rotateSignedPreKey(parts, device, input))),

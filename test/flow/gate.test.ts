@@ -90,6 +90,7 @@ function inSilence(databaseUrl: string) {
     locks: createInProcessLocks({ clock: systemClock }),
     clock: systemClock,
     poolMax: 1_000,
+    lowThreshold: 10,
     signedPreKeyLifetimeMs: 86_400_000,
   };
   return {

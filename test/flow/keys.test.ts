@@ -940,6 +940,55 @@ describe('withdrawPreKeys', () => {
   });
 });
 
+describe('preKeysLow', () => {
+  const oneTime = (keys: KeyMaker, from: number, count: number) =>
+    ids(from, count).map((id) => keys.oneTime(id));
+
+  it('comes once when a pool falls below the threshold by withdrawal, and once when it is empty', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: oneTime(keys, 1, 12) }));
+    await client.call('withdrawPreKeys', { preKeyIds: [1, 2] });
+    const below = await client.call('withdrawPreKeys', { preKeyIds: [3] });
+    expect(await client.next('preKeysLow')).toEqual({
+      availableCount: 9,
+      pqAvailableCount: 0,
+      threshold: 10,
+      countVersion: below.countVersion,
+    });
+    await client.call('withdrawPreKeys', { preKeyIds: [4] });
+    await client.call('withdrawPreKeys', { preKeyIds: ids(5, 8) });
+    expect(await client.next('preKeysLow')).toMatchObject({ availableCount: 0 });
+    await client.call('withdrawPreKeys', { preKeyIds: ids(1, 12) });
+    await client.call('addPreKeys', { oneTimePreKeys: oneTime(keys, 20, 10) });
+    await client.call('withdrawPreKeys', { preKeyIds: [20] });
+    expect(await client.next('preKeysLow')).toMatchObject({ availableCount: 9 });
+    expect(client.waiting('preKeysLow')).toBe(0);
+  });
+
+  it('comes when another identity’s pool is the smaller one', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: oneTime(keys, 1, 12) }));
+    const next = new KeyMaker();
+    const replaced = await client.call('uploadKeys', {
+      ...next.keySet({ oneTimePreKeys: oneTime(next, 1, 4) }),
+      replaceIdentity: true,
+    });
+    const { countVersion } = replaced;
+    expect(await client.next('preKeysLow')).toMatchObject({ availableCount: 4, countVersion });
+  });
+
+  it('comes when a server that was rolled back takes its pools away', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: oneTime(keys, 1, 12) }));
+    const { countVersion } = await client.call('validateKeys', {
+      localIdentityKey: keys.identityKey(),
+      localSignedPreKeyId: 1,
+      lastCountVersion: 40,
+    });
+    expect(await client.next('preKeysLow')).toMatchObject({ availableCount: 0, countVersion });
+  });
+});
+
 describe('rotateSignedPreKey', () => {
   it('makes the offered prekeys the ones that bundles carry', async () => {
     const { keys, client, ...device } = await stranger();

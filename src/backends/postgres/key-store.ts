@@ -523,7 +523,7 @@ function createKeySetTransaction(
         WHERE ${ofDevice} AND pending AND bounce_reason IS NULL`);
     },
 
-    async save(update) {
+    async save(update, { ranLow } = { ranLow: false }) {
       await tx
         .update(devices)
         .set({
@@ -542,6 +542,7 @@ function createKeySetTransaction(
           identityVersion: update.identityVersion,
           updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
           revision: sql`${devices.revision} + 1`,
+          ...(ranLow ? { lowNoticeVersion: update.countVersion } : {}),
         })
         .where(ofDevice);
     },
