@@ -156,8 +156,8 @@ export function createSession(parts: SessionParts): Session {
       try {
         if (state.name === 'open' && !paused) await drain();
         else {
-          const keyVersionAtStart = keyVersionOf(state);
-          learn(await messages.prove(device), keyVersionAtStart);
+          const stateAtStart = state;
+          learn(await messages.prove(device), stateAtStart);
         }
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'looking at a device failed');
@@ -168,9 +168,18 @@ export function createSession(parts: SessionParts): Session {
   }
 
   /** Takes in what a statement proved. @returns whether the gate is open at the proven version */
-  function learn(proof: DeviceProof | null, keyVersionAtStart: number | null): boolean {
-    if (proof === null || ended) return false;
+  function learn(proof: DeviceProof | null, stateAtStart: GateState): boolean {
+    if (ended) return false;
+    if (proof === null) {
+      if (stateAtStart.name !== 'connected') findRestored(0);
+      return false;
+    }
     knownToHaveKeys = proof.hasKeys;
+    // An open gate was served under its number: a backup was restored that had not heard of it.
+    if (proof.fence < fence && stateAtStart.name === 'open') {
+      findRestored(proof.keyVersion);
+      return false;
+    }
     if (proof.fence > fence) {
       session.displace();
       return false;
@@ -180,22 +189,27 @@ export function createSession(parts: SessionParts): Session {
       noticeVersion = Math.max(noticeVersion, proof.lowNoticeVersion);
       if (isLow(proof)) pushPreKeysLow(proof);
     }
-    follow(proof, keyVersionAtStart);
+    follow(proof, stateAtStart);
     return state.name === 'open' && state.keyVersion === proof.keyVersion;
   }
 
-  /** Tells the gate which version a statement proved that began when the gate stood at `keyVersionAtStart`. */
-  function follow(proof: DeviceProof, keyVersionAtStart: number | null): void {
+  /** Voids all that was proven: of the keys that the client compared with, the store may know nothing any more. */
+  function findRestored(keyVersion: number): void {
+    validatedAhead = null;
+    if (keyVersion === 0) knownToHaveKeys = false;
+    apply({ name: 'keysChanged', keyVersion, reason: 'serverRestored' });
+  }
+
+  /** Tells the gate which version a statement proved that began at `stateAtStart`. */
+  function follow(proof: DeviceProof, stateAtStart: GateState): void {
     const keyVersion = keyVersionOf(state);
     if (keyVersion === null || proof.keyVersion === keyVersion) return;
     // A version that went back while no change of ours was under way: an older backup was restored.
-    const restored = proof.keyVersion < keyVersion && keyVersion === keyVersionAtStart;
-    if (restored) validatedAhead = null;
-    apply({
-      name: 'keysChanged',
-      keyVersion: proof.keyVersion,
-      reason: restored ? 'serverRestored' : reasonOf(proof),
-    });
+    if (proof.keyVersion < keyVersion && keyVersion === keyVersionOf(stateAtStart)) {
+      findRestored(proof.keyVersion);
+    } else {
+      apply({ name: 'keysChanged', keyVersion: proof.keyVersion, reason: reasonOf(proof) });
+    }
   }
 
   function reasonOf(proof: DeviceProof): GateClosedReason {
@@ -230,14 +244,14 @@ export function createSession(parts: SessionParts): Session {
       }
       // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
       if (room <= 0 || roomBytes < CONTENT_BYTES_MAX) return;
-      const keyVersionAtStart = keyVersionOf(state);
+      const stateAtStart: GateState = state;
       const page = await messages.read(me, {
         inFlight: inFlight(),
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
         bytesMax: Math.min(PAGE_BYTES_MAX, roomBytes),
         nowMs: clock.nowMs(),
       });
-      if (page === null || !learn(page.proof, keyVersionAtStart)) return;
+      if (!learn(page?.proof ?? null, stateAtStart) || page === null) return;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
       if (closings !== closingsAtStart) continue;
       // Before what is pushed of it: under steady traffic no page may ever be empty.
@@ -368,19 +382,21 @@ export function createSession(parts: SessionParts): Session {
     },
 
     async ready(broughtKeyVersion) {
-      const keyVersionAtStart = keyVersionOf(state);
+      const stateAtStart = state;
+      const validatedVersion = keyVersionOf(stateAtStart);
       const keyVersion =
         broughtKeyVersion ??
-        (keyVersionAtStart === null ? null : Math.max(keyVersionAtStart, validatedAhead ?? 0));
+        (validatedVersion === null ? null : Math.max(validatedVersion, validatedAhead ?? 0));
       if (keyVersion === null) {
         if (!(await session.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
         throw new GatewayError('KEYS_NOT_VALIDATED');
       }
       const result = await messages.serve(me, keyVersion, clock.nowMs());
+      if (result === null) learn(null, stateAtStart);
       if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
-      follow(result.proof, keyVersionAtStart);
+      follow(result.proof, stateAtStart);
       if (!result.served) {
-        learn(result.proof, keyVersionAtStart);
+        learn(result.proof, stateAtStart);
         if (result.proof.fence > fence) {
           throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
         }

@@ -39,9 +39,15 @@ function emptyQueues(): MessageStore {
     store: async () => null,
     connect: async () => ({ fence: ++fence, lowNoticeVersion: 0 }),
     serve: async () => ({ proof, served: true, pendingCount: 0, newestSequence: 0 }),
-    async read({ device }) {
+    async read({ device, fence }) {
       note('read', device);
-      return { proof, envelopes: [], unreadable: [], oldestSequence: null, nextDueAtMs: null };
+      return {
+        proof: { ...proof, fence },
+        envelopes: [],
+        unreadable: [],
+        oldestSequence: null,
+        nextDueAtMs: null,
+      };
     },
     async prove(device) {
       note('prove', device);

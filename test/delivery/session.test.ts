@@ -11,7 +11,8 @@ const BOB = { userId: 'bob', deviceId: 1 };
 let proof: DeviceProof;
 let queue: QueuedEnvelope[];
 /** While set, that question waits; what it found was found when it was asked. */
-let waiting: { serve: Promise<void> | null; read: Promise<void> | null; acknowledge: Promise<void> | null };
+let waiting: Partial<Record<'serve' | 'read' | 'prove' | 'acknowledge', Promise<void> | null>>;
+let isKnown: boolean;
 let events: string[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let session: Session;
@@ -25,7 +26,7 @@ const messages = {
       newestSequence: queue.at(-1)?.sequence ?? 0,
     };
     await waiting.serve;
-    return result;
+    return isKnown ? result : null;
   },
   async read(_: unknown, { inFlight, envelopesMax }: { inFlight: readonly number[]; envelopesMax: number }) {
     const page = {
@@ -36,9 +37,13 @@ const messages = {
       nextDueAtMs: null,
     };
     await waiting.read;
-    return page;
+    return isKnown ? page : null;
   },
-  prove: async () => ({ ...proof }),
+  async prove() {
+    const result = { ...proof };
+    await waiting.prove;
+    return isKnown ? result : null;
+  },
   async acknowledge(_: unknown, sequences: readonly number[]) {
     const before = queue.length;
     queue = queue.filter((envelope) => !sequences.includes(envelope.sequence));
@@ -93,7 +98,8 @@ beforeEach(() => {
     lowNoticeVersion: 0,
   };
   queue = [];
-  waiting = { serve: null, read: null, acknowledge: null };
+  waiting = {};
+  isKnown = true;
   events = [];
   answers = [];
   const socket: ServedSocket = {
@@ -364,7 +370,7 @@ describe('a session', () => {
     await session.ready(null);
     await quiet();
     put(1);
-    waiting = { serve: serve.promise, read: read.promise, acknowledge: null };
+    waiting = { serve: serve.promise, read: read.promise };
     session.look();
     const ready = session.ready(null);
     session.detach();
@@ -384,6 +390,50 @@ describe('a session', () => {
     session.look();
     await quiet();
     expect(events).toEqual(['queueEmpty 0', 'displaced', 'cut']);
+  });
+
+  it('says that the server was restored when the number that it was served under is gone, and serves it anew', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    proof.fence = 0;
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'gateClosed serverRestored 1']);
+    await expect(session.ready(null)).rejects.toMatchObject({ code: 'KEYS_NOT_VALIDATED' });
+    session.validated(1);
+    proof.fence = 1;
+    await session.ready(null);
+    await quiet();
+    expect(events.slice(2)).toEqual(['messages 1']);
+  });
+
+  it.each([
+    ['a look', () => session.look()],
+    ['a clientReady', () => session.ready(null).catch((error) => events.push(error.code))],
+  ])('says that the server was restored when %s finds its device unknown', async (name, find) => {
+    await session.ready(null);
+    await quiet();
+    isKnown = false;
+    await find();
+    await quiet();
+    expect(events.slice(0, 2)).toEqual(['queueEmpty 0', 'gateClosed serverRestored 0']);
+    expect(events.slice(2)).toEqual(name === 'a clientReady' ? ['KEYS_NOT_UPLOADED'] : []);
+    expect(await session.hasKeys()).toBe(false);
+    expect(session.gate()).toEqual({ name: 'connected' });
+  });
+
+  it('takes no proof from before it was served for a restored server', async () => {
+    proof.fence = 0;
+    const prove = gate();
+    waiting.prove = prove.promise;
+    session.look();
+    proof.fence = 1;
+    waiting.prove = null;
+    await session.ready(null);
+    prove.open();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0']);
   });
 
   it('closes the socket of a client that is silent, but not for a page of an opening that is over', async () => {
