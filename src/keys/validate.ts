@@ -5,6 +5,7 @@ import type { DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
+import { VERSION_LEAP_MAX, VERSION_MAX } from '../protocol/limits.ts';
 import { bytesOf, samePublicKey } from './decode.ts';
 import { draftOf, fellLow } from './key-set.ts';
 import { canonicalCurveKey } from './signature.ts';
@@ -29,7 +30,7 @@ const CLAIMED_IDS_MAX = 10_000;
  * older backup withdraws the device's pools at once, since it may have handed their keys out before.
  *
  * @returns `changed` tells whether that happened
- * @throws GatewayError BAD_REQUEST for an unusable key, UNAVAILABLE
+ * @throws GatewayError BAD_REQUEST for an unusable key or a version that no server can have given, UNAVAILABLE
  */
 export async function validateKeys(
   parts: ValidateParts,
@@ -38,6 +39,7 @@ export async function validateKeys(
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
   const localIdentity = localIdentityOf(input);
   let keys = (await parts.store.read(device)) ?? NO_KEYS;
+  refuseImpossibleVersions(keys, input);
   const rolledBack = isRolledBack(keys, input);
   if (rolledBack) keys = await withdrawAfterRollback(parts, device, input, localIdentity);
 
@@ -118,6 +120,27 @@ function hasIdentity({ identity }: DeviceKeys, canonicalKey: Uint8Array): boolea
   return identity !== null && Buffer.compare(identity.canonicalKey, canonicalKey) === 0;
 }
 
+/**
+ * Versions rise by one at a time: one far beyond the server's is made up, and lifting the server's over it would soon
+ * leave none to come.
+ *
+ * @throws GatewayError BAD_REQUEST with the path of each
+ */
+function refuseImpossibleVersions(keys: DeviceKeys, input: Input): void {
+  const issues = (
+    [
+      ['lastKeyVersion', keys.keyVersion],
+      ['lastCountVersion', keys.countVersion],
+    ] as const
+  )
+    .filter(([field, present]) => (input[field] ?? 0) > Math.min(present + VERSION_LEAP_MAX, VERSION_MAX - 2))
+    .map(([field]) => ({ path: [field], message: 'is beyond any version that this device can have seen' }));
+  if (issues.length === 0) return;
+  throw new GatewayError('BAD_REQUEST', `${issues[0]!.path[0]}: ${issues[0]!.message}`, {
+    details: { issues },
+  });
+}
+
 function isRolledBack(keys: DeviceKeys, input: Input): boolean {
   return keys.keyVersion < (input.lastKeyVersion ?? 0) || keys.countVersion < (input.lastCountVersion ?? 0);
 }
@@ -141,6 +164,7 @@ async function withdrawAfterRollback(
       await keys.withdraw('ec', current.identity.canonicalKey, 'all');
       await keys.withdraw('pq', current.identity.canonicalKey, 'all');
     }
+    // Beyond the store's bounds they are not kept; the client is told all the same that they are gone.
     await keys.withdraw('ec', localIdentity, input.localPreKeyIds ?? []);
     await keys.withdraw('pq', localIdentity, input.localPqPreKeyIds ?? []);
     draft.availableCounts = { ec: 0, pq: 0 };

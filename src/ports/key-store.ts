@@ -74,7 +74,8 @@ export interface KeySetTransaction {
    * whether or not it was there. `'all'` takes the whole pool.
    *
    * @returns how many were in the pool; null where more ids than WITHDRAW_UNSEEN_MAX would be kept that were never
-   *   there: nothing was withdrawn then
+   *   there, or ids of an identity that is neither the present one nor among the first WITHDRAW_IDENTITIES_MAX that
+   *   ids are kept of: nothing was withdrawn then
    */
   withdraw(
     kind: PreKeyKind,

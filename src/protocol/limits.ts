@@ -6,6 +6,8 @@ export const KEY_ID_MAX = 2 ** 32 - 1;
 export const REGISTRATION_ID_MAX = 16383;
 /** Versions count changes of one device; the bound keeps sums of them exact in a double. */
 export const VERSION_MAX = 2 ** 48;
+/** A client may have seen a version this far above the server's, before the server was rolled back. */
+export const VERSION_LEAP_MAX = 2 ** 32;
 
 /** One-time prekeys of one kind in one upload. */
 export const UPLOAD_PRE_KEYS_MAX = 100;
@@ -13,6 +15,8 @@ export const UPLOAD_PRE_KEYS_MAX = 100;
 export const WITHDRAW_PRE_KEYS_MAX = 1000;
 /** Ids of one kind, under one identity, that may ever be withdrawn although the server had never seen them. */
 export const WITHDRAW_UNSEEN_MAX = 10_000;
+/** Identities of a device under which ids are kept, where a client names one that was never uploaded here. */
+export const WITHDRAW_IDENTITIES_MAX = 8;
 /** Ids of one kind that a client may list for comparison. */
 export const VALIDATE_PRE_KEYS_MAX = 2000;
 /** Devices of one user, and so envelopes of one request and bundles of one answer. */

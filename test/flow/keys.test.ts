@@ -1449,6 +1449,58 @@ describe('validateKeys', () => {
       expect(await claimAll(device)).toEqual([3]);
     });
 
+    it.each(['lastKeyVersion', 'lastCountVersion'] as const)(
+      'believes no %s that a device can’t have seen, and changes nothing for it',
+      async (field) => {
+        const { keys, client } = await stranger();
+        await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
+        const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
+        for (const version of [2 ** 32 + 2, 2 ** 48]) {
+          expect(await client.refusal('validateKeys', { ...local, [field]: version })).toMatchObject({
+            code: 'BAD_REQUEST',
+            details: { issues: [{ path: [field] }] },
+          });
+        }
+        expect(await client.call('keyStatus')).toMatchObject({
+          preKeyCount: 1,
+          keyVersion: 1,
+          countVersion: 1,
+        });
+        const found = await client.call('validateKeys', { ...local, [field]: 2 ** 32 + 1 });
+        expect(found.missingKeys).toEqual(['rolledBack']);
+      },
+    );
+
+    it('keeps the ids of few identities that were never uploaded here, and of the stored one always', async () => {
+      const { keys, client } = await stranger();
+      await client.call('uploadKeys', keys.keySet());
+      let lastCountVersion = 1;
+      const rolledBack = async (local: KeyMaker) => {
+        const found = await client.call('validateKeys', {
+          localIdentityKey: local.identityKey(),
+          localSignedPreKeyId: 1,
+          localPreKeyIds: [5],
+          lastCountVersion: lastCountVersion + 1,
+        });
+        expect(found).toMatchObject({ preKeyIdsToDelete: [5] });
+        lastCountVersion = found.countVersion;
+      };
+      const others = ids(0, 9).map(() => new KeyMaker());
+      for (const other of others) await rolledBack(other);
+      await rolledBack(keys);
+      const conflictsOf = async (local: KeyMaker) => {
+        const upload = local.keySet({ oneTimePreKeys: [local.oneTime(5)] });
+        const { oneTimePreKeys } = await client.call('uploadKeys', { ...upload, replaceIdentity: true });
+        return oneTimePreKeys.conflicts.length;
+      };
+      expect(await client.call('addPreKeys', { oneTimePreKeys: [keys.oneTime(5)] })).toMatchObject({
+        oneTimePreKeys: { conflicts: [{ keyId: 5, reason: 'alreadyClaimed' }] },
+      });
+      const conflicts: number[] = [];
+      for (const other of others) conflicts.push(await conflictsOf(other));
+      expect(conflicts).toEqual([1, 1, 1, 1, 1, 1, 1, 1, 0]);
+    });
+
     it('leaves a server alone whose versions are newer', async () => {
       const { keys, client } = await stranger();
       await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));

@@ -12,7 +12,7 @@ import type {
   PreKeyKind,
 } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
-import { DEVICE_ID_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
+import { DEVICE_ID_MAX, WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray, textArray } from './array-literal.ts';
 import { type ClaimRow, type ClaimValues, claimSql, claimStatement } from './claim-statement.ts';
 import { type Database, hotStatement, type Transaction } from './database.ts';
@@ -425,12 +425,19 @@ function createKeySetTransaction(
     async withdraw(kind, canonicalKey, keyIds) {
       const unseen = keyIds === 'all' ? [] : await neverSeen(kind, canonicalKey, keyIds);
       if (unseen.length > 0) {
-        const [used] = await select<{ unseen_count: number }>(
+        const [kept] = await select<{ unseen_count: number; known: boolean; others: number }>(
           tx,
-          sql`SELECT unseen_count FROM ${usedPreKeyIds}
-              WHERE ${ofDevice} AND identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]} AND NOT signed`,
+          sql`SELECT coalesce(sum(unseen_count) FILTER (
+                       WHERE identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]}), 0)::int4 AS unseen_count,
+                     coalesce(bool_or(identity_canonical = ${canonicalKey}), false) AS known,
+                     count(DISTINCT identity_canonical)::int4 AS others
+              FROM ${usedPreKeyIds} WHERE ${ofDevice}`,
         );
-        if ((used?.unseen_count ?? 0) + unseen.length > WITHDRAW_UNSEEN_MAX) return null;
+        const { unseen_count: unseenCount, known, others } = kept!;
+        const isPresent =
+          current.identity !== null && Buffer.compare(current.identity.canonicalKey, canonicalKey) === 0;
+        if (unseenCount + unseen.length > WITHDRAW_UNSEEN_MAX) return null;
+        if (!isPresent && !known && others >= WITHDRAW_IDENTITIES_MAX) return null;
       }
       const chosen = keyIds === 'all' ? sql`` : sql`AND key_id = ANY (${numberArray(keyIds)}::int8[])`;
       const removed = await select<{ key_id: number }>(
