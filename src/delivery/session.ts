@@ -95,6 +95,12 @@ interface Opening {
   emptyAnnounced: boolean;
 }
 
+/** How things stood when a statement began: it may have seen nothing that came later. */
+interface Start {
+  state: GateState;
+  ownChanges: number;
+}
+
 /** Envelopes that were pushed together, until what became of them is stored. */
 interface PushedPage {
   sequences: ReadonlyMap<string, number>;
@@ -120,6 +126,8 @@ export function createSession(parts: SessionParts): Session {
   /** `clientReady` is followed by a notice where a pool is low, also if it was so before. */
   let lowNoticeOwed = false;
   let knownToHaveKeys = false;
+  /** Changes of this socket's own that have ended: what was asked before the last of them says nothing of now. */
+  let ownChanges = 0;
   let paused = false;
   let ended = false;
   let looking = false;
@@ -156,8 +164,8 @@ export function createSession(parts: SessionParts): Session {
       try {
         if (state.name === 'open' && !paused) await drain();
         else {
-          const stateAtStart = state;
-          learn(await messages.prove(device), stateAtStart);
+          const start = now();
+          learn(await messages.prove(device), start);
         }
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'looking at a device failed');
@@ -167,16 +175,24 @@ export function createSession(parts: SessionParts): Session {
     looking = false;
   }
 
+  function now(): Start {
+    return { state, ownChanges };
+  }
+
+  function knowKeys(hasKeys: boolean, start: Start): void {
+    if (start.ownChanges === ownChanges) knownToHaveKeys = hasKeys;
+  }
+
   /** Takes in what a statement proved. @returns whether the gate is open at the proven version */
-  function learn(proof: DeviceProof | null, stateAtStart: GateState): boolean {
+  function learn(proof: DeviceProof | null, start: Start): boolean {
     if (ended) return false;
     if (proof === null) {
-      if (stateAtStart.name !== 'connected') findRestored(0);
+      if (start.state.name !== 'connected') findRestored(0);
       return false;
     }
-    knownToHaveKeys = proof.hasKeys;
+    knowKeys(proof.hasKeys, start);
     // An open gate was served under its number: a backup was restored that had not heard of it.
-    if (proof.fence < fence && stateAtStart.name === 'open') {
+    if (proof.fence < fence && start.state.name === 'open') {
       findRestored(proof.keyVersion);
       return false;
     }
@@ -189,7 +205,7 @@ export function createSession(parts: SessionParts): Session {
       noticeVersion = Math.max(noticeVersion, proof.lowNoticeVersion);
       if (isLow(proof)) pushPreKeysLow(proof);
     }
-    follow(proof, stateAtStart);
+    follow(proof, start);
     return state.name === 'open' && state.keyVersion === proof.keyVersion;
   }
 
@@ -200,12 +216,12 @@ export function createSession(parts: SessionParts): Session {
     apply({ name: 'keysChanged', keyVersion, reason: 'serverRestored' });
   }
 
-  /** Tells the gate which version a statement proved that began at `stateAtStart`. */
-  function follow(proof: DeviceProof, stateAtStart: GateState): void {
+  /** Tells the gate which version a statement proved that began at `start`. */
+  function follow(proof: DeviceProof, start: Start): void {
     const keyVersion = keyVersionOf(state);
     if (keyVersion === null || proof.keyVersion === keyVersion) return;
     // A version that went back while no change of ours was under way: an older backup was restored.
-    if (proof.keyVersion < keyVersion && keyVersion === keyVersionOf(stateAtStart)) {
+    if (proof.keyVersion < keyVersion && keyVersion === keyVersionOf(start.state)) {
       findRestored(proof.keyVersion);
     } else {
       apply({ name: 'keysChanged', keyVersion: proof.keyVersion, reason: reasonOf(proof) });
@@ -244,14 +260,14 @@ export function createSession(parts: SessionParts): Session {
       }
       // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
       if (room <= 0 || roomBytes < CONTENT_BYTES_MAX) return;
-      const stateAtStart: GateState = state;
+      const start = now();
       const page = await messages.read(me, {
         inFlight: inFlight(),
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
         bytesMax: Math.min(PAGE_BYTES_MAX, roomBytes),
         nowMs: clock.nowMs(),
       });
-      if (!learn(page?.proof ?? null, stateAtStart) || page === null) return;
+      if (!learn(page?.proof ?? null, start) || page === null) return;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
       if (closings !== closingsAtStart) continue;
       // Before what is pushed of it: under steady traffic no page may ever be empty.
@@ -382,8 +398,8 @@ export function createSession(parts: SessionParts): Session {
     },
 
     async ready(broughtKeyVersion) {
-      const stateAtStart = state;
-      const validatedVersion = keyVersionOf(stateAtStart);
+      const start = now();
+      const validatedVersion = keyVersionOf(start.state);
       const keyVersion =
         broughtKeyVersion ??
         (validatedVersion === null ? null : Math.max(validatedVersion, validatedAhead ?? 0));
@@ -392,11 +408,11 @@ export function createSession(parts: SessionParts): Session {
         throw new GatewayError('KEYS_NOT_VALIDATED');
       }
       const result = await messages.serve(me, keyVersion, clock.nowMs());
-      if (result === null) learn(null, stateAtStart);
+      if (result === null) learn(null, start);
       if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
-      follow(result.proof, stateAtStart);
+      follow(result.proof, start);
       if (!result.served) {
-        learn(result.proof, stateAtStart);
+        learn(result.proof, start);
         if (result.proof.fence > fence) {
           throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
         }
@@ -404,7 +420,7 @@ export function createSession(parts: SessionParts): Session {
           details: { keyVersion: result.proof.keyVersion },
         });
       }
-      knownToHaveKeys = true;
+      knowKeys(true, start);
       lowNoticeOwed = true;
       apply({ name: 'validated', keyVersion });
       opening = {
@@ -435,6 +451,7 @@ export function createSession(parts: SessionParts): Session {
         return outcome;
       } finally {
         knownToHaveKeys = false;
+        ownChanges += 1;
         apply({ name: 'rotationEnded', keyVersion });
         // Where it was more than a rotation, the store's version tells.
         session.look();
@@ -442,8 +459,11 @@ export function createSession(parts: SessionParts): Session {
     },
 
     async hasKeys() {
-      if (!knownToHaveKeys) knownToHaveKeys = (await messages.prove(device))?.hasKeys ?? false;
-      return knownToHaveKeys;
+      if (knownToHaveKeys) return true;
+      const start = now();
+      const hasKeys = (await messages.prove(device))?.hasKeys ?? false;
+      knowKeys(hasKeys, start);
+      return hasKeys;
     },
 
     look() {

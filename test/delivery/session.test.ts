@@ -436,6 +436,25 @@ describe('a session', () => {
     expect(events).toEqual(['queueEmpty 0']);
   });
 
+  it('believes no look that began before its own reset, nor a question of that time', async () => {
+    const prove = gate();
+    waiting.prove = prove.promise;
+    session.look();
+    const asked = session.hasKeys();
+    waiting.prove = null;
+    await session.change(async () => {
+      proof = { ...proof, keyVersion: 2, hasKeys: false };
+      return { rotation: false, data: { keyVersion: 2 } };
+    });
+    // The look that follows is not answered yet.
+    waiting.prove = new Promise(() => {});
+    prove.open();
+    await asked;
+    await quiet();
+    const answer = await Promise.race([session.hasKeys(), quiet().then(() => 'it asks')]);
+    expect(answer).toBe('it asks');
+  });
+
   it('closes the socket of a client that is silent, but not for a page of an opening that is over', async () => {
     await session.ready(null);
     await quiet();
