@@ -7,10 +7,11 @@ import type { Bounces } from './bounce.ts';
 const SWEEP_ROWS_MAX = 500;
 
 /**
- * Bounces expired and stale messages, forgets message ids that were finished long ago, and brings home what an
- * interrupted bounce left.
+ * Brings home what an interrupted bounce left, bounces expired and stale messages, and forgets message ids that were
+ * finished long ago. A step that fails keeps none of the others from being done.
  *
  * @returns rows touched
+ * @throws what failed first, when the others are done
  */
 export async function sweepMessages(parts: {
   messages: MessageStore;
@@ -18,16 +19,32 @@ export async function sweepMessages(parts: {
   clock: Clock;
 }): Promise<number> {
   let total = 0;
-  for (;;) {
-    const nowMs = parts.clock.nowMs();
-    const touched = await parts.messages.sweep({
-      nowMs,
-      forgetBeforeMs: nowMs - MESSAGE_ID_MEMORY_MS,
-      limit: SWEEP_ROWS_MAX,
-    });
-    total += touched;
-    if (touched < SWEEP_ROWS_MAX) break;
+  const failures: unknown[] = [];
+  // What waits on its way back is settled although the sweep may fail, and what the sweep bounces is settled after it.
+  for (const step of [settle, sweep, settle]) {
+    try {
+      await step();
+    } catch (error) {
+      failures.push(error);
+    }
   }
-  await parts.bounces.settle(null);
+  if (failures.length > 0) throw failures[0];
   return total;
+
+  async function settle(): Promise<void> {
+    await parts.bounces.settle(null);
+  }
+
+  async function sweep(): Promise<void> {
+    for (;;) {
+      const nowMs = parts.clock.nowMs();
+      const touched = await parts.messages.sweep({
+        nowMs,
+        forgetBeforeMs: nowMs - MESSAGE_ID_MEMORY_MS,
+        limit: SWEEP_ROWS_MAX,
+      });
+      total += touched;
+      if (touched < SWEEP_ROWS_MAX) return;
+    }
+  }
 }

@@ -153,9 +153,11 @@ export interface MessageStore {
 
   /**
    * Turns messages that expired, or bear the stamp of a replaced key set, into bounces, drops expired bounces,
-   * and forgets message ids that were finished before `forgetBeforeMs`; at most `limit` rows of each.
+   * and forgets message ids that were finished before `forgetBeforeMs`; at most `limit` rows of each. A kind that
+   * fails keeps none of the others from being swept.
    *
    * @returns rows touched
+   * @throws what failed first, when the others are done
    */
   sweep(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): Promise<number>;
 

@@ -853,6 +853,17 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await settle(alice)).toEqual({ senders: [], more: false });
       });
 
+      it('looks at the memory of a message that still waits once a day, not at every run', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const at = (days: number) => sweep(NOW_MS + days * DAY_MS, NOW_MS + (days - 1) * DAY_MS);
+        for (const _ of ids(0, 5)) await storeFor(alice, bob, { nowMs: NOW_MS + 2 * DAY_MS });
+        // Other tests' rows are in it too.
+        expect(await at(3)).toBeGreaterThanOrEqual(5);
+        for (const days of [3, 3.9]) expect(await at(days)).toBe(0);
+        expect(await at(4)).toBeGreaterThanOrEqual(5);
+        expect(await at(4.9)).toBe(0);
+      });
+
       it('touches at most so many rows of each kind, and ends', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await sweep(NOW_MS + 5);

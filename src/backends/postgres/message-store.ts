@@ -161,9 +161,15 @@ export function createMessageStore(database: Database): MessageStore {
 
     async sweep({ nowMs, forgetBeforeMs, limit }) {
       let touched = 0;
+      const failures: unknown[] = [];
       for (const statement of sweepStatements({ nowMs, forgetBeforeMs, limit })) {
-        touched += await database.run(async (db) => (await db.execute(statement)).count);
+        try {
+          touched += await database.run(async (db) => (await db.execute(statement)).count);
+        } catch (error) {
+          failures.push(error);
+        }
       }
+      if (failures.length > 0) throw failures[0];
       return touched;
     },
 
@@ -284,9 +290,9 @@ verdict AS MATERIALIZED (
 ),
 remembered AS (
   INSERT INTO ${messageReceipts}
-    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at)
+    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at, waiting_at)
   SELECT ${placeholder('userId')}, j.device_id, ${MESSAGE}, ${placeholder('senderUserId')},
-         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.sequence, ${moment('nowMs')}
+         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.sequence, ${moment('nowMs')}, ${moment('nowMs')}
   FROM judged j, verdict v
   WHERE v.may_store AND j.matches AND j.repeated_of IS NULL AND NOT j.is_full
   ORDER BY j.device_id
@@ -539,9 +545,9 @@ WITH bounced AS MATERIALIZED (
 ),
 remembered AS (
   INSERT INTO ${messageReceipts}
-    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at)
+    (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at, waiting_at)
   SELECT ${placeholder('userId')}, b.device_id, ${BOUNCE}, b.recipient_user_id, b.recipient_device_id, b.message_id,
-         b.sequence, ${moment('nowMs')}
+         b.sequence, ${moment('nowMs')}, ${moment('nowMs')}
   FROM bounced b
   ORDER BY b.device_id, b.recipient_user_id, b.recipient_device_id, b.message_id
   ON CONFLICT DO NOTHING
@@ -616,13 +622,17 @@ function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: nu
     WHERE ctid = ANY (ARRAY(
       SELECT ctid FROM ${messageReceipts}
       WHERE finished_at <= ${at(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${cut.limit}))`,
+    // Each is looked at a day after it was stored or last found waiting, so that a run reads no queue of old ones again.
     sql`
-    UPDATE ${messageReceipts} SET finished_at = ${at(cut.nowMs)}
+    UPDATE ${messageReceipts} r SET waiting_at = ${at(cut.nowMs)}, finished_at = CASE
+      -- A scalar: EXISTS could be planned as one scan of all messages.
+      WHEN (SELECT 1 FROM ${messages} m
+            WHERE m.user_id = r.user_id AND m.device_id = r.device_id AND m.sequence = r.sequence
+            LIMIT 1) IS NULL
+      THEN ${at(cut.nowMs)} END
     WHERE ctid = ANY (ARRAY(
-      SELECT r.ctid FROM ${messageReceipts} r
-      WHERE r.finished_at IS NULL AND r.stored_at <= ${at(cut.forgetBeforeMs)} AND NOT EXISTS (
-        SELECT 1 FROM ${messages} m
-        WHERE m.user_id = r.user_id AND m.device_id = r.device_id AND m.sequence = r.sequence)
-      ORDER BY r.stored_at LIMIT ${cut.limit}))`,
+      SELECT ctid FROM ${messageReceipts}
+      WHERE finished_at IS NULL AND waiting_at <= ${at(cut.forgetBeforeMs)}
+      ORDER BY waiting_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
   ];
 }

@@ -215,6 +215,8 @@ export const messageReceipts = pgTable(
     messageId: uuid('message_id').notNull(),
     sequence: bigNumber('sequence').notNull(),
     storedAt: moment('stored_at').notNull(),
+    /** When the sweep last found the message waiting, at first when it was stored: it looks again a day later. */
+    waitingAt: moment('waiting_at').notNull().defaultNow(),
     /** When the sweep first saw that the message was finished. */
     finishedAt: moment('finished_at'),
   },
@@ -229,7 +231,7 @@ export const messageReceipts = pgTable(
         table.messageId,
       ],
     }),
-    index('message_receipts_stored').on(table.storedAt).where(sql`${table.finishedAt} IS NULL`),
+    index('message_receipts_waiting').on(table.waitingAt).where(sql`${table.finishedAt} IS NULL`),
     index('message_receipts_finished').on(table.finishedAt).where(sql`${table.finishedAt} IS NOT NULL`),
   ],
 );

@@ -1,1 +1,0 @@
-ALTER TABLE "used_prekey_ids" ADD COLUMN "unseen_count" integer DEFAULT 0 NOT NULL;

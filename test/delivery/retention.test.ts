@@ -1,0 +1,37 @@
+// The retention of messages: what of it fails, and what is done all the same.
+import { expect, it } from 'vitest';
+import { sweepMessages } from '../../src/delivery/retention.ts';
+import type { MessageStore } from '../../src/ports/message-store.ts';
+import { createManualClock } from '../support/manual-clock.ts';
+
+const failure = new Error('no');
+
+function steps(failing: 'settle' | 'sweep') {
+  const done: string[] = [];
+  const parts = {
+    clock: createManualClock(),
+    bounces: {
+      async settle() {
+        done.push('settle');
+        if (failing === 'settle') throw failure;
+      },
+    },
+    messages: {
+      async sweep() {
+        done.push('sweep');
+        if (failing === 'sweep') throw failure;
+        return 0;
+      },
+    } as Pick<MessageStore, 'sweep'> as MessageStore,
+  };
+  return { done, parts };
+}
+
+it.each(['settle', 'sweep'] as const)(
+  'does the other steps although %s fails, and throws',
+  async (failing) => {
+    const { done, parts } = steps(failing);
+    await expect(sweepMessages(parts)).rejects.toBe(failure);
+    expect(done).toEqual(['settle', 'sweep', 'settle']);
+  },
+);
