@@ -1,9 +1,10 @@
 // The stores on every PostgreSQL that this machine can start, held to the contracts of their ports.
+import { randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { sql } from 'drizzle-orm';
-import { afterAll } from 'vitest';
+import { type SQL, sql } from 'drizzle-orm';
+import { afterAll, describe, expect, it } from 'vitest';
 import {
   type Database,
   migrateDatabase,
@@ -15,7 +16,9 @@ import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
-import { describeKeyStore } from '../contract/key-store.ts';
+import type { KeyStore } from '../../src/ports/key-store.ts';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { describeKeyStore, newDevice, storeKeySet } from '../contract/key-store.ts';
 import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 
@@ -81,6 +84,78 @@ for (const { started, open } of engines) {
     ),
     close: async () => {},
   }));
+}
+
+// Between two statements of one claim no port can step: this database does.
+describe('a claim that waits', () => {
+  it('leaves out no device that came to be, and is changed, between its lock and its claim', async () => {
+    const { url, drop } = await createDatabase();
+    const address = { kind: 'url', url } as const;
+    await migrateDatabase(address);
+    const [here, there] = [openNode(address).database, openNode(address).database];
+    const otherNode = createKeyStore(there);
+    const { userId } = newDevice();
+    const [first, second] = [
+      { userId, deviceId: 1 },
+      { userId, deviceId: 2 },
+    ];
+    await storeKeySet(otherNode, first, { ec: [1] });
+    const holdsFirst = await held(otherNode, first);
+    let holdsSecond = { release: async () => {} };
+    let transactions = 0;
+    const stepped: Database = {
+      ...here,
+      transaction: async (action) => {
+        transactions += 1;
+        await (transactions === 1 ? holdsFirst : holdsSecond).release();
+        return await here.transaction(async (tx) => {
+          let statements = 0;
+          const execute = async (statement: SQL) => {
+            const result = await tx.execute(statement);
+            statements += 1;
+            if (transactions === 1 && statements === 1) {
+              await storeKeySet(otherNode, second, { ec: [2] });
+              holdsSecond = await held(otherNode, second);
+            }
+            return result;
+          };
+          return await action(
+            new Proxy(tx, { get: (of, name) => (name === 'execute' ? execute : Reflect.get(of, name)) }),
+          );
+        });
+      },
+    };
+    const request = { claimer: newDevice(), claimId: randomUUID(), userId, deviceId: null };
+    const { bundles } = await createKeyStore(stepped).claim([request], {
+      nowMs: 0,
+      lowThreshold: 3,
+      waits: true,
+    });
+    expect(transactions).toBe(2);
+    expect(bundles.map((list) => list?.map((bundle) => bundle.oneTimePreKey?.keyId))).toEqual([[1, 2]]);
+    await Promise.all([here.close(), there.close()]);
+    await drop();
+  });
+});
+
+/** Holds a device's row until it is released. */
+async function held(store: KeyStore, device: DeviceAddress): Promise<{ release(): Promise<void> }> {
+  let release = () => {};
+  const released = new Promise<void>((resolve) => {
+    release = resolve;
+  });
+  return await new Promise((resolve, reject) => {
+    const change = store.change(device, async () => {
+      resolve({
+        async release() {
+          release();
+          await change;
+        },
+      });
+      await released;
+    });
+    change.catch(reject);
+  });
 }
 
 /** A database whose process dies before a statement like this one reaches it. */

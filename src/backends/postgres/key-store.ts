@@ -11,6 +11,7 @@ import type {
   KeyStore,
   PreKeyKind,
 } from '../../ports/key-store.ts';
+import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX, WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray, textArray } from './array-literal.ts';
@@ -78,18 +79,22 @@ export function createKeyStore(database: Database): KeyStore {
   async function claimRound(requests: readonly ClaimRequest[], how: ClaimHow): Promise<ClaimResult> {
     const rows = await database.hot(claimStatement, { ...claimValues(requests, how) });
     const ranLow = devicesThatRanLow(requests, rows);
-    const again = [...new Set(rows.filter((row) => row.outcome === 'again').map((row) => row.ord))].sort(
-      (a, b) => a - b,
-    );
-    const unanswered = new Set(again);
+    let again = unansweredOf(rows);
+    let unanswered = new Set(again);
     let settled = rows.filter((row) => !unanswered.has(row.ord));
-    if (again.length > 0 && how.waits) {
-      // What the first statement did claim for these requests comes back as their first answer.
-      const retried = again.map((ord) => requests[ord]!);
-      const lockedRows = await claimUnderLock(database, retried, how);
-      for (const [key, device] of devicesThatRanLow(retried, lockedRows)) ranLow.set(key, device);
-      settled = settled.concat(lockedRows.map((row) => ({ ...row, ord: again[row.ord]! })));
-      unanswered.clear();
+    for (let waits = 0; again.length > 0 && how.waits; waits++) {
+      if (waits === CLAIM_WAITS_MAX) throw tooBusy();
+      // What the statement before did claim for these requests comes back as their first answer.
+      const asked = again;
+      const retried = asked.map((ord) => requests[ord]!);
+      const lockedRows = (await claimUnderLock(database, retried, how)).map((row) => ({
+        ...row,
+        ord: asked[row.ord]!,
+      }));
+      for (const [key, device] of devicesThatRanLow(requests, lockedRows)) ranLow.set(key, device);
+      again = unansweredOf(lockedRows);
+      unanswered = new Set(again);
+      settled = settled.concat(lockedRows.filter((row) => !unanswered.has(row.ord)));
     }
     const bundles = await toBundles(requests, settled);
     return {
@@ -291,6 +296,21 @@ function roundsOf(requests: readonly ClaimRequest[]): number[][] {
     rounds[round].push(ord);
   });
   return rounds;
+}
+
+/** A device that comes to be between lock and claim, and is changed at once, is waited for anew; so often. */
+const CLAIM_WAITS_MAX = 5;
+
+/** The requests of which a device was being changed, in order. */
+function unansweredOf(rows: readonly ClaimRow[]): number[] {
+  const again = rows.filter((row) => row.outcome === 'again').map((row) => row.ord);
+  return [...new Set(again)].sort((a, b) => a - b);
+}
+
+function tooBusy(): GatewayError {
+  return new GatewayError('UNAVAILABLE', 'the devices’ keys keep changing; try again', {
+    retryAfterMs: 1_000,
+  });
 }
 
 /** Locks the devices' rows in sorted order first, so that the claim's snapshot is sure to be current. */
