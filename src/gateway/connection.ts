@@ -19,6 +19,7 @@ import type { Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
 import type { Observer } from '../requests/observe.ts';
+import { frameBytesOf } from './parser.ts';
 
 export interface SocketData {
   /** A newer connection took over while this one was still being taken in. */
@@ -35,8 +36,12 @@ export interface ConnectionParts {
   isDraining(): boolean;
 }
 
-/** Requests of one socket that may be under way at once. */
-const REQUESTS_UNDER_WAY_MAX = 1_024;
+/** Requests of one socket that are carried out at once: no socket occupies the node by itself. */
+const REQUESTS_UNDER_WAY_MAX = 32;
+/** Requests of one socket that wait for those before them. */
+const REQUESTS_WAITING_MAX = 1_024;
+/** Frames of one socket whose requests are not answered yet. */
+const REQUEST_BYTES_MAX = 16 * 1024 * 1024;
 /** Bytes that wait to be read by one client: beyond it, it reads too slowly to be served. */
 const UNREAD_BYTES_MAX = 8 * 1024 * 1024;
 /** The client is told so long before its token ends, or at nine tenths of the token's time. */
@@ -135,9 +140,27 @@ export async function acceptConnection(
       },
     },
   };
+  const waiting: WaitingRequest[] = [];
   let underWay = 0;
+  let requestBytes = 0;
 
-  socket.onAny((event: string, ...args: unknown[]) => {
+  function carryOut(): void {
+    while (underWay < REQUESTS_UNDER_WAY_MAX && !ended) {
+      const request = waiting.shift();
+      if (request === undefined) return;
+      underWay += 1;
+      void dispatch(request.name, request.input, context).then((reply) => {
+        underWay -= 1;
+        requestBytes -= request.bytes;
+        request.acknowledge(reply);
+        carryOut();
+      });
+    }
+  }
+
+  // Nothing is passed on: no event has another listener.
+  socket.use((packet) => {
+    const [event, ...args] = packet as [string, ...unknown[]];
     const last = args.at(-1);
     // Nobody could learn what became of a request without an acknowledgement: it is not carried out.
     if (typeof last !== 'function') return;
@@ -158,7 +181,8 @@ export async function acceptConnection(
         new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: TOO_MANY_RETRY_MS }),
       );
     }
-    if (underWay >= REQUESTS_UNDER_WAY_MAX) {
+    const bytes = frameBytesOf(packet);
+    if (waiting.length >= REQUESTS_WAITING_MAX || requestBytes + bytes > REQUEST_BYTES_MAX) {
       return refuse(
         new GatewayError('RATE_LIMITED', 'too many requests are under way on this socket', {
           retryAfterMs: TOO_MANY_RETRY_MS,
@@ -166,12 +190,17 @@ export async function acceptConnection(
       );
     }
     const input = args.length === 1 && inputIsOptional(name) ? {} : args.length === 1 ? undefined : args[0];
-    underWay += 1;
-    void dispatch(name, input, context).then((reply) => {
-      underWay -= 1;
-      acknowledge(reply);
-    });
+    requestBytes += bytes;
+    waiting.push({ name, input, bytes, acknowledge });
+    carryOut();
   });
+}
+
+interface WaitingRequest {
+  name: RequestName;
+  input: unknown;
+  bytes: number;
+  acknowledge(reply: Reply<RequestName>): void;
 }
 
 interface TokenWatch {

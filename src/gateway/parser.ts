@@ -4,13 +4,31 @@ import { Decoder, Encoder } from 'socket.io-parser';
 /** A request has two arguments at most, an acknowledgement one; a few more are answered with BAD_REQUEST. */
 const ARGUMENTS_MAX = 64;
 
+/** The event's arguments are the one thing of a frame that reaches the socket. */
+const frameBytes = new WeakMap<unknown[], number>();
+
+/** How large the frames were that brought an event; Socket.IO hands its arguments on as the very list they were. */
+export function frameBytesOf(event: unknown[]): number {
+  return frameBytes.get(event) ?? 0;
+}
+
 class BoundedDecoder extends Decoder {
+  private bytes = 0;
+
   constructor() {
     super();
     // The first listener of each packet: what it throws, Socket.IO takes for a broken packet and ends the connection.
     this.on('decoded', ({ data }) => {
-      if (Array.isArray(data) && data.length > ARGUMENTS_MAX) throw new Error('too many arguments');
+      if (!Array.isArray(data)) return;
+      if (data.length > ARGUMENTS_MAX) throw new Error('too many arguments');
+      frameBytes.set(data, this.bytes);
     });
+  }
+
+  override add(frame: string | Buffer): void {
+    // A text begins a packet; binary frames belong to the text before them.
+    this.bytes = (typeof frame === 'string' ? 0 : this.bytes) + frame.length;
+    super.add(frame);
   }
 }
 

@@ -1,7 +1,15 @@
 /** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
 import { io, Manager, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import type { Session } from '../../src/delivery/session.ts';
+import { createSocketDoor, type SocketDoorParts } from '../../src/gateway/server.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
+import type { Dispatch } from '../../src/requests/dispatch.ts';
+import { createObserver, type Observer } from '../../src/requests/observe.ts';
 import { eventually } from '../support/eventually.ts';
 import {
   afterOthersGotTheirs,
@@ -16,6 +24,7 @@ import {
 } from '../support/flow.ts';
 import {
   type Client,
+  connectClient,
   contents,
   enrol,
   open,
@@ -369,5 +378,97 @@ describe('a client that reads nothing', () => {
     expect(asked * request.length).toBeLessThan(64 * 1024 * 1024);
     const again = await reopened(shared, bob);
     await eventually(() => expect(contents(again.client)).toEqual(['stays']));
+  });
+});
+
+/** The door by itself: sockets are real, and what stands behind it does as it is told. */
+async function openDoor(parts: Partial<SocketDoorParts> = {}) {
+  const server = createServer();
+  const closed: string[] = [];
+  const refused: Parameters<Observer['handshakeRefused']>[0][] = [];
+  const door = createSocketDoor({
+    server,
+    authenticator: {
+      authenticate: async () => ({ device: someone(), expiresAtMs: Date.now() + 3_600_000 }),
+    } as unknown as SocketDoorParts['authenticator'],
+    courier: {
+      attach: async () => ({ fence: 1, detach() {}, displace() {} }) as unknown as Session,
+    } as unknown as SocketDoorParts['courier'],
+    dispatch: (async () => ({ ok: true, data: {} })) as unknown as Dispatch,
+    observer: {
+      ...createObserver(silentLog),
+      socketClosed: ({ reason }) => closed.push(reason),
+      handshakeRefused: (event) => refused.push(event),
+    },
+    clock: systemClock,
+    isOriginAllowed: () => true,
+    isDraining: () => false,
+    ...parts,
+  });
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  undo.push(async () => {
+    await door.close();
+    await new Promise((resolve) => server.close(resolve));
+  });
+  const { port } = server.address() as AddressInfo;
+  return { door, closed, refused, url: `http://127.0.0.1:${port}` };
+}
+
+/** A dispatch whose requests end when they are told to. */
+function slowDispatch() {
+  const started: unknown[] = [];
+  const ends: (() => void)[] = [];
+  const dispatch = ((_name: string, input: unknown) =>
+    new Promise((resolve) => {
+      started.push(input);
+      ends.push(() => resolve({ ok: true, data: {} }));
+    })) as unknown as Dispatch;
+  return { dispatch, started, ends };
+}
+
+describe('many requests of one socket at once', () => {
+  it('are carried out 32 at a time, in order, and refused beyond those that may wait', async () => {
+    const { dispatch, started, ends } = slowDispatch();
+    const { url } = await openDoor({ dispatch });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    const replies = Array.from({ length: 32 + 1_024 + 2 }, (_, i) =>
+      client.ask('listDevices', { userId: `${i}` }),
+    );
+    // Those that are refused are answered at once, and tell that all others have come.
+    for (const reply of await Promise.all(replies.slice(-2))) {
+      expect(reply).toMatchObject({
+        ok: false,
+        error: { code: 'RATE_LIMITED', retryAfterMs: expect.any(Number) },
+      });
+    }
+    expect(started).toHaveLength(32);
+    ends.shift()!();
+    await replies[0];
+    await eventually(() => expect(started).toHaveLength(33));
+    await eventually(() => {
+      for (const end of ends.splice(0)) end();
+      return started.length === 32 + 1_024;
+    });
+    for (const end of ends.splice(0)) end();
+    expect(await Promise.all(replies.slice(0, -2))).toEqual(
+      Array.from({ length: 32 + 1_024 }, () => ({ ok: true, data: {} })),
+    );
+    expect(started).toEqual(Array.from({ length: 32 + 1_024 }, (_, i) => ({ userId: `${i}` })));
+  });
+
+  it('hold at most 16 MiB of frames, and free them when they are answered', async () => {
+    const { dispatch, started, ends } = slowDispatch();
+    const { url } = await openDoor({ dispatch });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    const large = () => client.ask('listDevices', { userId: 'x'.repeat(1_000_000) });
+    const replies = Array.from({ length: 16 }, large);
+    expect(await large()).toMatchObject({ ok: false, error: { code: 'RATE_LIMITED' } });
+    expect(started).toHaveLength(16);
+    for (const end of ends.splice(0)) end();
+    await Promise.all(replies);
+    void large().catch(() => {});
+    await eventually(() => expect(started).toHaveLength(17));
   });
 });
