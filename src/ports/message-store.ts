@@ -162,8 +162,8 @@ export interface MessageStore {
   sweep(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): Promise<number>;
 
   /**
-   * Of `readers`, those whose device has changed its keys, ran low, was superseded, or has an envelope due beyond
-   * those in flight.
+   * Of `readers`, those whose device has changed its keys, ran low, is served under another number or gone, or has an
+   * envelope due beyond those in flight.
    */
   inNeedOfALook(
     readers: readonly (Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number })[],

@@ -914,6 +914,16 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await messages.inNeedOfALook([], NOW_MS)).toEqual([]);
       });
 
+      it('finds a reader that the store does not serve: under another number, or of a device that is gone', async () => {
+        const reader = await served(await enrolled());
+        const { keyVersion, lowNoticeVersion } = (await messages.prove(reader.device))!;
+        const watched = { ...reader, keyVersion, lowNoticeVersion, inFlight: 0 };
+        const ahead = { ...watched, fence: reader.fence + 1 };
+        const gone = { ...watched, device: newDevice() };
+        expect(await messages.inNeedOfALook([watched], NOW_MS)).toEqual([]);
+        expect(await messages.inNeedOfALook([ahead, gone], NOW_MS)).toEqual([ahead.device, gone.device]);
+      });
+
       it('finds an envelope that was put off when it falls due, and not before', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);

@@ -459,11 +459,12 @@ FROM unnest(
   ${placeholder('keyVersions')}::int8[], ${placeholder('noticeVersions')}::int8[],
   ${placeholder('inFlightCounts')}::int4[]
 ) AS a (user_id, device_id, fence, key_version, notice_version, in_flight)
-CROSS JOIN LATERAL (
+LEFT JOIN LATERAL (
   SELECT v.fence, v.key_version, v.low_notice_version FROM ${devices} v
   WHERE v.user_id = a.user_id AND v.device_id = a.device_id LIMIT 1
-) d
-WHERE d.fence > a.fence OR d.key_version <> a.key_version OR d.low_notice_version > a.notice_version OR a.in_flight < (
+) d ON true
+-- Of a restored backup the row may be gone, or its fence older than the reader's.
+WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR d.low_notice_version > a.notice_version OR a.in_flight < (
   SELECT count(*) FROM (
     SELECT 1 FROM ${messages} m
     WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
