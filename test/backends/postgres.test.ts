@@ -4,7 +4,7 @@ import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type SQL, sql } from 'drizzle-orm';
-import { afterAll, describe, expect, it } from 'vitest';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import {
   type Database,
   migrateDatabase,
@@ -135,6 +135,52 @@ describe('a claim that waits', () => {
     expect(bundles.map((list) => list?.map((bundle) => bundle.oneTimePreKey?.keyId))).toEqual([[1, 2]]);
     await Promise.all([here.close(), there.close()]);
     await drop();
+  });
+});
+
+describe('the store of one process', () => {
+  let database: Database;
+  let drop: () => Promise<void>;
+  beforeAll(async () => {
+    const created = await createDatabase();
+    drop = created.drop;
+    const address = { kind: 'url', url: created.url } as const;
+    await migrateDatabase(address);
+    database = openNode(address).database;
+  });
+  afterAll(async () => {
+    await database.close();
+    await drop();
+  });
+
+  it('changes a device by one transaction at a time, and others beside it', async () => {
+    let underWay = 0;
+    let most = 0;
+    const counting: Database = {
+      ...database,
+      async transaction(action) {
+        underWay += 1;
+        most = Math.max(most, underWay);
+        try {
+          return await database.transaction(action);
+        } finally {
+          underWay -= 1;
+        }
+      },
+    };
+    const keys = createKeyStore(counting);
+    const device = newDevice();
+    await Promise.allSettled(
+      Array.from({ length: 10 }, (_, i) =>
+        keys.change(device, async () => {
+          if (i === 3) throw new Error('no');
+        }),
+      ),
+    );
+    expect(most).toBe(1);
+    const holds = await held(keys, device);
+    await storeKeySet(keys, newDevice(), {});
+    await holds.release();
   });
 });
 

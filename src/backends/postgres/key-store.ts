@@ -33,6 +33,20 @@ type Queryable = PostgresJsDatabase | Transaction;
 
 export function createKeyStore(database: Database): KeyStore {
   const publicParts = createPublicParts(database);
+  /** The last change of each device that is being changed by this process. */
+  const changes = new Map<string, Promise<unknown>>();
+
+  /** Runs one after the other what is of one device, so that changes that wait for its row hold one connection in all. */
+  async function inTurn<Result>(device: DeviceAddress, action: () => Promise<Result>): Promise<Result> {
+    const key = addressKey(device);
+    const turn = (changes.get(key) ?? Promise.resolve()).then(action, action);
+    changes.set(key, turn);
+    try {
+      return await turn;
+    } finally {
+      if (changes.get(key) === turn) changes.delete(key);
+    }
+  }
 
   async function toBundles(
     requests: readonly ClaimRequest[],
@@ -109,14 +123,16 @@ export function createKeyStore(database: Database): KeyStore {
     },
 
     async change(device, action) {
-      return await database.transaction(async (tx) => {
-        let current = await readKeys(tx, device, true);
-        if (current === null) {
-          await tx.insert(devices).values(device).onConflictDoNothing();
-          current = await readKeys(tx, device, true);
-        }
-        return await action(createKeySetTransaction(tx, device, current!));
-      });
+      return await inTurn(device, () =>
+        database.transaction(async (tx) => {
+          let current = await readKeys(tx, device, true);
+          if (current === null) {
+            await tx.insert(devices).values(device).onConflictDoNothing();
+            current = await readKeys(tx, device, true);
+          }
+          return await action(createKeySetTransaction(tx, device, current!));
+        }),
+      );
     },
 
     async devicesOf(userId) {
