@@ -18,7 +18,7 @@ import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { KeyStore } from '../../src/ports/key-store.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
-import { describeKeyStore, newDevice, storeKeySet } from '../contract/key-store.ts';
+import { describeKeyStore, identityOf, newDevice, storeKeySet } from '../contract/key-store.ts';
 import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 
@@ -181,6 +181,27 @@ describe('the store of one process', () => {
     const holds = await held(keys, device);
     await storeKeySet(keys, newDevice(), {});
     await holds.release();
+  });
+
+  it('answers with what a restored backup holds, although the numbers are the same again', async () => {
+    const keys = createKeyStore(database);
+    const device = newDevice();
+    const claimed = async () => {
+      const { bundles } = await keys.claim([{ claimer: newDevice(), claimId: randomUUID(), ...device }], {
+        nowMs: 0,
+        lowThreshold: 3,
+        waits: true,
+      });
+      return Buffer.from(bundles[0]![0]!.identity.identityKey);
+    };
+    await storeKeySet(keys, device, { identity: identityOf('A') });
+    expect(await claimed()).toEqual(Buffer.from(identityOf('A').identityKey));
+    // A backup of before the upload.
+    for (const table of ['devices', 'signed_prekeys', 'prekey_claims']) {
+      await database.run((db) => db.execute(sql`DELETE FROM ${sql.identifier(table)}`));
+    }
+    await storeKeySet(keys, device, { identity: identityOf('B') });
+    expect(await claimed()).toEqual(Buffer.from(identityOf('B').identityKey));
   });
 });
 

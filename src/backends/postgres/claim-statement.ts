@@ -25,6 +25,7 @@ export interface ClaimRow {
   outcome: 'claimed' | 'repeated' | 'again';
   registration_id: number;
   identity_version: number;
+  identity_canonical: Uint8Array;
   signed_prekey_id: number;
   pq_last_resort_prekey_id: number | null;
   ec_key_id: number | null;
@@ -92,11 +93,11 @@ WITH asked AS MATERIALIZED (
 -- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
 wanted AS MATERIALIZED (
   SELECT row_number() OVER ()::int4 AS place, a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id,
-         a.claim_id, d.revision, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
+         a.claim_id, d.revision, d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
          c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature
   FROM asked a
   CROSS JOIN LATERAL (
-    SELECT v.device_id, v.revision, v.identity_version
+    SELECT v.device_id, v.revision, v.identity_version, v.identity_canonical
     FROM ${devices} v
     WHERE v.user_id = a.user_id AND v.device_id BETWEEN a.first_device_id AND a.last_device_id
       AND v.device_id <> a.except_device_id AND v.identity_key IS NOT NULL AND v.signed_prekey_id IS NOT NULL
@@ -122,7 +123,7 @@ needed AS MATERIALIZED (
     ORDER BY user_id, device_id
   ) w
   CROSS JOIN LATERAL (
-    SELECT v.user_id, v.device_id, v.registration_id, v.identity_version, v.signed_prekey_id,
+    SELECT v.user_id, v.device_id, v.registration_id, v.identity_version, v.identity_canonical, v.signed_prekey_id,
            v.pq_last_resort_prekey_id, v.ec_available, v.pq_available, v.revision
     FROM ${devices} v
     WHERE v.user_id = w.user_id AND v.device_id = w.device_id
@@ -158,8 +159,8 @@ answers AS MATERIALIZED (
          ec.public_key AS ec_public_key, pq.key_id AS pq_key_id, pq.public_key AS pq_public_key,
          pq.signature AS pq_signature
   FROM (
-    SELECT unnest(places) AS needed_place, user_id, device_id, registration_id, identity_version, signed_prekey_id,
-           pq_last_resort_prekey_id, ${ranLow(value, 'ec_available', 'ec_spent')}
+    SELECT unnest(places) AS needed_place, user_id, device_id, registration_id, identity_version,
+           identity_canonical, signed_prekey_id, pq_last_resort_prekey_id, ${ranLow(value, 'ec_available', 'ec_spent')}
              OR ${ranLow(value, 'pq_available', 'pq_spent')} AS ran_low
     FROM needed
   ) n
@@ -177,12 +178,12 @@ claimed AS (
          to_timestamp(${value('nowMs')}::float8 / 1000)
   FROM answers
 )
-SELECT ord, device_id, 'claimed' AS outcome, registration_id, identity_version, signed_prekey_id,
-       pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature, ran_low
+SELECT ord, device_id, 'claimed' AS outcome, registration_id, identity_version, identity_canonical,
+       signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature, ran_low
 FROM answers
 UNION ALL
 SELECT w.ord, w.device_id, CASE WHEN w.signed_prekey_id IS NULL THEN 'again' ELSE 'repeated' END, w.registration_id,
-       w.identity_version, w.signed_prekey_id, w.pq_last_resort_prekey_id, w.ec_key_id, w.ec_public_key, w.pq_key_id,
+       w.identity_version, w.identity_canonical, w.signed_prekey_id, w.pq_last_resort_prekey_id, w.ec_key_id, w.ec_public_key, w.pq_key_id,
        w.pq_public_key, w.pq_signature, false
 FROM wanted w
 WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.place = w.place)`;

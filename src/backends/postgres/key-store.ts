@@ -57,6 +57,7 @@ export function createKeyStore(database: Database): KeyStore {
         userId: requests[row.ord]!.userId,
         deviceId: row.device_id,
         identityVersion: row.identity_version,
+        canonicalKey: row.identity_canonical,
         signedPreKeyId: row.signed_prekey_id,
         pqLastResortPreKeyId: row.pq_last_resort_prekey_id,
       })),

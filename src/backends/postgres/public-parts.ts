@@ -1,6 +1,7 @@
 /**
  * The parts of a bundle that are the same for every claimer. They are cached by what never changes: under one identity
- * version a signed prekey id stands for the same bytes for ever, so no entry can grow stale.
+ * version a signed prekey id stands for the same bytes for ever, so no entry can grow stale. The identity key itself is in
+ * it because a restored backup gives out the same numbers again.
  */
 import { sql } from 'drizzle-orm';
 import type { Identity, SignedPreKey } from '../../ports/key-store.ts';
@@ -12,6 +13,7 @@ export interface PublicPartsId {
   userId: string;
   deviceId: number;
   identityVersion: number;
+  canonicalKey: Uint8Array;
   signedPreKeyId: number;
   pqLastResortPreKeyId: number | null;
 }
@@ -66,7 +68,8 @@ export function createPublicParts(database: Database): {
 }
 
 function cacheKey(id: PublicPartsId): string {
-  return `${id.userId}.${id.deviceId}/${id.identityVersion}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
+  const identity = Buffer.from(id.canonicalKey).toString('base64');
+  return `${id.userId}.${id.deviceId}/${id.identityVersion}/${identity}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
 }
 
 interface PublicPartsRow {
