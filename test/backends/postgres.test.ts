@@ -203,6 +203,26 @@ describe('the store of one process', () => {
     await storeKeySet(keys, device, { identity: identityOf('B') });
     expect(await claimed()).toEqual(Buffer.from(identityOf('B').identityKey));
   });
+
+  it('lets a claim that began before the retention sweep see that claims were folded', async () => {
+    const keys = createKeyStore(database);
+    const device = newDevice();
+    await storeKeySet(keys, device, { ec: [1] });
+    await keys.claim([{ claimer: newDevice(), claimId: randomUUID(), ...device }], {
+      nowMs: 0,
+      lowThreshold: 3,
+      waits: true,
+    });
+    const revision = async () => {
+      const [row] = await database.run((db) =>
+        db.execute<{ revision: number }>(sql`SELECT revision FROM devices WHERE user_id = ${device.userId}`),
+      );
+      return row!.revision;
+    };
+    const before = await revision();
+    await keys.sweep({ claimedBeforeMs: 1, replacedBeforeMs: 1, limit: 100 });
+    expect(await revision()).toBe(before + 1);
+  });
 });
 
 /** Holds a device's row until it is released. */

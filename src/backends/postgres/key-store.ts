@@ -242,7 +242,12 @@ export function createKeyStore(database: Database): KeyStore {
           // A record that names a dropped key is no answer any more; its claim is older than the key's replacement.
           const orphanCount =
             signedCount === 0 ? 0 : await foldClaims(tx, device, canonicalKey, namesDroppedKey, null);
-          return claimCount + signedCount + orphanCount;
+          const count = claimCount + signedCount + orphanCount;
+          if (count > 0) {
+            await tx.execute(sql`
+              UPDATE ${devices} SET revision = revision + 1 WHERE user_id = ${userId} AND device_id = ${deviceId}`);
+          }
+          return count;
         });
       }
       return removed;
