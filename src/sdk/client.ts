@@ -286,10 +286,14 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   /** @param notice the gateway's counts; null asks for them */
   function fillUp(notice: PoolCounts | null): void {
     turn(async () => {
-      const counts = notice ?? (await link.call('checkPreKeys', {}, { own: true }));
+      let counts = notice;
+      // A notice that comes late says nothing of now: the gateway is asked instead, and nothing is uploaded twice.
+      if (counts === null || counts.countVersion < memory.lastCountVersion) {
+        counts = await link.call('checkPreKeys', {}, { own: true });
+      }
       if (counts.countVersion < memory.lastCountVersion) {
-        // A notice that comes late means nothing; an answer does: the gateway was restored from a backup.
-        if (notice === null) mistrust();
+        // The gateway was restored from a backup.
+        mistrust();
         return;
       }
       await sync.replenish(counts);

@@ -595,6 +595,22 @@ describe('replenishing', () => {
     expect(generations).toBe(2);
   });
 
+  it('misses no crossing, however claims and refills fall together', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const friend = await enrolPhone(gateway.url, alice);
+    for (let round = 0; round < 15; round++) {
+      for (let index = 0; index < 6; index++) {
+        await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
+        await status(phone);
+      }
+      await eventually(async () => {
+        const { preKeyCount, pqPreKeyCount } = await status(phone);
+        // The threshold.
+        expect(Math.min(preKeyCount, pqPreKeyCount)).toBeGreaterThanOrEqual(10);
+      });
+    }
+  });
+
   it('answers ids that were used before with new ones, also after its memory was lost', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
@@ -631,7 +647,9 @@ describe('replenishing', () => {
     for (let index = 0; index < 5; index++) {
       await friend.client.call('requestBundle', { claimId: randomUUID(), ...bob });
     }
-    await filled(phone);
+    await eventually(() => expect(phone.client.metrics().preKeysRegenerated).toBeGreaterThan(0));
+    // The check waits for its turn after the refill.
+    await phone.client.checkKeys();
     expect(await phone.keys.oneTimePreKeys.ids()).not.toContain(next);
     for (let index = 0; index < POOL_LEVEL; index++) {
       friend.keys.forgetSession(bob);

@@ -255,6 +255,11 @@ async function rulesHold(model: Model, world: World): Promise<void> {
   // A version never goes back.
   expect(status.keyVersion).toBeGreaterThanOrEqual(world.lastKeyVersion);
   world.lastKeyVersion = status.keyVersion;
+  // A pool that fell below the threshold is filled again.
+  await eventually(async () => {
+    const { preKeyCount, pqPreKeyCount } = await owner.client.call('keyStatus', {});
+    expect(Math.min(preKeyCount, pqPreKeyCount)).toBeGreaterThanOrEqual(10);
+  });
   // Whatever is offered is held, so that whoever claims it can be read; a refill may be under way.
   await eventually(async () => {
     const signedPreKey = (await owner.keys.signedPreKey.read())!;
