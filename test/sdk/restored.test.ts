@@ -85,7 +85,9 @@ it.each([
   };
   for (let index = 0; index < 5; index++) await claim();
   await claimSession(friend, bob);
-  await filled(phone);
+  await eventually(() => expect(phone.client.metrics().preKeysRegenerated).toBeGreaterThan(0));
+  // The check waits for its turn after the refill.
+  await phone.client.checkKeys();
   const offeredBefore = await phone.keys.oneTimePreKeys.ids();
 
   if (restarts) phone.close();
