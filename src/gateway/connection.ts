@@ -74,9 +74,9 @@ export async function acceptConnection(
       (socket.emit as (event: string, body: unknown) => void)(name, payload);
     },
     pushMessages,
-    // The transport is closed, not the Socket.IO session: the client comes back by itself.
-    close: () => socket.conn.close(),
+    close,
     displace: () => {
+      end('displaced');
       // Socket.IO ignores this for a socket that is still being taken in: its door does it then.
       socket.data.isDisplaced = true;
       socket.disconnect(true);
@@ -102,23 +102,37 @@ export async function acceptConnection(
     });
   }
 
-  // The connection may end while the store is asked: then nobody else would tell the session.
-  socket.conn.once('close', (reason: string) => {
+  function end(reason: string): void {
+    if (ended) return;
     ended = true;
     token.stop();
     for (const giveUp of unanswered) giveUp();
     if (session === null) return;
     session.detach();
     observer.socketClosed({ device, fence: session.fence, reason });
-  });
+  }
+
+  function close(reason: string): void {
+    end(reason);
+    // The transport is closed, not the Socket.IO session: the client comes back by itself.
+    socket.conn.close();
+  }
+
+  // The connection may end while the store is asked: then nobody else would tell the session.
+  socket.conn.once('close', end);
+  // One that has left and keeps its transport is of no more use.
+  socket.once('disconnect', (reason) => close(reason));
 
   // A polite end would wait until everything was read.
-  watchUnread(socket.conn, () => webSocketOf(socket.conn).terminate());
+  watchUnread(socket.conn, () => {
+    end('it reads too slowly');
+    webSocketOf(socket.conn).terminate();
+  });
 
   const token = watchToken(caller, clock, {
     onExpiring: (expiresAt) => socket.emit('tokenExpiring', { expiresAt }),
     onExpired: () => session?.pause(),
-    onGraceOver: () => socket.conn.close(),
+    onGraceOver: () => close('its token ran out'),
   });
 
   session = await courier.attach(device, served);

@@ -77,7 +77,16 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     if (socket.data.isDisplaced) socket.disconnect(true);
   });
 
+  /** Connections that have shown a token, good or not. */
+  const asked = new WeakSet<GatewaySocket['conn']>();
+
   async function admit(socket: GatewaySocket): Promise<void> {
+    // Socket.IO itself refuses a second socket of one connection only from when the first is taken in.
+    if (asked.has(socket.conn)) {
+      socket.conn.close();
+      throw new GatewayError('BAD_REQUEST', 'a connection takes one token');
+    }
+    asked.add(socket.conn);
     if (parts.isDraining()) {
       throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
     }

@@ -3,11 +3,12 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { io, Manager, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import type { Session } from '../../src/delivery/session.ts';
+import type { ServedSocket, Session } from '../../src/delivery/session.ts';
 import { createSocketDoor, type SocketDoorParts } from '../../src/gateway/server.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import type { Dispatch } from '../../src/requests/dispatch.ts';
 import { createObserver, type Observer } from '../../src/requests/observe.ts';
 import { eventually } from '../support/eventually.ts';
@@ -288,7 +289,7 @@ describe('a socket that ended', () => {
     const { engine } = bob.client.socket.io;
     const closed = new Promise((resolve) => engine.once('close', resolve));
     // A Socket.IO DISCONNECT packet, and nothing else.
-    engine.write('41');
+    engine.write('1');
     await closed;
     await send(alice.client, bob, 'stays');
     await afterOthersGotTheirs(shared, alice.client);
@@ -324,9 +325,9 @@ describe('a socket that ended', () => {
   });
 });
 
-/** A connection below the client library, admitted: what it writes are packets as they are. */
-async function openWire(at: TestGateway, address: { userId: string; deviceId: number }) {
-  const manager = new Manager(at.url, {
+/** A connection below the client library: what it writes are packets as they are. */
+async function openEngine(url: string) {
+  const manager = new Manager(url, {
     transports: ['websocket'],
     reconnection: false,
     autoConnect: false,
@@ -337,19 +338,21 @@ async function openWire(at: TestGateway, address: { userId: string; deviceId: nu
   );
   const { engine } = manager;
   undo.push(() => engine.close());
-  const admit = async (): Promise<void> => {
-    const admitted = new Promise<void>((resolve) =>
-      engine.on('data', (data: unknown) => {
-        if (String(data).startsWith('0')) resolve();
-      }),
-    );
-    engine.write(`0${JSON.stringify({ token: await at.token(address) })}`);
-    await admitted;
-  };
-  await admit();
+  return { engine };
+}
+
+/** Such a connection, admitted. */
+async function openWire(at: Pick<TestGateway, 'url' | 'token'>, address: DeviceAddress) {
+  const { engine } = await openEngine(at.url);
+  const admitted = new Promise<void>((resolve) =>
+    engine.on('data', (data: unknown) => {
+      if (String(data).startsWith('0')) resolve();
+    }),
+  );
+  engine.write(`0${JSON.stringify({ token: await at.token(address) })}`);
+  await admitted;
   return {
     engine,
-    admit,
     /** Leaves in the kernel whatever comes from now on. */
     stopReading: () => (engine.transport as unknown as { ws: { pause(): void } }).ws.pause(),
   };
@@ -389,8 +392,12 @@ async function openDoor(parts: Partial<SocketDoorParts> = {}) {
   const door = createSocketDoor({
     server,
     authenticator: {
-      authenticate: async () => ({ device: someone(), expiresAtMs: Date.now() + 3_600_000 }),
-    } as unknown as SocketDoorParts['authenticator'],
+      authenticate: async () => ({
+        device: someone(),
+        issuedAtMs: null,
+        expiresAtMs: Date.now() + 3_600_000,
+      }),
+    },
     courier: {
       attach: async () => ({ fence: 1, detach() {}, displace() {} }) as unknown as Session,
     } as unknown as SocketDoorParts['courier'],
@@ -470,5 +477,61 @@ describe('many requests of one socket at once', () => {
     await Promise.all(replies);
     void large().catch(() => {});
     await eventually(() => expect(started).toHaveLength(17));
+  });
+});
+
+describe('a connection', () => {
+  it('takes one token: a second one, also while the first is checked, ends it', async () => {
+    const asked: (() => void)[] = [];
+    const { url, closed } = await openDoor({
+      authenticator: {
+        authenticate: () =>
+          new Promise((resolve) => {
+            asked.push(() =>
+              resolve({ device: someone(), issuedAtMs: null, expiresAtMs: Date.now() + 3_600_000 }),
+            );
+          }),
+      },
+    });
+    for (const answersFirst of [true, false]) {
+      const { engine } = await openEngine(url);
+      const ended = new Promise((resolve) => engine.once('close', resolve));
+      engine.write('0{"token":"any"}');
+      await eventually(() => asked.length > 0);
+      if (answersFirst) asked.shift()!();
+      engine.write('0{"token":"any"}');
+      await ended;
+      expect(asked.length).toBe(answersFirst ? 0 : 1);
+    }
+    expect(closed).toHaveLength(1);
+  });
+
+  it('whose client leaves is over at once, session and timers too', async () => {
+    const { url, closed } = await openDoor();
+    const { engine } = await openWire({ url, token: async () => 'any' }, someone());
+    const ended = new Promise((resolve) => engine.once('close', resolve));
+    engine.write('1');
+    await ended;
+    expect(closed).toEqual(['client namespace disconnect']);
+  });
+
+  it('tells why it was ended by the server, where it was', async () => {
+    let session: { close(reason: string): void } | undefined;
+    const { url, closed } = await openDoor({
+      courier: {
+        attach: async (_: unknown, socket: ServedSocket) => {
+          session = socket;
+          return { fence: 1, detach() {}, displace() {} };
+        },
+      } as unknown as SocketDoorParts['courier'],
+    });
+    const client = await connectClient(url, 'any');
+    session!.close('a push was not acknowledged in time');
+    await client.disconnected;
+    const reader = await connectClient(url, 'any');
+    reader.close();
+    await eventually(() =>
+      expect(closed).toEqual(['a push was not acknowledged in time', 'client namespace disconnect']),
+    );
   });
 });
