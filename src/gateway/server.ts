@@ -1,5 +1,6 @@
 /** The Socket.IO door: who may connect, and how the whole of it drains. */
-import type { Server as HttpServer, IncomingMessage } from 'node:http';
+import { randomUUID } from 'node:crypto';
+import type { Server as HttpServer } from 'node:http';
 import { type DefaultEventsMap, Server, type Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
@@ -48,11 +49,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       connectTimeout: HANDSHAKE_TIMEOUT_MS,
       pingInterval: 25_000,
       pingTimeout: 20_000,
-      // A WebSocket knows no CORS: the origin is checked before the upgrade.
-      allowRequest: (request: IncomingMessage, decide) => {
-        const allowed = parts.isOriginAllowed(request.headers.origin);
-        decide(allowed ? null : 'origin not allowed', allowed);
-      },
+      cleanupEmptyChildNamespaces: true,
     },
   );
 
@@ -65,12 +62,21 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     admit(socket).then(
       () => next(),
       (error: unknown) => {
+        const errorId = randomUUID();
         const refusal =
-          error instanceof GatewayError ? error : new GatewayError('INTERNAL', undefined, { cause: error });
-        observer.handshakeRefused({ code: refusal.code, error });
+          error instanceof GatewayError
+            ? error
+            : new GatewayError('INTERNAL', undefined, { details: { errorId } });
+        observer.handshakeRefused({ code: refusal.code, errorId, error });
         next(Object.assign(new Error(refusal.code), { data: refusal.toObject() }));
       },
     );
+  });
+
+  // Every other namespace exists for the moment in which it is refused: only so does the client get an error object.
+  io.of((_name, _auth, next) => next(null, true)).use((_socket, next) => {
+    const refusal = new GatewayError('BAD_REQUEST', 'there is one namespace, /');
+    next(Object.assign(new Error('Invalid namespace'), { data: refusal.toObject() }));
   });
 
   io.on('connection', (socket) => {
@@ -87,6 +93,9 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       throw new GatewayError('BAD_REQUEST', 'a connection takes one token');
     }
     asked.add(socket.conn);
+    // A WebSocket knows no CORS, so the origin is checked here, before any work on the token. Refusing the upgrade
+    // would save little, and a refused upgrade can't carry the error object that says why.
+    if (!parts.isOriginAllowed(socket.handshake.headers.origin)) throw new GatewayError('FORBIDDEN');
     if (parts.isDraining()) {
       throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
     }

@@ -18,7 +18,8 @@ export interface Observer {
   requestFailed(event: { name: string; device: DeviceAddress; errorId: string; error: unknown }): void;
   socketOpened(event: { device: DeviceAddress; fence: number }): void;
   socketClosed(event: { device: DeviceAddress; fence: number; reason: string }): void;
-  handshakeRefused(event: { code: ErrorCode; error: unknown }): void;
+  /** `errorId` where the client got one with a fault of ours. */
+  handshakeRefused(event: { code: ErrorCode; errorId?: string | undefined; error: unknown }): void;
 }
 
 export function createObserver(log: Log): Observer {
@@ -43,10 +44,10 @@ export function createObserver(log: Log): Observer {
     socketClosed({ device, fence, reason }) {
       log.debug({ device: addressKey(device), fence, reason }, 'socket closed');
     },
-    handshakeRefused({ code, error }) {
-      if (code === 'INTERNAL')
-        log.error({ error: asError(error) }, 'a handshake failed by a fault of the server');
-      else log.debug({ code }, 'handshake refused');
+    handshakeRefused({ code, errorId, error }) {
+      if (code === 'INTERNAL') {
+        log.error({ errorId, error: asError(error) }, 'a handshake failed by a fault of the server');
+      } else log.debug({ code }, 'handshake refused');
     },
   };
 }

@@ -29,6 +29,7 @@ import {
   contents,
   enrol,
   open,
+  type RefusedError,
   send,
   startGateway,
   type TestGateway,
@@ -533,5 +534,27 @@ describe('a connection', () => {
     await eventually(() =>
       expect(closed).toEqual(['a push was not acknowledged in time', 'client namespace disconnect']),
     );
+  });
+});
+
+describe('a refused handshake', () => {
+  it('by a fault of the server bears the id that the log has', async () => {
+    const { url, refused } = await openDoor({
+      authenticator: { authenticate: () => Promise.reject(new Error('a fault')) },
+    });
+    const { error } = (await connectClient(url, 'any').catch((refusal) => refusal)) as RefusedError;
+    expect(error).toMatchObject({ code: 'INTERNAL', details: { errorId: expect.any(String) } });
+    const { errorId } = error.details as { errorId: string };
+    const logged: unknown[] = [];
+    createObserver({ ...silentLog, error: (fields) => logged.push(fields) }).handshakeRefused(refused[0]!);
+    expect(logged).toEqual([{ errorId, error: new Error('a fault') }]);
+  });
+
+  it('of another namespace says so with an error object', async () => {
+    const { url } = await openDoor();
+    const socket = io(`${url}/admin`, { transports: ['websocket'], forceNew: true, reconnection: false });
+    undo.push(() => socket.close());
+    const error = await new Promise((resolve) => socket.once('connect_error', resolve));
+    expect(error).toMatchObject({ message: 'Invalid namespace', data: { code: 'BAD_REQUEST' } });
   });
 });

@@ -117,7 +117,7 @@ describe('a handshake', () => {
 
   it('is refused to web pages of other origins, and open to those that are listed and to clients without one', async () => {
     const at = await gatewayFor(undo, { env: { ALLOWED_ORIGINS: 'https://chat.example' } });
-    const from = async (origin: string | undefined): Promise<boolean> => {
+    const from = async (origin: string | undefined): Promise<true | ErrorObject | undefined> => {
       const socket: Socket = io(at.url, {
         transports: ['websocket'],
         auth: { token: await at.token(someone()) },
@@ -125,9 +125,9 @@ describe('a handshake', () => {
         forceNew: true,
         ...(origin === undefined ? {} : { extraHeaders: { origin } }),
       });
-      const connects = await new Promise<boolean>((resolve) => {
+      const connects = await new Promise<true | ErrorObject | undefined>((resolve) => {
         socket.once('connect', () => resolve(true));
-        socket.once('connect_error', () => resolve(false));
+        socket.once('connect_error', (error: Error & { data?: ErrorObject }) => resolve(error.data));
       });
       socket.close();
       return connects;
@@ -140,7 +140,7 @@ describe('a handshake', () => {
       'https://chat.example.evil',
       'null',
     ]) {
-      expect(await from(origin), origin).toBe(false);
+      expect(await from(origin), origin).toMatchObject({ code: 'FORBIDDEN', retryable: false });
     }
   });
 });
