@@ -42,7 +42,7 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
 };
 
 /** Rooms that browsers load. */
-const WITHOUT_NODE: readonly string[] = ['protocol'];
+const WITHOUT_NODE: readonly string[] = ['protocol', 'sdk'];
 
 interface SourceFile {
   /** From `src/` on, as `keys/upload.ts`. */
