@@ -169,16 +169,15 @@ async function start(config: Config, { clock, log, undo, stop }: Frame): Promise
   undo.push(() => courier.stop());
   const retention = every(clock, RETENTION_PERIOD_MS, async () => {
     const lock = await locks.acquire([RETENTION_LOCK]);
-    try {
-      // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
-      if (lock.held.size === 0) return;
-      await sweepKeys(keyParts);
-      await sweepMessages({ messages, bounces, clock });
-    } catch (error) {
-      log.warn({ error: error as Error }, 'the retention sweep failed');
-    } finally {
-      await lock.release();
+    // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
+    const sweeps =
+      lock.held.size === 0 ? [] : [sweepKeys(keyParts), sweepMessages({ messages, bounces, clock })];
+    for (const outcome of await Promise.allSettled(sweeps)) {
+      if (outcome.status === 'rejected') {
+        log.warn({ error: outcome.reason as Error }, 'a retention sweep failed');
+      }
     }
+    await lock.release();
   });
   undo.push(() => retention.cancel());
 
