@@ -20,6 +20,7 @@ it('serves everybody else while one socket uploads as much as it can', async () 
   const flood = Promise.all(Array.from({ length: FLOOD }, () => flooder.client.ask('addPreKeys', input)));
   const bystander = await enrol(gateway, { userId: 'bystander', deviceId: 1 }, { oneTimePreKeys: 20 });
   expect(await bystander.client.call('keyStatus')).toMatchObject({ preKeyCount: 20 });
-  const replies = await flood;
-  expect(replies.map((reply) => (reply.ok ? 'ok' : reply.error.code))).toEqual(replies.map(() => 'ok'));
+  const codes = (await flood).map((reply) => (reply.ok ? 'ok' : reply.error.code));
+  // What is more than a socket may have waiting is its own affair: it is told to come back.
+  expect(new Set(codes)).toEqual(new Set(['ok', 'RATE_LIMITED']));
 });
