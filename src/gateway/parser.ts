@@ -1,5 +1,9 @@
 /** Socket.IO's own packets, bounded: it spreads their arguments over the stack, in a turn where nobody catches. */
-import { Decoder, Encoder } from 'socket.io-parser';
+import { createRequire } from 'node:module';
+import type * as Parser from 'socket.io-parser';
+
+// The build that Socket.IO itself runs on: an `import` would bring the one with debugging in it.
+const { Decoder, Encoder } = createRequire(import.meta.url)('socket.io-parser') as typeof Parser;
 
 /** A request has two arguments at most, an acknowledgement one; a few more are answered with BAD_REQUEST. */
 const ARGUMENTS_MAX = 64;

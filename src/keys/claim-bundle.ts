@@ -4,7 +4,7 @@
  */
 import type { Clock } from '../lib/clock.ts';
 import { createGatherer } from '../lib/gather.ts';
-import type { ClaimedBundle, ClaimRequest, KeyStore } from '../ports/key-store.ts';
+import type { ClaimedBundle, ClaimRequest, KeyStore, SignedPreKey } from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
@@ -136,6 +136,18 @@ function targetKey(request: ClaimRequest): string {
   return addressKey(lockAddress(request));
 }
 
+/** Signed prekeys that many claimers get come from a cache, as one object: each is encoded once. */
+const encodedKeys = new WeakMap<SignedPreKey, DeviceBundle['signedPreKey']>();
+
+function encoded(key: SignedPreKey): DeviceBundle['signedPreKey'] {
+  let wire = encodedKeys.get(key);
+  if (wire === undefined) {
+    wire = { keyId: key.keyId, publicKey: base64Of(key.publicKey), signature: base64Of(key.signature) };
+    encodedKeys.set(key, wire);
+  }
+  return wire;
+}
+
 function toWire(bundle: ClaimedBundle): DeviceBundle {
   const { identity, signedPreKey, oneTimePreKey, pqPreKey } = bundle;
   return {
@@ -145,11 +157,7 @@ function toWire(bundle: ClaimedBundle): DeviceBundle {
     ...(identity.identityKeyEd25519 === null
       ? {}
       : { identityKeyEd25519: base64Of(identity.identityKeyEd25519) }),
-    signedPreKey: {
-      keyId: signedPreKey.keyId,
-      publicKey: base64Of(signedPreKey.publicKey),
-      signature: base64Of(signedPreKey.signature),
-    },
+    signedPreKey: encoded(signedPreKey),
     ...(oneTimePreKey === null
       ? { oneTimePreKey: null, oneTimePreKeyAbsent: 'noneLeft' as const }
       : { oneTimePreKey: { keyId: oneTimePreKey.keyId, publicKey: base64Of(oneTimePreKey.publicKey) } }),
