@@ -171,7 +171,6 @@ const PERMISSIVE: ReadonlySet<string> = new Set([
   'CC0-1.0',
   'BlueOak-1.0.0',
   'PostgreSQL',
-  'BlueOak-1.0.0',
   'Zlib',
 ]);
 
