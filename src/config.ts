@@ -60,47 +60,116 @@ const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 const ADMIN_TOKEN_LENGTH_MIN = 16;
 
+declare module 'zod' {
+  interface GlobalMeta {
+    /** What a variable is for, as the generated table tells it. */
+    meaning?: string;
+    /** What a variable amounts to that is not set, where no single value says it. */
+    unset?: string;
+  }
+}
+
 /**
- * Every variable with its check and its default. A default of null means "not set"; what that stands for may
- * depend on the others.
+ * Every variable with its check, its default and its meaning. A default of null means "not set"; what that stands for
+ * may depend on the others.
  */
 export const environment = z.object({
-  PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3000 }),
-  HOST: optional(hostName()),
   DATABASE_URL: optional(
     z.string().regex(/^postgres(ql)?:\/\/\S+$/, 'must begin with postgres:// or postgresql://'),
-  ),
-  REDIS_URL: optional(z.string().regex(/^rediss?:\/\/\S+$/, 'must begin with redis:// or rediss://')),
-  DATA_DIR: z.string().default('data'),
+  ).meta({
+    meaning: '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` for a pooler in transaction mode',
+    unset: 'not set: embedded',
+  }),
+  REDIS_URL: optional(z.string().regex(/^rediss?:\/\/\S+$/, 'must begin with redis:// or rediss://')).meta({
+    meaning: '`redis://…` or `rediss://…`, Redis 6.2 or newer; needs `DATABASE_URL`',
+    unset: 'not set: one node',
+  }),
+  DATA_DIR: z
+    .string()
+    .default('data')
+    .meta({ meaning: 'folder of the embedded PostgreSQL and of the secret file' }),
+  PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3000 }).meta({
+    meaning: 'port of the gateway; 0 takes a free one',
+  }),
+  HOST: optional(hostName()).meta({
+    meaning: 'where the gateway listens',
+    unset: 'embedded: `127.0.0.1`; with `DATABASE_URL`: every address',
+  }),
+  ALLOWED_ORIGINS: z
+    .string()
+    .transform(orIssue((text) => listOf(text).map(origin)))
+    .default([])
+    .meta({
+      meaning:
+        'browser origins that may connect, separated by commas; embedded, pages of this machine may anyway',
+    }),
   JWT_SECRET: optional(
     secret().refine(
       (text) => Buffer.byteLength(text) >= SECRET_BYTES_MIN,
       `must have at least ${SECRET_BYTES_MIN} bytes`,
     ),
-  ),
-  JWT_PUBLIC_KEY: optional(z.string().transform(orIssue(readPublicKey))),
-  JWT_JWKS_URL: optional(z.string().transform(orIssue(webAddress))),
-  JWT_ALGORITHMS: optional(z.string().transform(orIssue(algorithms))),
-  JWT_ISSUER: optional(z.string()),
-  JWT_AUDIENCE: optional(z.string()),
-  ALLOWED_ORIGINS: z
-    .string()
-    .transform(orIssue((text) => listOf(text).map(origin)))
-    .default([]),
-  ADMIN_PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3001 }),
-  ADMIN_HOST: hostName().default('127.0.0.1'),
+  ).meta({
+    meaning: `verifies HS256 tokens; at least ${SECRET_BYTES_MIN} bytes`,
+    unset: 'not set: secret file',
+  }),
+  JWT_PUBLIC_KEY: optional(z.string().transform(orIssue(readPublicKey))).meta({
+    meaning:
+      'verifies tokens by an Ed25519, P-256 or RSA public key, PEM or JWK; the algorithm follows from the key',
+  }),
+  JWT_JWKS_URL: optional(z.string().transform(orIssue(webAddress))).meta({
+    meaning: 'verifies tokens by the key set at this address',
+  }),
+  JWT_ALGORITHMS: optional(z.string().transform(orIssue(algorithms))).meta({
+    meaning: 'what keys of `JWT_JWKS_URL` may be used with',
+    unset: `\`${PUBLIC_KEY_ALGORITHMS.join(',')}\``,
+  }),
+  JWT_ISSUER: optional(z.string()).meta({
+    meaning: 'the `iss` that a token must have',
+    unset: 'not set: any',
+  }),
+  JWT_AUDIENCE: optional(z.string()).meta({
+    meaning: 'the `aud` that a token must have',
+    unset: 'not set: any',
+  }),
+  ADMIN_PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3001 }).meta({
+    meaning: 'port of the second listener, for health; 0 takes a free one',
+  }),
+  ADMIN_HOST: hostName().default('127.0.0.1').meta({ meaning: 'where the second listener listens' }),
   ADMIN_TOKEN: optional(
     secret().min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`),
-  ),
-  PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }),
+  ).meta({
+    meaning: `kept for what the second listener will show beyond health, which needs no token; at least ${ADMIN_TOKEN_LENGTH_MIN} characters`,
+  }),
+  PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }).meta({
+    meaning: 'a pool of one-time prekeys below it is low, and its owner is told',
+  }),
   // A device lists the ids that it holds when it validates: its pool and what was handed out of it must fit.
-  PREKEY_POOL_MAX: wholeNumber({ min: 1, max: VALIDATE_PRE_KEYS_MAX, byDefault: VALIDATE_PRE_KEYS_MAX / 2 }),
-  QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }),
-  SIGNED_PREKEY_ROTATION_HOURS: wholeNumber({ min: 1, max: 24 * 365, byDefault: 720 }),
+  PREKEY_POOL_MAX: wholeNumber({
+    min: 1,
+    max: VALIDATE_PRE_KEYS_MAX,
+    byDefault: VALIDATE_PRE_KEYS_MAX / 2,
+  }).meta({
+    meaning: `unclaimed one-time prekeys of one kind that a device may have, at most ${VALIDATE_PRE_KEYS_MAX}`,
+  }),
+  SIGNED_PREKEY_ROTATION_HOURS: wholeNumber({ min: 1, max: 24 * 365, byDefault: 720 }).meta({
+    meaning: 'age at which a signed prekey is due to be rotated',
+  }),
   // Claims are what a repeated claimId is answered from.
-  CLAIMED_PREKEY_RETENTION_DAYS: wholeNumber({ min: CLAIM_MEMORY_MS / DAY_MS, max: 3650, byDefault: 30 }),
-  MESSAGE_TTL_DAYS: wholeNumber({ min: 1, max: 3650, byDefault: 30 }),
-  LOG_LEVEL: z.enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`).default('info'),
+  CLAIMED_PREKEY_RETENTION_DAYS: wholeNumber({
+    min: CLAIM_MEMORY_MS / DAY_MS,
+    max: 3650,
+    byDefault: 30,
+  }).meta({ meaning: 'how long claims are kept, at least a day; their ids stay used for ever' }),
+  QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }).meta({
+    meaning: 'pending messages of one device',
+  }),
+  MESSAGE_TTL_DAYS: wholeNumber({ min: 1, max: 3650, byDefault: 30 }).meta({
+    meaning: 'after this time a pending message bounces',
+  }),
+  LOG_LEVEL: z
+    .enum(LOG_LEVELS, `must be one of ${LOG_LEVELS.join(', ')}`)
+    .default('info')
+    .meta({ meaning: '`debug`, `info`, `warn`, `error` or `silent`' }),
 });
 
 type VariableName = keyof typeof environment.shape;

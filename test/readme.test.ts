@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { environment } from '../src/config.ts';
+import { withTables } from './reference/readme-tables.ts';
 
 const readme = readFileSync('README.md', 'utf8');
 const { dependencies, optionalDependencies, scripts, version } = JSON.parse(
@@ -18,6 +19,10 @@ function tableUnder(heading: string): [string, string][] {
 }
 
 describe('README', () => {
+  it('holds its generated tables as they would be written now', () => {
+    expect(readme, 'npm run reference').toBe(withTables(readme));
+  });
+
   it('names every variable of the configuration in its table, and no other', () => {
     const names = tableUnder('Configuration').map(([name]) => name);
     expect([...names].sort()).toEqual(Object.keys(environment.shape).sort());

@@ -1,0 +1,21 @@
+/** What can be configured, told from the checks themselves: README's table and `keygate config-reference`. */
+import { environment } from './config.ts';
+
+export interface VariableReference {
+  name: string;
+  /** Markdown: the value, or what an absence amounts to. */
+  byDefault: string;
+  /** Markdown. */
+  meaning: string;
+}
+
+/** Every variable, in the order in which it is best read. */
+export function configReference(): VariableReference[] {
+  const defaults: Readonly<Record<string, unknown>> = environment.parse({});
+  return Object.entries(environment.shape).map(([name, schema]) => {
+    const { meaning = '', unset = 'not set' } = schema.meta() ?? {};
+    const value = defaults[name];
+    const isPlain = typeof value === 'string' || typeof value === 'number';
+    return { name, byDefault: isPlain ? `\`${value}\`` : unset, meaning };
+  });
+}

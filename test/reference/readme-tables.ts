@@ -1,0 +1,28 @@
+/** README's generated tables: each stands between two comments, and is written by `npm run reference`. */
+import { configReference } from '../../src/config-reference.ts';
+import { markdownTable } from '../../src/lib/markdown-table.ts';
+
+const TABLES: Readonly<Record<string, () => string>> = {
+  configuration: () =>
+    markdownTable(
+      ['variable', 'default', 'meaning'],
+      configReference().map(({ name, byDefault, meaning }) => [`\`${name}\``, byDefault, meaning]),
+    ),
+};
+
+/**
+ * The text with every table as it should stand.
+ *
+ * @throws Error where a table has no place, so that none is left out in silence
+ */
+export function withTables(readme: string): string {
+  let text = readme;
+  for (const [name, table] of Object.entries(TABLES)) {
+    const [begin, end] = [`<!-- table: ${name}, written by npm run reference -->`, `<!-- end of ${name} -->`];
+    const from = text.indexOf(begin);
+    const to = text.indexOf(end);
+    if (from < 0 || to < from) throw new Error(`README has no place for the table ${name}`);
+    text = `${text.slice(0, from + begin.length)}\n${table()}\n${text.slice(to)}`;
+  }
+  return text;
+}
