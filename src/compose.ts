@@ -11,7 +11,7 @@ import {
 import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
-import { createRedisBus } from './backends/redis/bus.ts';
+import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import type { Config } from './config.ts';
@@ -44,6 +44,12 @@ export interface Gateway {
   stop(): Promise<void>;
 }
 
+/** How soon nodes find what a lost poke left, and give up on each other; absent ones are as in production. */
+export interface NodeTiming {
+  bus?: Partial<RedisBusTiming>;
+  sweepPeriodMs?: number;
+}
+
 const RETENTION_PERIOD_MS = 60_000;
 /** Clients of a draining node come back spread over this time, two milliseconds each. */
 const DRAIN_SPREAD_MAX_MS = 5_000;
@@ -55,13 +61,14 @@ const RETENTION_LOCK = { userId: '', deviceId: 0 };
  * Starts a gateway; it serves when the promise resolves. What was started is ended again where a later part fails.
  *
  * @param parts.clock the time of the rules; how long an engine may take to answer is measured by the system's
+ * @param parts.timing for tests that break nodes and can't wait as long as production does
  * @throws Error with one sentence for the operator
  */
 export async function createGateway(
   config: Config,
-  parts: { clock?: Clock; log?: Log } = {},
+  parts: { clock?: Clock; log?: Log; timing?: NodeTiming } = {},
 ): Promise<Gateway> {
-  const { clock = systemClock, log = silentLog } = parts;
+  const { clock = systemClock, log = silentLog, timing = {} } = parts;
   const undo: (() => Promise<void> | void)[] = [];
   const stop = once(async () => {
     for (const step of undo.reverse()) {
@@ -74,7 +81,7 @@ export async function createGateway(
     }
   });
   try {
-    return await start(config, { clock, log, undo, stop });
+    return await start(config, { clock, log, timing, undo, stop });
   } catch (error) {
     await stop();
     throw error;
@@ -96,12 +103,13 @@ export async function migrateDatabase(config: Config): Promise<void> {
 interface Frame {
   clock: Clock;
   log: Log;
+  timing: NodeTiming;
   /** Run last to first when the gateway stops. */
   undo: (() => Promise<void> | void)[];
   stop(): Promise<void>;
 }
 
-async function start(config: Config, { clock, log, undo, stop }: Frame): Promise<Gateway> {
+async function start(config: Config, { clock, log, timing, undo, stop }: Frame): Promise<Gateway> {
   let draining = false;
   const isDraining = () => draining;
 
@@ -118,7 +126,7 @@ async function start(config: Config, { clock, log, undo, stop }: Frame): Promise
   );
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
-  const { bus, locks, trouble } = openEngines(config, { log, undo });
+  const { bus, locks, trouble } = openEngines(config, { log, timing, undo });
 
   const { preKeys } = config;
   const messageLifetimeMs = config.messages.lifetimeMs;
@@ -131,6 +139,7 @@ async function start(config: Config, { clock, log, undo, stop }: Frame): Promise
     clock,
     log,
     lowThreshold: preKeys.lowThreshold,
+    ...(timing.sweepPeriodMs === undefined ? {} : { sweepPeriodMs: timing.sweepPeriodMs }),
   });
   const claims = createBundleClaims({
     store,
@@ -245,7 +254,7 @@ async function openStore(
 
 function openEngines(
   config: Config,
-  { log, undo }: Pick<Frame, 'log' | 'undo'>,
+  { log, timing, undo }: Pick<Frame, 'log' | 'timing' | 'undo'>,
 ): { bus: Bus; locks: DeviceLocks; trouble(): string | null } {
   if (config.redisUrl === null) {
     const bus = createInProcessBus({ log });
@@ -259,7 +268,7 @@ function openEngines(
   undo.push(() => {
     subscriber.disconnect();
   });
-  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log });
+  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log, timing: timing.bus ?? {} });
   return {
     bus,
     locks: createRedisLocks({ link: commands, clock: systemClock, log }),

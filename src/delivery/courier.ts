@@ -17,6 +17,8 @@ export interface CourierParts {
   clock: Clock;
   log: Log;
   lowThreshold: number;
+  /** A lost poke delays a message by at most this long. */
+  sweepPeriodMs?: number;
 }
 
 export interface Courier extends BusListener {
@@ -32,13 +34,12 @@ export interface Courier extends BusListener {
   stop(): void;
 }
 
-/** A lost poke delays a message by at most this long. */
 const SWEEP_PERIOD_MS = 15_000;
 /** Devices asked about in one statement of the sweep. */
 const SWEEP_DEVICES_MAX = 500;
 
 export function createCourier(parts: CourierParts): Courier {
-  const { messages, bus, clock, log } = parts;
+  const { messages, bus, clock, log, sweepPeriodMs = SWEEP_PERIOD_MS } = parts;
   const sessions = new Map<string, Session>();
   let sweeping: Timer | null = null;
 
@@ -94,7 +95,7 @@ export function createCourier(parts: CourierParts): Courier {
     },
 
     start() {
-      sweeping = every(clock, SWEEP_PERIOD_MS, async () => {
+      sweeping = every(clock, sweepPeriodMs, async () => {
         await sweep().catch((error: Error) => log.warn({ error }, 'the delivery sweep failed'));
       });
     },

@@ -48,10 +48,14 @@ const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const START_MAX_MS = 30_000;
 const DEADLY: readonly NodeJS.Signals[] = ['SIGKILL', 'SIGTERM', 'SIGINT'];
 
-/** @throws Error with the process's own words where it does not start to serve */
+/**
+ * @param options.program the file and its arguments; it writes what `keygate serve` writes
+ * @throws Error with the process's own words where it does not start to serve
+ */
 export async function startGatewayProcess(
   store: GatewayProcessStore,
   env: Record<string, string> = {},
+  { program = ['src/main.ts', 'serve'] }: { program?: readonly string[] } = {},
 ): Promise<GatewayProcess> {
   const outputDir = await mkdtemp(join(tmpdir(), 'keygate-process-'));
   const outputFile = join(outputDir, 'output.log');
@@ -65,7 +69,7 @@ export async function startGatewayProcess(
     const saidBefore = (await output()).length;
     const child = await startGuarded({
       command: process.execPath,
-      args: ['--import', 'tsx', 'src/main.ts', 'serve'],
+      args: ['--import', 'tsx', ...program],
       cwd: ROOT,
       env: { ...environmentOf(store), ...env, ...ports },
       user: null,
