@@ -16,22 +16,37 @@ const CONTENT_LENGTH_MAX = Math.ceil(CONTENT_BYTES_MAX / 3) * 4;
 /** Marks a fault of size, which is answered with PAYLOAD_TOO_LARGE instead of BAD_REQUEST. */
 export const TOO_LARGE = { tooLarge: true } as const;
 
-export const content = z.string().superRefine((text, context) => {
-  if (text.length > CONTENT_LENGTH_MAX) {
-    context.addIssue({
-      code: 'custom',
-      message: `must be at most ${CONTENT_BYTES_MAX} bytes`,
-      params: TOO_LARGE,
-    });
-  } else if (text.length === 0 || !isStrictBase64(text)) {
-    context.addIssue({ code: 'custom', message: 'must be base64 of at least one byte' });
-  }
-});
+export const content = z
+  .string()
+  .superRefine((text, context) => {
+    if (text.length > CONTENT_LENGTH_MAX) {
+      context.addIssue({
+        code: 'custom',
+        message: `must be at most ${CONTENT_BYTES_MAX} bytes`,
+        params: TOO_LARGE,
+      });
+    } else if (text.length === 0 || !isStrictBase64(text)) {
+      context.addIssue({ code: 'custom', message: 'must be base64 of at least one byte' });
+    }
+  })
+  .meta({
+    id: 'Content',
+    description: `ciphertext: base64 of at most ${CONTENT_BYTES_MAX} bytes`,
+    contentEncoding: 'base64',
+    minLength: 4,
+    maxLength: CONTENT_LENGTH_MAX,
+  });
 
 /** The client's own numbering of message kinds; opaque to the server. */
-export const envelopeType = z.int().min(0).max(ENVELOPE_TYPE_MAX);
+export const envelopeType = z
+  .int()
+  .min(0)
+  .max(ENVELOPE_TYPE_MAX)
+  .meta({ id: 'EnvelopeType', description: 'the client’s own numbering of message kinds' });
 
-export const outgoingEnvelope = z.strictObject({ deviceId, registrationId, type: envelopeType, content });
+export const outgoingEnvelope = z
+  .strictObject({ deviceId, registrationId, type: envelopeType, content })
+  .meta({ id: 'OutgoingEnvelope' });
 
 export const outgoingEnvelopes = listWithoutRepeats(
   outgoingEnvelope,
@@ -52,33 +67,31 @@ export const outgoingEnvelopes = listWithoutRepeats(
   });
 
 /** Why a message came back; it can never be delivered under its `messageId`. */
-export const bounceReason = z.enum([
-  'RECIPIENT_IDENTITY_CHANGED',
-  'RECIPIENT_KEYS_RESET',
-  'DEVICE_REVOKED',
-  'UNDECRYPTABLE',
-  'EXPIRED',
-]);
+export const bounceReason = z
+  .enum(['RECIPIENT_IDENTITY_CHANGED', 'RECIPIENT_KEYS_RESET', 'DEVICE_REVOKED', 'UNDECRYPTABLE', 'EXPIRED'])
+  .meta({ id: 'BounceReason' });
 export type BounceReason = z.infer<typeof bounceReason>;
 
 /** What a recipient's device is pushed. `id` stays the same over redeliveries. */
-export const incomingEnvelope = z.discriminatedUnion('kind', [
-  z.object({
-    id: z.string(),
-    kind: z.literal('message'),
-    messageId: uuid,
-    sender: deviceAddress,
-    type: envelopeType,
-    content: z.string(),
-    storedAt: time,
-  }),
-  z.object({
-    id: z.string(),
-    kind: z.literal('bounce'),
-    messageId: uuid,
-    recipient: deviceAddress,
-    reason: bounceReason,
-    storedAt: time,
-  }),
-]);
+export const incomingEnvelope = z
+  .discriminatedUnion('kind', [
+    z.object({
+      id: z.string(),
+      kind: z.literal('message'),
+      messageId: uuid,
+      sender: deviceAddress,
+      type: envelopeType,
+      content: z.string(),
+      storedAt: time,
+    }),
+    z.object({
+      id: z.string(),
+      kind: z.literal('bounce'),
+      messageId: uuid,
+      recipient: deviceAddress,
+      reason: bounceReason,
+      storedAt: time,
+    }),
+  ])
+  .meta({ id: 'IncomingEnvelope', description: 'id stays the same over redeliveries' });
 export type IncomingEnvelope = z.infer<typeof incomingEnvelope>;

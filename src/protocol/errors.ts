@@ -58,7 +58,7 @@ export const ERRORS = {
 } as const satisfies Record<string, { httpStatus: number; retryable: boolean; meaning: string }>;
 
 export type ErrorCode = keyof typeof ERRORS;
-export const errorCode = z.enum(Object.keys(ERRORS) as [ErrorCode, ...ErrorCode[]]);
+export const errorCode = z.enum(Object.keys(ERRORS) as [ErrorCode, ...ErrorCode[]]).meta({ id: 'ErrorCode' });
 
 /** Where a fault lies in the input: object keys and list indexes from the outside in. */
 export const issue = z.object({ path: z.array(z.union([z.string(), z.int()])), message: z.string() });
@@ -87,13 +87,15 @@ export const errorDetails = z.union([
 ]);
 export type ErrorDetails = z.infer<typeof errorDetails>;
 
-export const errorObject = z.object({
-  code: errorCode,
-  message: z.string(),
-  retryable: z.boolean(),
-  retryAfterMs: z.int().optional(),
-  details: errorDetails.optional(),
-});
+export const errorObject = z
+  .object({
+    code: errorCode,
+    message: z.string(),
+    retryable: z.boolean(),
+    retryAfterMs: z.int().optional(),
+    details: errorDetails.optional(),
+  })
+  .meta({ id: 'Error' });
 export type ErrorObject = z.infer<typeof errorObject>;
 
 /** A refusal that a client is to see. Everything else that is thrown becomes INTERNAL in dispatch. */

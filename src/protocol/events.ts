@@ -32,7 +32,9 @@ const reason = z
   .regex(/^[^\0\p{Surrogate}]*$/u, 'must hold no NUL and no lone surrogate');
 const count = z.int().min(0);
 /** The caller's last seen `keyVersion`: a late repeat can't undo a newer change. */
-const ifKeyVersion = version.optional();
+const ifKeyVersion = version
+  .meta({ description: 'the keyVersion that was seen last: an older one than the server’s changes nothing' })
+  .optional();
 
 function idList(lengthMax: number) {
   return listWithoutRepeats(keyId, lengthMax, (id) => id);
@@ -55,15 +57,19 @@ function atLeastOne<Shape extends z.ZodRawShape>(shape: Shape, names: string) {
     .refine(
       (input) => Object.values(input).some((value) => value !== undefined),
       `needs at least one of ${names}`,
-    );
+    )
+    .meta({ minProperties: 1 });
 }
 
 export const requests = {
   uploadKeys: {
+    meaning:
+      'Stores a key set: the first one, more one-time prekeys or a newer signed prekey of the same identity, or, with replaceIdentity, another identity in place of the old one.',
     input: keySet.extend({ replaceIdentity: z.boolean().optional(), ifKeyVersion }),
     data: uploadVerdicts,
   },
   addPreKeys: {
+    meaning: 'Adds one-time prekeys to the pools.',
     input: atLeastOne(
       { oneTimePreKeys: oneTimePreKeys.optional(), pqOneTimePreKeys: pqOneTimePreKeys.optional() },
       'oneTimePreKeys, pqOneTimePreKeys',
@@ -71,6 +77,7 @@ export const requests = {
     data: uploadVerdicts,
   },
   withdrawPreKeys: {
+    meaning: 'Takes back ids whose private halves are lost: they are never handed out again.',
     input: atLeastOne(
       {
         preKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
@@ -81,6 +88,7 @@ export const requests = {
     data: z.object({ withdrawnCount: count, ...poolCounts }),
   },
   rotateSignedPreKey: {
+    meaning: 'Makes another signed or last-resort prekey the active one; the one before it stays readable.',
     input: z
       .strictObject({
         signedPreKey: signedPreKey.optional(),
@@ -94,10 +102,12 @@ export const requests = {
     data: z.object({ keyVersion: version, signedPreKeyExpiresAt: time }),
   },
   resetKeys: {
+    meaning: 'Deletes all keys of this device; what waits for it goes back to its senders.',
     input: z.strictObject({ reason: reason.optional(), ifKeyVersion }),
     data: z.object({ keyVersion: version }),
   },
   keyStatus: {
+    meaning: 'Tells which keys of this device the server has.',
     input: nothing,
     data: z.object({
       identityKey: ecPublicKey.nullable(),
@@ -111,6 +121,7 @@ export const requests = {
     }),
   },
   keyStats: {
+    meaning: 'Counts the one-time prekeys of this device.',
     input: nothing,
     data: z.object({
       totalPreKeys: count,
@@ -120,10 +131,13 @@ export const requests = {
     }),
   },
   checkPreKeys: {
+    meaning: 'Tells whether more one-time prekeys are needed.',
     input: nothing,
     data: z.object({ needsMorePreKeys: z.boolean(), threshold: count, ...poolCounts }),
   },
   validateKeys: {
+    meaning:
+      'Compares what the client holds with what the server has, and names every fault; without one, its validation opens the gate.',
     input: z.strictObject({
       localIdentityKey: ecPublicKey,
       localSignedPreKeyId: keyId,
@@ -153,14 +167,18 @@ export const requests = {
     }),
   },
   requestBundle: {
+    meaning:
+      'Claims what a session with a user’s devices is begun with; the same claimId gets the same answer and spends nothing more.',
     input: z.strictObject({ claimId: uuid, userId, deviceId: deviceId.optional() }),
     data: z.object({ userId, devices: z.array(deviceBundle) }),
   },
   listDevices: {
+    meaning: 'Lists a user’s devices that have keys.',
     input: z.strictObject({ userId }),
     data: z.object({ devices: z.array(z.object({ deviceId: z.int(), registrationId })) }),
   },
   sendMessages: {
+    meaning: 'Stores ciphertext for the devices of a user, durably before it is answered.',
     input: z.strictObject({
       messageId: uuid,
       userId,
@@ -175,14 +193,16 @@ export const requests = {
     }),
   },
   clientReady: {
+    meaning: 'Opens the gate: from now on what waits is pushed.',
     input: z.strictObject({ validation: z.string().max(TOKEN_LENGTH_MAX).optional() }),
     data: z.object({ pendingCount: count, keyVersion: version }),
   },
   refreshToken: {
+    meaning: 'Goes on under a newer token of the same device.',
     input: z.strictObject({ token: z.string().max(TOKEN_LENGTH_MAX) }),
     data: z.object({ expiresAt: time }),
   },
-} as const satisfies Record<string, { input: z.ZodType; data: z.ZodType }>;
+} as const satisfies Record<string, { meaning: string; input: z.ZodType; data: z.ZodType }>;
 
 export type RequestName = keyof typeof requests;
 /** What a client sends. */
@@ -227,19 +247,38 @@ export type FailedReason = z.infer<typeof failedReason>;
 
 export const pushes = {
   messages: {
+    meaning: 'Envelopes for this device; they are deleted when they are acknowledged as processed.',
     payload: z.object({ envelopes: z.array(incomingEnvelope) }),
     acknowledgement: z.object({
       processed: z.array(z.string()),
       failed: z.array(z.object({ id: z.string(), reason: failedReason })).optional(),
     }),
   },
-  queueEmpty: { payload: z.object({ deliveredCount: count }) },
-  preKeysLow: { payload: z.object({ threshold: count, ...poolCounts }) },
-  gateClosed: { payload: z.object({ reason: gateClosedReason, keyVersion: version }) },
-  tokenExpiring: { payload: z.object({ expiresAt: time }) },
-  displaced: { payload: z.object({}) },
-  serverDraining: { payload: z.object({ retryAfterMs: count }) },
-} as const satisfies Record<string, { payload: z.ZodType; acknowledgement?: z.ZodType }>;
+  queueEmpty: {
+    meaning: 'Everything that was stored before clientReady has been delivered.',
+    payload: z.object({ deliveredCount: count }),
+  },
+  preKeysLow: {
+    meaning: 'A pool of one-time prekeys fell below the threshold, or to zero.',
+    payload: z.object({ threshold: count, ...poolCounts }),
+  },
+  gateClosed: {
+    meaning: 'The keys changed: nothing is pushed before the next validation and clientReady.',
+    payload: z.object({ reason: gateClosedReason, keyVersion: version }),
+  },
+  tokenExpiring: {
+    meaning: 'The token runs out soon: bring a newer one with refreshToken.',
+    payload: z.object({ expiresAt: time }),
+  },
+  displaced: {
+    meaning: 'A newer connection of this device took over; do not reconnect by yourself.',
+    payload: z.object({}),
+  },
+  serverDraining: {
+    meaning: 'This node is about to stop: reconnect after retryAfterMs.',
+    payload: z.object({ retryAfterMs: count }),
+  },
+} as const satisfies Record<string, { meaning: string; payload: z.ZodType; acknowledgement?: z.ZodType }>;
 
 export type PushName = keyof typeof pushes;
 export type PushPayload<Name extends PushName> = z.output<(typeof pushes)[Name]['payload']>;

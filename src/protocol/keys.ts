@@ -11,22 +11,45 @@ const KYBER_1024_KEY_BYTES = 1569;
 const SIGNATURE_BYTES = 64;
 
 /** 33 bytes `0x05 ‖ u`, or the raw 32 bytes of u. Both are 44 characters long. */
-export const ecPublicKey = z.string().refine(
-  (text) => {
-    if (text.length !== 44 || !isStrictBase64(text)) return false;
-    const bytes = decodedLength(text);
-    return bytes === 32 || (bytes === 33 && firstByte(text) === EC_KEY_PREFIX);
-  },
-  { error: 'must be base64 of 33 bytes that start with 0x05, or of 32 bytes' },
-);
-export const pqPublicKey = base64Of(KYBER_1024_KEY_BYTES, KYBER_1024_PREFIX);
-export const ed25519PublicKey = base64Of(32);
+export const ecPublicKey = z
+  .string()
+  .refine(
+    (text) => {
+      if (text.length !== 44 || !isStrictBase64(text)) return false;
+      const bytes = decodedLength(text);
+      return bytes === 32 || (bytes === 33 && firstByte(text) === EC_KEY_PREFIX);
+    },
+    { error: 'must be base64 of 33 bytes that start with 0x05, or of 32 bytes' },
+  )
+  .meta({
+    id: 'EcPublicKey',
+    description: 'base64 of 33 bytes, 0x05 and u, or of the 32 bytes of u; given back as uploaded',
+    contentEncoding: 'base64',
+    minLength: 44,
+    maxLength: 44,
+  });
+export const pqPublicKey = base64Of(KYBER_1024_KEY_BYTES, KYBER_1024_PREFIX).meta({
+  id: 'PqPublicKey',
+  description: `base64 of ${KYBER_1024_KEY_BYTES} bytes: 0x08 and the ML-KEM-1024 public key`,
+  contentEncoding: 'base64',
+});
+export const ed25519PublicKey = base64Of(32).meta({
+  id: 'Ed25519PublicKey',
+  description: 'base64 of 32 bytes',
+  contentEncoding: 'base64',
+});
 /** Over the decoded bytes of `publicKey`, exactly as uploaded. */
-export const signature = base64Of(SIGNATURE_BYTES);
+export const signature = base64Of(SIGNATURE_BYTES).meta({
+  id: 'Signature',
+  description: `base64 of ${SIGNATURE_BYTES} bytes, over the decoded bytes of publicKey`,
+  contentEncoding: 'base64',
+});
 
-export const signedPreKey = z.strictObject({ keyId, publicKey: ecPublicKey, signature });
-export const pqPreKey = z.strictObject({ keyId, publicKey: pqPublicKey, signature });
-export const oneTimePreKey = z.strictObject({ keyId, publicKey: ecPublicKey });
+export const signedPreKey = z
+  .strictObject({ keyId, publicKey: ecPublicKey, signature })
+  .meta({ id: 'SignedPreKey' });
+export const pqPreKey = z.strictObject({ keyId, publicKey: pqPublicKey, signature }).meta({ id: 'PqPreKey' });
+export const oneTimePreKey = z.strictObject({ keyId, publicKey: ecPublicKey }).meta({ id: 'OneTimePreKey' });
 
 /** One upload's one-time prekeys, in the order in which they are to be handed out. */
 export const oneTimePreKeys = listWithoutRepeats(
@@ -54,17 +77,21 @@ export const keySet = z.strictObject({
 });
 
 /** What became of each one-time prekey of an upload: a bad one never sinks the batch. */
-export const verdict = z.object({
-  stored: z.int(),
-  unchanged: z.int(),
-  conflicts: z.array(
-    z.object({
-      keyId,
-      /** `idTaken`: stored with another key. `alreadyClaimed`: handed out or withdrawn. `poolFull`: no room. */
-      reason: z.enum(['idTaken', 'alreadyClaimed', 'poolFull']),
-    }),
-  ),
-});
+export const verdict = z
+  .object({
+    stored: z.int(),
+    unchanged: z.int(),
+    conflicts: z.array(
+      z.object({
+        keyId,
+        reason: z.enum(['idTaken', 'alreadyClaimed', 'poolFull']).meta({
+          description:
+            'idTaken: stored with another key; alreadyClaimed: handed out or withdrawn; poolFull: no room',
+        }),
+      }),
+    ),
+  })
+  .meta({ id: 'Verdict', description: 'what became of each one-time prekey of an upload' });
 export type Verdict = z.infer<typeof verdict>;
 
 /** Kinds of signed keys, as SIGNATURE_INVALID names them. */
@@ -72,17 +99,21 @@ export const signedKeyKind = z.enum(['identityKey', 'signedPreKey', 'pqLastResor
 export type SignedKeyKind = z.infer<typeof signedKeyKind>;
 
 /** What one claimer gets of one device. */
-export const deviceBundle = z.object({
-  deviceId: z.int(),
-  registrationId,
-  identityKey: ecPublicKey,
-  identityKeyEd25519: ed25519PublicKey.optional(),
-  signedPreKey,
-  oneTimePreKey: oneTimePreKey.nullable(),
-  /** Why `oneTimePreKey` is null. */
-  oneTimePreKeyAbsent: z.enum(['noneLeft', 'limited']).optional(),
-  pqPreKey: z.object({ ...pqPreKey.shape, lastResort: z.boolean() }).nullable(),
-});
+export const deviceBundle = z
+  .object({
+    deviceId: z.int(),
+    registrationId,
+    identityKey: ecPublicKey,
+    identityKeyEd25519: ed25519PublicKey.optional(),
+    signedPreKey,
+    oneTimePreKey: oneTimePreKey.nullable(),
+    oneTimePreKeyAbsent: z
+      .enum(['noneLeft', 'limited'])
+      .optional()
+      .meta({ description: 'why oneTimePreKey is null' }),
+    pqPreKey: z.object({ ...pqPreKey.shape, lastResort: z.boolean() }).nullable(),
+  })
+  .meta({ id: 'DeviceBundle', description: 'what one claimer gets of one device' });
 export type DeviceBundle = z.infer<typeof deviceBundle>;
 
 /** A bounded list in which no two items have the same id; the fault is reported at the repeated item. */
