@@ -1,5 +1,6 @@
 /** The composition root: the only file that knows every room. */
 import { type Admin, type Probe, startAdmin } from './admin/health.ts';
+import { referencePages } from './admin/reference.ts';
 import { createInProcessBus } from './backends/in-process/bus.ts';
 import { createInProcessLocks } from './backends/in-process/locks.ts';
 import {
@@ -15,6 +16,7 @@ import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import type { Config } from './config.ts';
+import { configReference } from './config-reference.ts';
 import { createBounces } from './delivery/bounce.ts';
 import { createCourier } from './delivery/courier.ts';
 import { sweepMessages } from './delivery/retention.ts';
@@ -26,6 +28,7 @@ import { sweepKeys } from './keys/retention.ts';
 import { createValidationProofs } from './keys/validation.ts';
 import { type Clock, every, systemClock } from './lib/clock.ts';
 import { type Log, silentLog } from './lib/log.ts';
+import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
 import type { DeviceLocks } from './ports/lock.ts';
 import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
@@ -224,7 +227,11 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     },
     { name: 'bus', required: false, check: async () => trouble() },
   ];
-  const admin: Admin = await startAdmin({ ...config.admin, probes });
+  const admin: Admin = await startAdmin({
+    ...config.admin,
+    probes,
+    pages: referencePages({ version: packageVersion(), variables: configReference() }),
+  });
   undo.push(() => admin.close());
   undo.push(async () => {
     draining = true;

@@ -1,13 +1,6 @@
 /** What can be configured, told from the checks themselves: README's table and `keygate config-reference`. */
+import type { VariableReference } from './admin/reference-page.ts';
 import { environment } from './config.ts';
-
-export interface VariableReference {
-  name: string;
-  /** Markdown: the value, or what an absence amounts to. */
-  byDefault: string;
-  /** Markdown. */
-  meaning: string;
-}
 
 /** Every variable, in the order in which it is best read. */
 export function configReference(): VariableReference[] {

@@ -1,6 +1,5 @@
 #!/usr/bin/env node
 /** The command line. Answers go to stdout, faults and the log to stderr; 0 is success, 1 failure, 2 wrong usage. */
-import { readFileSync } from 'node:fs';
 import { basename, relative } from 'node:path';
 import { type ParseArgsConfig, parseArgs } from 'node:util';
 import { type Config, ConfigError, parseConfig } from './config.ts';
@@ -8,6 +7,7 @@ import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { systemClock } from './lib/clock.ts';
 import { unreachable } from './lib/unreachable.ts';
 import { createLogger } from './logger.ts';
+import { packageVersion } from './package-version.ts';
 import { deviceId, userId } from './protocol/ids.ts';
 import { signToken } from './requests/authenticate.ts';
 import { endOnUncaught } from './uncaught.ts';
@@ -253,11 +253,6 @@ function commandLine(): string {
   const script = process.argv[1] ?? 'keygate';
   if (basename(script) === 'keygate') return 'npx keygate';
   return `${script.endsWith('.ts') ? 'npx tsx' : 'node'} ${relative(process.cwd(), script)}`;
-}
-
-/** Both from `src` and from `dist`. */
-function packageVersion(): string {
-  return JSON.parse(readFileSync(new URL('../package.json', import.meta.url), 'utf8')).version;
 }
 
 const CAUSES_MAX = 4;

@@ -1,4 +1,4 @@
-/** The second listener: is the process alive, and may it be sent traffic? */
+/** The second listener: is the process alive, may it be sent traffic, and what else an operator may read there. */
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 
@@ -15,8 +15,15 @@ export interface Probe {
   check(): Promise<string | null>;
 }
 
+/** Something to read at one path; it needs no token, so it tells nothing of any device. */
+export interface AdminPage {
+  path: string;
+  headers: Readonly<Record<string, string>>;
+  body(): string | Promise<string>;
+}
+
 /**
- * Serves `/livez` and `/readyz`.
+ * Serves `/livez`, `/readyz` and the pages.
  *
  * @throws Error where the address can't be listened on
  */
@@ -24,7 +31,9 @@ export async function startAdmin(options: {
   host: string;
   port: number;
   probes: readonly Probe[];
+  pages: readonly AdminPage[];
 }): Promise<Admin> {
+  const pages = new Map(options.pages.map((page) => [page.path, page]));
   const server = createServer((request, response) => {
     const path = request.url?.split('?')[0];
     const answer = (status: number, body: object): void => {
@@ -33,8 +42,19 @@ export async function startAdmin(options: {
     };
     if (request.method !== 'GET') return answer(405, { error: 'only GET' });
     if (path === '/livez') return answer(200, { status: 'alive' });
-    if (path !== '/readyz') return answer(404, { error: 'not found' });
-    void readiness(options.probes).then(({ ready, body }) => answer(ready ? 200 : 503, body));
+    if (path === '/readyz') {
+      void readiness(options.probes).then(({ ready, body }) => answer(ready ? 200 : 503, body));
+      return;
+    }
+    const page = pages.get(path ?? '');
+    if (page === undefined) return answer(404, { error: 'not found' });
+    void Promise.resolve(page.body()).then(
+      (body) => {
+        response.writeHead(200, { ...PAGE_HEADERS, ...page.headers });
+        response.end(body);
+      },
+      () => answer(500, { error: 'could not be told' }),
+    );
   });
   server.requestTimeout = 5_000;
   await new Promise<void>((resolve, reject) => {
@@ -52,6 +72,12 @@ export async function startAdmin(options: {
       }),
   };
 }
+
+const PAGE_HEADERS = {
+  'cache-control': 'no-store',
+  'x-content-type-options': 'nosniff',
+  'referrer-policy': 'no-referrer',
+};
 
 async function readiness(probes: readonly Probe[]): Promise<{ ready: boolean; body: object }> {
   const results = await Promise.all(
