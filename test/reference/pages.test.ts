@@ -41,7 +41,10 @@ it('tells what the HTTP door really answers', async () => {
   const { device } = await enrol(gateway, alice);
   const bob = await enrol(gateway, { userId: 'bob', deviceId: 1 });
   bob.client.close();
-  const { identityKey: identityPubKey, ...keys } = device.uploadInput({ oneTimePreKeys: 2 });
+  const { identityKey: identityPubKey, ...keys } = device.uploadInput({
+    oneTimePreKeys: 2,
+    pqOneTimePreKeys: 0,
+  });
   const bodies: Partial<Record<keyof typeof httpRoutes, unknown>> = {
     uploadKeys: { keyBundle: { ...keys, identityPubKey } },
     addPreKeys: { preKeys: [] },

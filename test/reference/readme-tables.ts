@@ -1,14 +1,43 @@
 /** README's generated tables: each stands between two comments, and is written by `npm run reference`. */
 import { configReference } from '../../src/config-reference.ts';
 import { markdownTable } from '../../src/lib/markdown-table.ts';
+import { ERRORS } from '../../src/protocol/errors.ts';
+import { pushes, type RequestName, requestNames, requests } from '../../src/protocol/events.ts';
+import { httpRoutes } from '../../src/protocol/http-routes.ts';
 
 const TABLES: Readonly<Record<string, () => string>> = {
+  requests: () =>
+    markdownTable(
+      ['request', 'what it does', 'also by HTTP'],
+      requestNames.map((name) => [`\`${name}\``, requests[name].meaning, httpRouteOf(name)]),
+    ),
+  pushes: () =>
+    markdownTable(
+      ['push', 'what it says'],
+      Object.entries(pushes).map(([name, { meaning }]) => [`\`${name}\``, meaning]),
+    ),
+  errors: () =>
+    markdownTable(
+      ['code', 'HTTP', 'try again', 'meaning'],
+      Object.entries(ERRORS).map(([code, { httpStatus, retryable, meaning }]) => [
+        `\`${code}\``,
+        String(httpStatus),
+        retryable ? 'yes' : '',
+        meaning,
+      ]),
+    ),
   configuration: () =>
     markdownTable(
       ['variable', 'default', 'meaning'],
       configReference().map(({ name, byDefault, meaning }) => [`\`${name}\``, byDefault, meaning]),
     ),
 };
+
+function httpRouteOf(name: RequestName): string {
+  if (!Object.hasOwn(httpRoutes, name)) return '';
+  const { method, path } = httpRoutes[name as keyof typeof httpRoutes];
+  return `\`${method} ${path}\``;
+}
 
 /**
  * The text with every table as it should stand.
