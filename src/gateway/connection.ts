@@ -20,6 +20,7 @@ import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
 import type { Observer } from '../requests/observe.ts';
 import { frameBytesOf } from './parser.ts';
+import { webSocketOf } from './strangers.ts';
 
 export interface SocketData {
   /** A newer connection took over while this one was still being taken in. */
@@ -256,11 +257,6 @@ function watchToken(
     },
     stop,
   };
-}
-
-/** The WebSocket under a connection: the only transport that there is. */
-function webSocketOf(conn: GatewaySocket['conn']): { readonly bufferedAmount: number; terminate(): void } {
-  return (conn.transport as unknown as { socket: { bufferedAmount: number; terminate(): void } }).socket;
 }
 
 /**

@@ -1,6 +1,7 @@
 /** The Socket.IO door: who may connect, and how the whole of it drains. */
 import { randomUUID } from 'node:crypto';
-import type { Server as HttpServer } from 'node:http';
+import type { Server as HttpServer, IncomingMessage } from 'node:http';
+import type { Duplex } from 'node:stream';
 import { type DefaultEventsMap, Server, type Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
@@ -12,6 +13,7 @@ import type { Dispatch } from '../requests/dispatch.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
 import { boundedParser } from './parser.ts';
+import { watchStrangers } from './strangers.ts';
 
 export interface SocketDoorParts {
   server: HttpServer;
@@ -31,8 +33,6 @@ export interface SocketDoor {
   close(): Promise<void>;
 }
 
-/** A connection that has not shown a token by then is cut. */
-const HANDSHAKE_TIMEOUT_MS = 10_000;
 const DRAINING_RETRY_MS = 2_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
@@ -46,7 +46,8 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       maxHttpBufferSize: FRAME_BYTES_MAX,
       parser: boundedParser,
       perMessageDeflate: false,
-      connectTimeout: HANDSHAKE_TIMEOUT_MS,
+      // Whoever asks to upgrade at another address is answered below.
+      destroyUpgrade: false,
       pingInterval: 25_000,
       pingTimeout: 20_000,
       cleanupEmptyChildNamespaces: true,
@@ -57,6 +58,20 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   io.engine.on('headers', (headers: Record<string, string>) => {
     headers['Cache-Control'] = 'no-store';
   });
+
+  // A connection can't be moved onto another WebSocket: what bounds it watches the one that it came by.
+  io.engine.use((request: IncomingMessage, _response: unknown, next: (error?: Error) => void) => {
+    next(/[?&]sid=/.test(request.url ?? '') ? new Error('a session stays on its connection') : undefined);
+  });
+
+  parts.server.on('upgrade', (request: IncomingMessage, socket: Duplex) => {
+    if (request.url?.startsWith(`${io.path()}/`)) return;
+    socket.on('error', () => {});
+    // Without the second half, a peer that never ends its own side would keep the connection for ever.
+    socket.end('HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n', () => socket.destroy());
+  });
+
+  const strangers = watchStrangers(io.engine, clock);
 
   io.use((socket, next) => {
     admit(socket).then(
@@ -80,6 +95,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   });
 
   io.on('connection', (socket) => {
+    strangers.admitted(socket.conn);
     if (socket.data.isDisplaced) socket.disconnect(true);
   });
 

@@ -1,0 +1,79 @@
+/**
+ * Below Socket.IO: a connection that has not been taken in yet may send little, and not for long; and nobody may
+ * make the engine swap or answer more than it bounds.
+ */
+import type { Server, Socket } from 'socket.io';
+import type { Clock } from '../lib/clock.ts';
+import { TOKEN_LENGTH_MAX } from '../protocol/limits.ts';
+
+type Engine = Server['engine'];
+/** One connection of the engine, whatever rides on it. */
+type EngineConnection = Socket['conn'];
+
+/** A connection that has not shown a good token by then is cut. */
+const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** Room for the longest token and what stands around it: of strangers, ten thousand hold no more than 160 MB. */
+const STRANGER_BYTES_MAX = 2 * TOKEN_LENGTH_MAX;
+/** WebSocket's own pings and pongs, which the engine does not need: some clients send one every few seconds. */
+const CONTROL_FRAMES_MAX = 100;
+const CONTROL_FRAMES_PERIOD_MS = 10_000;
+
+export interface Strangers {
+  /** The connection was taken in: from now on it is bounded as one of a device. */
+  admitted(connection: EngineConnection): void;
+}
+
+export function watchStrangers(engine: Engine, clock: Clock): Strangers {
+  const releases = new WeakMap<EngineConnection, () => void>();
+
+  engine.on('connection', (connection: EngineConnection) => {
+    const webSocket = webSocketOf(connection);
+    const tcp = connection.request.socket;
+    let bytes = 0;
+    const count = (chunk: Buffer): void => {
+      bytes += chunk.length;
+      if (bytes > STRANGER_BYTES_MAX) webSocket.terminate();
+    };
+    // A polite end would wait half a minute for the stranger's agreement.
+    const timer = clock.after(HANDSHAKE_TIMEOUT_MS, () => webSocket.terminate());
+    const release = (): void => {
+      timer.cancel();
+      tcp.off('data', count);
+    };
+    tcp.on('data', count);
+    webSocket.once('close', release);
+    releases.set(connection, release);
+    boundControlFrames(webSocket, clock);
+  });
+
+  return { admitted: (connection) => releases.get(connection)?.() };
+}
+
+/** Each ping is answered by the library, also where nobody reads the answers. */
+function boundControlFrames(webSocket: WebSocketOfEngine, clock: Clock): void {
+  let frames = 0;
+  let sinceMs = clock.nowMs();
+  const count = (): void => {
+    const nowMs = clock.nowMs();
+    if (nowMs - sinceMs >= CONTROL_FRAMES_PERIOD_MS) {
+      sinceMs = nowMs;
+      frames = 0;
+    }
+    frames += 1;
+    if (frames > CONTROL_FRAMES_MAX) webSocket.terminate();
+  };
+  webSocket.on('ping', count);
+  webSocket.on('pong', count);
+}
+
+/** What is used of the WebSocket under a connection: the only transport that there is. */
+interface WebSocketOfEngine {
+  readonly bufferedAmount: number;
+  on(event: 'ping' | 'pong', listener: () => void): void;
+  once(event: 'close', listener: () => void): void;
+  terminate(): void;
+}
+
+export function webSocketOf(connection: EngineConnection): WebSocketOfEngine {
+  return (connection.transport as unknown as { socket: WebSocketOfEngine }).socket;
+}

@@ -1,0 +1,142 @@
+/** A peer that keeps to no protocol: it writes the bytes that it is told to, and answers nothing by itself. */
+import { randomBytes } from 'node:crypto';
+import { connect, type Socket } from 'node:net';
+
+export const OPCODE = { continuation: 0, text: 1, binary: 2, close: 8, ping: 9, pong: 10 } as const;
+
+export interface RawPeer {
+  readonly socket: Socket;
+  /** What came, as Latin-1; at most {@link KEPT_BYTES_MAX} of it. */
+  readonly received: string;
+  /** Resolves when the other side has ended the connection. */
+  readonly closed: Promise<void>;
+  readonly isClosed: boolean;
+  /** Resolves when the bytes are handed to the system, or the connection is closed. */
+  write(bytes: string | Buffer): Promise<void>;
+  /** Resolves true when `text` has come, false when the connection was closed without it. */
+  seen(text: string): Promise<boolean>;
+  destroy(): void;
+}
+
+const KEPT_BYTES_MAX = 64 * 1024;
+const PROBE_PERIOD_MS = 500;
+
+/** @param localAddress where the connection seems to come from: any address of this machine */
+export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPeer> {
+  const { hostname, port } = new URL(url);
+  return new Promise((resolve, reject) => {
+    // Half-open: the other side's end is not answered with one of its own, so that it must cut the connection.
+    const socket = connect({
+      host: hostname,
+      port: Number(port),
+      localAddress,
+      noDelay: true,
+      allowHalfOpen: true,
+    });
+    // What is written to a connection that the other side has cut is answered with a reset; to one that it only
+    // ended, with nothing.
+    socket.once('end', () => {
+      const timer = setInterval(() => socket.write('x'), PROBE_PERIOD_MS);
+      socket.once('close', () => clearInterval(timer));
+    });
+    let received = '';
+    let isClosed = false;
+    const watchers = new Set<() => void>();
+    const closed = new Promise<void>((close) => {
+      socket.once('close', () => {
+        isClosed = true;
+        close();
+        for (const look of watchers) look();
+      });
+    });
+    socket.on('data', (chunk) => {
+      if (received.length < KEPT_BYTES_MAX) received += chunk.toString('latin1');
+      for (const look of watchers) look();
+    });
+    socket.on('error', reject);
+    socket.once('connect', () =>
+      resolve({
+        socket,
+        get received() {
+          return received;
+        },
+        closed,
+        get isClosed() {
+          return isClosed;
+        },
+        write: (bytes) =>
+          new Promise((done) => {
+            if (isClosed || !socket.writable) return done();
+            void closed.then(done);
+            socket.write(bytes, () => done());
+          }),
+        seen: (text) =>
+          new Promise((found) => {
+            const look = (): void => {
+              const isThere = received.includes(text);
+              if (!isThere && !isClosed) return;
+              watchers.delete(look);
+              found(isThere);
+            };
+            watchers.add(look);
+            look();
+          }),
+        destroy: () => socket.destroy(),
+      }),
+    );
+  });
+}
+
+export function upgradeRequest(url: string, more: { query?: string; headers?: string[] } = {}): string {
+  const { query = '', headers = [] } = more;
+  return [
+    `GET /socket.io/?EIO=4&transport=websocket${query} HTTP/1.1`,
+    `Host: ${new URL(url).host}`,
+    'Upgrade: websocket',
+    'Connection: Upgrade',
+    `Sec-WebSocket-Key: ${randomBytes(16).toString('base64')}`,
+    'Sec-WebSocket-Version: 13',
+    ...headers,
+    '',
+    '',
+  ].join('\r\n');
+}
+
+/** A frame as a client sends it; the mask is zero, so that what is written is what is meant. */
+export function frame(
+  opcode: number,
+  payload: string | Buffer,
+  { isLast = true, announcedBytes }: { isLast?: boolean; announcedBytes?: number } = {},
+): Buffer {
+  const body = Buffer.from(payload as string);
+  const length = announcedBytes ?? body.length;
+  const head = Buffer.alloc(length < 126 ? 6 : length < 65_536 ? 8 : 14);
+  head[0] = (isLast ? 0x80 : 0) | opcode;
+  if (length < 126) head[1] = 0x80 | length;
+  else if (length < 65_536) {
+    head[1] = 0x80 | 126;
+    head.writeUInt16BE(length, 2);
+  } else {
+    head[1] = 0x80 | 127;
+    head.writeBigUInt64BE(BigInt(length), 2);
+  }
+  return Buffer.concat([head, body]);
+}
+
+export const text = (payload: string): Buffer => frame(OPCODE.text, payload);
+
+/** A WebSocket on which nobody has said who they are. */
+export async function openWebSocketPeer(url: string, localAddress?: string): Promise<RawPeer> {
+  const peer = await openPeer(url, localAddress);
+  await peer.write(upgradeRequest(url));
+  if (!(await peer.seen('"maxPayload"'))) throw new Error(`no WebSocket: ${peer.received.slice(0, 200)}`);
+  return peer;
+}
+
+/** A WebSocket of a device whose token was taken. */
+export async function openAdmittedPeer(url: string, token: string, localAddress?: string): Promise<RawPeer> {
+  const peer = await openWebSocketPeer(url, localAddress);
+  await peer.write(text(`40${JSON.stringify({ token })}`));
+  if (!(await peer.seen('40{"sid"'))) throw new Error(`not admitted: ${peer.received.slice(-200)}`);
+  return peer;
+}

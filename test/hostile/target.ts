@@ -1,0 +1,166 @@
+/**
+ * A gateway under attack, in a process of its own on real engines: what an attack does to its memory, to its event
+ * loop and to those who mean no harm.
+ */
+import { mkdtemp, readFile, rm } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { setInterval as ticks } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { expect } from 'vitest';
+import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+import { type Client, tokenFor } from '../support/gateway.ts';
+import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
+import { KeyMaker } from '../support/key-maker.ts';
+
+export interface Target {
+  gateway: GatewayProcess;
+  /** Does nothing wrong, and has keys. */
+  bystander: Client;
+  /**
+   * Runs an attack, and then looks after the gateway: it has not grown beyond its bounds, nobody changed a prototype,
+   * it logged no fault of its own, it answered the bystander all the while, and it serves a newcomer by both doors.
+   * The figures are printed.
+   */
+  attack<Outcome>(name: string, run: () => Promise<Outcome>): Promise<Outcome>;
+  /** A device that nobody knew before uploads keys, claims a bundle, and looks at its own by HTTP. */
+  serveNewcomer(): Promise<void>;
+  stop(): Promise<void>;
+}
+
+export interface Figures {
+  peakBytes: number;
+  heldBytes: number;
+  loopDelayMaxMs: number;
+  isPolluted: boolean;
+}
+
+export const BYSTANDER = { userId: 'bystander', deviceId: 1 };
+
+const MIB = 1024 * 1024;
+/** No attack may bring the whole process above it. */
+const PEAK_BYTES_MAX = 768 * MIB;
+/** No attack may leave so much behind. */
+const HELD_BYTES_MAX = 48 * MIB;
+/** Little enough that what piles up ends the process. */
+const HEAP_MIB_MAX = 512;
+const BYSTANDER_PERIOD_MS = 100;
+
+const PROBE = new URL('probe.mjs', import.meta.url);
+let newcomers = 0;
+
+export async function startTarget(env: Record<string, string> = {}): Promise<Target> {
+  const database = await createDatabase();
+  const dir = await mkdtemp(join(tmpdir(), 'keygate-hostile-'));
+  const file = join(dir, 'figures.json');
+  const gateway = await startGatewayProcess(
+    { databaseUrl: database.url },
+    {
+      LOG_LEVEL: 'warn',
+      HOSTILE_FIGURES_FILE: file,
+      NODE_OPTIONS: `--max-old-space-size=${HEAP_MIB_MAX} --import ${fileURLToPath(PROBE)}`,
+      ...env,
+    },
+  );
+  const bystander = await gateway.connect(BYSTANDER);
+  await bystander.call('uploadKeys', new KeyMaker().keySet());
+
+  async function figures(): Promise<Figures> {
+    await rm(file, { force: true });
+    await gateway.kill('SIGUSR2');
+    return JSON.parse(await eventually(() => readFile(file, 'utf8'), { that: 'the figures of the gateway' }));
+  }
+
+  /** Asks one thing after the other until it is told to stop. */
+  function watch(): { stop(): Promise<{ answered: number; slowestMs: number }> } {
+    let isOver = false;
+    const seen = { answered: 0, slowestMs: 0 };
+    const asking = async (): Promise<void> => {
+      for await (const _ of ticks(BYSTANDER_PERIOD_MS)) {
+        if (isOver) return;
+        const askedMs = performance.now();
+        await bystander.call('keyStatus');
+        seen.answered += 1;
+        seen.slowestMs = Math.max(seen.slowestMs, performance.now() - askedMs);
+      }
+    };
+    const done = asking().then(
+      () => null,
+      (error: Error) => error,
+    );
+    return {
+      async stop() {
+        isOver = true;
+        const error = await done;
+        if (error !== null) throw error;
+        return seen;
+      },
+    };
+  }
+
+  async function serveNewcomer(): Promise<void> {
+    const address = { userId: `newcomer-${++newcomers}`, deviceId: 1 };
+    const client = await gateway.connect(address);
+    const keys = new KeyMaker();
+    await client.call('uploadKeys', keys.keySet());
+    const { devices } = await client.call('requestBundle', {
+      claimId: crypto.randomUUID(),
+      userId: BYSTANDER.userId,
+    });
+    expect(devices).toHaveLength(1);
+    client.close();
+    const status = await fetch(`${gateway.url}/signal/status/minimal`, {
+      headers: { authorization: `Bearer ${await tokenFor(address)}` },
+    });
+    expect([status.status, await status.json()]).toMatchObject([200, { identityKey: keys.identityKey() }]);
+  }
+
+  // Everything is loaded and compiled once before it is measured.
+  await serveNewcomer();
+  const atRest = await figures();
+
+  return {
+    gateway,
+    bystander,
+    serveNewcomer,
+    async attack(name, run) {
+      const before = await figures();
+      const watching = watch();
+      const startedMs = performance.now();
+      let outcome: Awaited<ReturnType<typeof run>>;
+      let seen: Awaited<ReturnType<typeof watching.stop>>;
+      try {
+        outcome = await run();
+      } finally {
+        seen = await watching.stop();
+      }
+      const tookMs = performance.now() - startedMs;
+      await serveNewcomer();
+      const after = await figures();
+      const mib = (bytes: number): string => (bytes / MIB).toFixed(0);
+      process.stdout.write(
+        `  hostile: ${name}: ${(tookMs / 1000).toFixed(1)} s, memory at most ${mib(after.peakBytes)} MiB ` +
+          `(${mib(before.peakBytes)} before), held ${mib(after.heldBytes)} MiB (${mib(atRest.heldBytes)} at rest), ` +
+          `loop delay at most ${after.loopDelayMaxMs} ms, ` +
+          `bystander answered ${seen.answered} times, in ${seen.slowestMs.toFixed(0)} ms at most\n`,
+      );
+      expect(after.peakBytes, 'memory during the attack').toBeLessThan(PEAK_BYTES_MAX);
+      expect(after.heldBytes - atRest.heldBytes, 'memory after the attack').toBeLessThan(HELD_BYTES_MAX);
+      expect(after.isPolluted).toBe(false);
+      expect(seen.answered).toBeGreaterThan(0);
+      expect(await gateway.output()).not.toMatch(/fault of the server|uncaught|RangeError|heap limit/);
+      return outcome;
+    },
+    async stop() {
+      await gateway.stop();
+      await database.drop();
+      await rm(dir, { recursive: true, force: true });
+    },
+  };
+}
+
+/** A device id of its own for each attacker, and the token of it. */
+export async function attackerToken(name: string): Promise<string> {
+  return await tokenFor({ userId: `attacker-${name}`, deviceId: 1 });
+}
