@@ -133,8 +133,8 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
 
   const { preKeys } = config;
   const messageLifetimeMs = config.messages.lifetimeMs;
-  const observer = createObserver(log);
-  const bounces = createBounces({ messages, bus, clock, messageLifetimeMs });
+  const observer = createObserver(log, { logsDebug: config.logLevel === 'debug' });
+  const bounces = createBounces({ messages, bus, clock, messageLifetimeMs, reports: observer });
   const courier = createCourier({
     messages,
     bus,
@@ -142,6 +142,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     clock,
     log,
     lowThreshold: preKeys.lowThreshold,
+    reports: observer,
     ...(timing.sweepPeriodMs === undefined ? {} : { sweepPeriodMs: timing.sweepPeriodMs }),
   });
   const claims = createBundleClaims({
@@ -172,6 +173,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     signedPreKeyLifetimeMs: preKeys.signedPreKeyLifetimeMs,
     messageLifetimeMs,
     queueMax: config.messages.queueMax,
+    reports: observer,
   });
   const dispatch = createDispatch({ handlers, observer, clock });
 

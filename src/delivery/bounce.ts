@@ -3,6 +3,7 @@ import type { Clock } from '../lib/clock.ts';
 import type { Bus } from '../ports/bus.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
+import type { DeliveryReports } from './reports.ts';
 
 export interface Bounces {
   /**
@@ -20,17 +21,19 @@ export function createBounces(parts: {
   bus: Bus;
   clock: Clock;
   messageLifetimeMs: number;
+  reports: DeliveryReports;
 }): Bounces {
-  const { messages, bus, clock, messageLifetimeMs } = parts;
+  const { messages, bus, clock, messageLifetimeMs, reports } = parts;
   return {
     async settle(of) {
       for (;;) {
         const nowMs = clock.nowMs();
-        const { senders, more } = await messages.settleBounces(of, {
+        const { bounced, senders, more } = await messages.settleBounces(of, {
           nowMs,
           expiresAtMs: nowMs + messageLifetimeMs,
           limit: SETTLE_MAX,
         });
+        if (bounced.length > 0) reports.bounced(bounced);
         bus.poke(senders);
         if (!more) return;
       }

@@ -8,6 +8,7 @@ import type { Bus, BusListener } from '../ports/bus.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
+import type { DeliveryReports } from './reports.ts';
 import { createSession, type ServedSocket, type Session } from './session.ts';
 
 export interface CourierParts {
@@ -17,6 +18,7 @@ export interface CourierParts {
   clock: Clock;
   log: Log;
   lowThreshold: number;
+  reports: DeliveryReports;
   /** A lost poke delays a message by at most this long. */
   sweepPeriodMs?: number;
 }

@@ -5,6 +5,7 @@ import type { MessageStore } from '../ports/message-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
+import type { DeliveryReports } from './reports.ts';
 
 export interface SendParts {
   messages: MessageStore;
@@ -13,6 +14,7 @@ export interface SendParts {
   messageLifetimeMs: number;
   /** Messages that one device may have waiting. */
   queueMax: number;
+  reports: DeliveryReports;
 }
 
 /** A full queue empties when its owner comes back; asking every second helps nobody. */
@@ -29,7 +31,7 @@ export async function sendMessages(
   sender: DeviceAddress,
   input: ParsedInput<'sendMessages'>,
 ): Promise<RequestData<'sendMessages'>> {
-  const { messages, bus, clock } = parts;
+  const { messages, bus, clock, reports } = parts;
   const nowMs = clock.nowMs();
   const sendAnyway = input.onMismatch === 'sendAnyway';
   const result = await messages.store({
@@ -54,7 +56,10 @@ export async function sendMessages(
   if (full.length === input.envelopes.length) {
     throw new GatewayError('QUEUE_FULL', undefined, { retryAfterMs: QUEUE_FULL_RETRY_MS });
   }
+  const sent = { sender, messageId: input.messageId, recipientUserId: input.userId, deviceIds: accepted };
+  reports.stored(sent);
   bus.poke(accepted.map((deviceId) => ({ userId: input.userId, deviceId })));
+  reports.poked(sent);
   return {
     storedAt: new Date(result.storedAtMs).toISOString(),
     accepted,

@@ -24,6 +24,7 @@ import {
 } from '../protocol/limits.ts';
 import type { Bounces } from './bounce.ts';
 import { CONNECTED, type GateEffect, type GateEvent, type GateState, step } from './gate.ts';
+import type { DeliveryReports } from './reports.ts';
 
 /** What a session needs of its socket. */
 export interface ServedSocket {
@@ -42,6 +43,8 @@ export interface Session {
   readonly device: DeviceAddress;
   readonly fence: number;
   gate(): GateState;
+  /** What was pushed and not yet acknowledged. */
+  window(): { count: number; bytes: number; isFull: boolean; oldestPushAtMs: number | null };
   /** What the sweep asks the store about. */
   reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
   /** A validation found client and server in step at `keyVersion`. */
@@ -80,6 +83,7 @@ export interface SessionParts {
   clock: Clock;
   log: Log;
   lowThreshold: number;
+  reports: DeliveryReports;
   forget(session: Session): void;
 }
 
@@ -105,6 +109,7 @@ interface Start {
 interface PushedPage {
   sequences: ReadonlyMap<string, number>;
   bytes: number;
+  pushedAtMs: number;
   /** The gate was closed after it was pushed: the client may have dropped it, and it may be offered again. */
   isVoid: boolean;
   /** Its acknowledgement has come and is being stored. */
@@ -112,7 +117,7 @@ interface PushedPage {
 }
 
 export function createSession(parts: SessionParts): Session {
-  const { device, fence, socket, messages, bounces, clock, log, lowThreshold } = parts;
+  const { device, fence, socket, messages, bounces, clock, log, lowThreshold, reports } = parts;
   const me: Reader = { device, fence };
   let state: GateState = CONNECTED;
   let opening: Opening | null = null;
@@ -136,8 +141,13 @@ export function createSession(parts: SessionParts): Session {
   let timerDueMs = Number.POSITIVE_INFINITY;
 
   function apply(event: GateEvent): void {
+    const before = state;
     const next = step(state, event);
     state = next.state;
+    if (state !== before) {
+      const closing = next.effects.find((effect) => effect.name === 'close');
+      reports.gateMoved(me, before, state, closing?.reason ?? null);
+    }
     for (const effect of next.effects) carryOut(effect);
   }
 
@@ -252,14 +262,11 @@ export function createSession(parts: SessionParts): Session {
     while (state.name === 'open' && opening !== null && !paused && !ended) {
       const current = opening;
       const closingsAtStart = closings;
-      let room = WINDOW_ENVELOPES_MAX;
-      let roomBytes = WINDOW_BYTES_MAX;
-      for (const { sequences, bytes } of window) {
-        room -= sequences.size;
-        roomBytes -= bytes;
-      }
+      const { count, bytes, isFull } = session.window();
+      const room = WINDOW_ENVELOPES_MAX - count;
+      const roomBytes = WINDOW_BYTES_MAX - bytes;
       // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
-      if (room <= 0 || roomBytes < CONTENT_BYTES_MAX) return;
+      if (isFull) return;
       const start = now();
       const page = await messages.read(me, {
         inFlight: inFlight(),
@@ -310,10 +317,12 @@ export function createSession(parts: SessionParts): Session {
         (sum, { body }) => sum + (body.kind === 'message' ? body.content.length : 0),
         0,
       ),
+      pushedAtMs: clock.nowMs(),
       isVoid: false,
       isSettling: false,
     };
     window.add(page);
+    reports.pushed(me, envelopes);
     void socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
       if (acknowledgement === null) {
         window.delete(page);
@@ -325,6 +334,7 @@ export function createSession(parts: SessionParts): Session {
       page.isSettling = true;
       try {
         await settlePage(page, acknowledgement);
+        reports.settled(me, acknowledgement);
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'an acknowledgement was not stored');
         lookAt(clock.nowMs() + RETRY_MS);
@@ -381,6 +391,23 @@ export function createSession(parts: SessionParts): Session {
     device,
     fence,
     gate: () => state,
+
+    window() {
+      let count = 0;
+      let bytes = 0;
+      let oldestPushAtMs: number | null = null;
+      for (const page of window) {
+        oldestPushAtMs ??= page.pushedAtMs;
+        count += page.sequences.size;
+        bytes += page.bytes;
+      }
+      return {
+        count,
+        bytes,
+        isFull: count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX,
+        oldestPushAtMs,
+      };
+    },
 
     reader: () => ({
       ...me,

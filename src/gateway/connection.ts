@@ -72,6 +72,7 @@ export async function acceptConnection(
   const served: ServedSocket = {
     isOpen: () => !ended,
     push: (name, payload) => {
+      observer.pushSent(device, session?.fence ?? null, name, payload);
       (socket.emit as (event: string, body: unknown) => void)(name, payload);
     },
     pushMessages,
@@ -87,8 +88,10 @@ export async function acceptConnection(
   /** Resolves null where nothing usable came in time. */
   function pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null> {
     return new Promise((resolve) => {
+      let answered: ReturnType<Observer['pushSent']> = null;
       const settle = (acknowledgement: MessagesAcknowledgement | null): void => {
         timer.cancel();
+        answered?.(acknowledgement);
         unanswered.delete(giveUp);
         resolve(acknowledgement);
       };
@@ -96,6 +99,7 @@ export async function acceptConnection(
       const timer = clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
       unanswered.add(giveUp);
       if (ended) return giveUp();
+      answered = observer.pushSent(device, session?.fence ?? null, 'messages', { envelopes });
       socket.emit('messages', { envelopes }, (raw: unknown) => {
         const parsed = pushes.messages.acknowledgement.safeParse(raw);
         settle(parsed.success ? parsed.data : null);
@@ -125,13 +129,13 @@ export async function acceptConnection(
   socket.once('disconnect', (reason) => close(reason));
 
   // A polite end would wait until everything was read.
-  watchUnread(socket.conn, () => {
+  const line = watchLine(socket.conn, clock, () => {
     end('it reads too slowly');
     webSocketOf(socket.conn).terminate();
   });
 
   const token = watchToken(caller, clock, {
-    onExpiring: (expiresAt) => socket.emit('tokenExpiring', { expiresAt }),
+    onExpiring: (expiresAt) => served.push('tokenExpiring', { expiresAt }),
     onExpired: () => session?.pause(),
     onGraceOver: () => close('its token ran out'),
   });
@@ -141,9 +145,26 @@ export async function acceptConnection(
     session.detach();
     return;
   }
-  observer.socketOpened({ device, fence: session.fence });
-
   const attached = session;
+  observer.socketOpened({
+    device,
+    fence: attached.fence,
+    live: {
+      facts() {
+        const { count, bytes, isFull, oldestPushAtMs } = attached.window();
+        return {
+          windowCount: count,
+          windowBytes: bytes,
+          windowFull: isFull,
+          oldestPushAtMs,
+          ...line.facts(),
+          tokenExpiresAtMs: token.expiresAtMs(),
+        };
+      },
+      close,
+    },
+  });
+
   const context: RequestContext = {
     door: 'socket',
     device,
@@ -164,7 +185,7 @@ export async function acceptConnection(
       const request = waiting.shift();
       if (request === undefined) return;
       underWay += 1;
-      void dispatch(request.name, request.input, context).then((reply) => {
+      void dispatch(request.name, request.input, context, request.bytes).then((reply) => {
         underWay -= 1;
         requestBytes -= request.bytes;
         request.acknowledge(reply);
@@ -183,9 +204,15 @@ export async function acceptConnection(
       if (ended) return;
       last(reply);
     };
-    const refuse = (error: GatewayError): void => acknowledge({ ok: false, error: error.toObject() });
+    const isKnown = Object.hasOwn(requests, event);
+    const refuse = (error: GatewayError): void => {
+      const { fence } = attached;
+      const name = isKnown ? (event as RequestName) : 'unknown';
+      observer.requestEnded({ door: 'socket', device, fence, name, code: error.code, durationMs: 0 });
+      acknowledge({ ok: false, error: error.toObject() });
+    };
 
-    if (!Object.hasOwn(requests, event)) return refuse(badRequest([{ path: [], message: 'unknown event' }]));
+    if (!isKnown) return refuse(badRequest([{ path: [], message: 'unknown event' }]));
     const name = event as RequestName;
     if (args.length > 2) {
       return refuse(badRequest([{ path: [], message: 'takes one argument and an acknowledgement' }]));
@@ -219,6 +246,7 @@ interface WaitingRequest {
 }
 
 interface TokenWatch {
+  expiresAtMs(): number;
   isExpired(): boolean;
   extend(caller: Caller): void;
   stop(): void;
@@ -250,6 +278,7 @@ function watchToken(
 
   watch();
   return {
+    expiresAtMs: () => expiresAtMs,
     isExpired: () => clock.nowMs() >= expiresAtMs,
     extend(caller) {
       expiresAtMs = caller.expiresAtMs;
@@ -260,17 +289,28 @@ function watchToken(
 }
 
 /**
- * Calls `onTooSlow` as soon as more is written than the bound and not yet taken by the network. The engine hands its
- * WebSocket one batch at a time and queues the rest itself, both without a bound.
+ * Watches what passes, and calls `onTooSlow` as soon as more is written than the bound and not yet taken by the
+ * network. The engine hands its WebSocket one batch at a time and queues the rest itself, both without a bound.
  */
-function watchUnread(conn: GatewaySocket['conn'], onTooSlow: () => void): void {
+function watchLine(
+  conn: GatewaySocket['conn'],
+  clock: Clock,
+  onTooSlow: () => void,
+): { facts(): { bufferedBytes: number; roundTripMs: number | null } } {
   const webSocket = webSocketOf(conn);
   let queuedBytes = 0;
-  conn.on('packetCreate', ({ data }: { data?: string | Buffer }) => {
+  let pingedAtMs = 0;
+  let roundTripMs: number | null = null;
+  conn.on('packetCreate', ({ type, data }: { type: string; data?: string | Buffer }) => {
+    if (type === 'ping') pingedAtMs = clock.nowMs();
     if (data !== undefined) queuedBytes += Buffer.byteLength(data);
     if (queuedBytes + webSocket.bufferedAmount > UNREAD_BYTES_MAX) onTooSlow();
   });
   conn.on('flush', () => {
     queuedBytes = 0;
   });
+  conn.on('heartbeat', () => {
+    roundTripMs = clock.nowMs() - pingedAtMs;
+  });
+  return { facts: () => ({ bufferedBytes: queuedBytes + webSocket.bufferedAmount, roundTripMs }) };
 }

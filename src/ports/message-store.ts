@@ -46,6 +46,14 @@ export interface QueuedEnvelope {
     | { kind: 'bounce'; recipient: DeviceAddress; reason: BounceReason };
 }
 
+/** A message on its way back to its sender. */
+export interface BouncedMessage {
+  recipient: DeviceAddress;
+  sender: DeviceAddress;
+  messageId: string;
+  reason: BounceReason;
+}
+
 /** Who asks: the device and the number of its connection. A superseded number reads and deletes nothing. */
 export interface Reader {
   device: DeviceAddress;
@@ -144,12 +152,12 @@ export interface MessageStore {
    * Copies bounced messages to their senders, each exactly once however often it is tried, and removes the rows.
    *
    * @param of one recipient device, or null for any
-   * @returns the senders whose queues grew, and whether more is left
+   * @returns what bounced, the senders whose queues grew, and whether more is left
    */
   settleBounces(
     of: DeviceAddress | null,
     now: { nowMs: number; expiresAtMs: number; limit: number },
-  ): Promise<{ senders: DeviceAddress[]; more: boolean }>;
+  ): Promise<{ bounced: BouncedMessage[]; senders: DeviceAddress[]; more: boolean }>;
 
   /**
    * Turns messages that expired, or bear the stamp of a replaced key set, into bounces, drops expired bounces,

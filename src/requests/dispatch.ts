@@ -19,28 +19,37 @@ export type Dispatch = <Name extends RequestName>(
   name: Name,
   input: unknown,
   context: RequestContext,
+  /** Of the frame that brought it, where one did. */
+  bytes?: number,
 ) => Promise<Reply<Name>>;
 
 export function createDispatch(parts: { handlers: Handlers; observer: Observer; clock: Clock }): Dispatch {
   const { handlers, observer, clock } = parts;
-  return async (name, input, context) => {
+  return async (name, raw, context, bytes) => {
+    type Name = typeof name;
     const startedMs = clock.nowMs();
-    const { device, door } = context;
+    const { device, door, connection } = context;
+    let input: ParsedInput<Name> | undefined;
+    let reply: Reply<Name>;
     try {
-      const data = await handlers[name](context, parseInput(name, input));
-      observer.requestEnded({ door, device, name, code: null, durationMs: clock.nowMs() - startedMs });
-      return { ok: true, data };
+      input = parseInput(name, raw);
+      reply = { ok: true, data: await handlers[name](context, input) };
     } catch (error) {
       const refusal = error instanceof GatewayError ? error : internal(error);
-      observer.requestEnded({
-        door,
-        device,
-        name,
-        code: refusal.code,
-        durationMs: clock.nowMs() - startedMs,
-      });
-      return { ok: false, error: refusal.toObject() };
+      reply = { ok: false, error: refusal.toObject() };
     }
+    observer.requestEnded({
+      door,
+      device,
+      name,
+      code: reply.ok ? null : reply.error.code,
+      durationMs: clock.nowMs() - startedMs,
+      fence: connection?.session.fence,
+      bytes,
+      input,
+      reply,
+    });
+    return reply;
 
     function internal(error: unknown): GatewayError {
       const errorId = randomUUID();

@@ -2,6 +2,7 @@
 import { beforeEach, describe, expect, it } from 'vitest';
 import { createInProcessBus } from '../../src/backends/in-process/bus.ts';
 import { type Courier, createCourier } from '../../src/delivery/courier.ts';
+import { noReports } from '../../src/delivery/reports.ts';
 import type { ServedSocket } from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { Bus } from '../../src/ports/bus.ts';
@@ -56,7 +57,7 @@ function emptyQueues(): MessageStore {
     acknowledge: async () => 0,
     putOff: async () => ({ nextDueAtMs: null, bounced: false }),
     bounce: async () => {},
-    settleBounces: async () => ({ senders: [], more: false }),
+    settleBounces: async () => ({ bounced: [], senders: [], more: false }),
     sweep: async () => 0,
     async inNeedOfALook(readers) {
       for (const { device } of readers) note('sweep', device);
@@ -88,7 +89,15 @@ beforeEach(async () => {
   bus = createInProcessBus({ log: silentLog });
   const messages = emptyQueues();
   const bounces = { settle: async () => {} };
-  courier = createCourier({ messages, bus, bounces, clock, log: silentLog, lowThreshold: 10 });
+  courier = createCourier({
+    messages,
+    bus,
+    bounces,
+    clock,
+    log: silentLog,
+    lowThreshold: 10,
+    reports: noReports,
+  });
   await bus.start(courier);
   courier.start();
 });

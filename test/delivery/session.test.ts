@@ -1,5 +1,6 @@
 /** One session against a store that answers when it is told: orders of events that sockets can't bring about at will. */
 import { beforeEach, describe, expect, it } from 'vitest';
+import { noReports } from '../../src/delivery/reports.ts';
 import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, QueuedEnvelope } from '../../src/ports/message-store.ts';
@@ -123,6 +124,7 @@ beforeEach(() => {
     clock: createManualClock(),
     log: silentLog,
     lowThreshold: 10,
+    reports: noReports,
     forget: () => {},
   });
   session.validated(1);

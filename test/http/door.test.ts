@@ -3,11 +3,13 @@ import { type AddressInfo, connect } from 'node:net';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { createHttpDoor, type HttpDoor, type HttpDoorParts } from '../../src/http/door.ts';
 import { systemClock } from '../../src/lib/clock.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import { type ErrorObject, GatewayError } from '../../src/protocol/errors.ts';
 import type { Reply } from '../../src/protocol/events.ts';
 import { httpRoutes } from '../../src/protocol/http-routes.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { FRAME_BYTES_MAX, ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../../src/protocol/limits.ts';
+import { createObserver } from '../../src/requests/observe.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 
@@ -663,6 +665,7 @@ describe('a door in trouble', () => {
       origins: { listed: [ORIGIN], loopback: false },
       clock: systemClock,
       observer: {
+        ...createObserver(silentLog),
         requestEnded: note,
         requestFailed: note,
         socketOpened: note,

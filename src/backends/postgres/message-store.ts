@@ -156,7 +156,16 @@ export function createMessageStore(database: Database): MessageStore {
           sequences: numberArray(rows.map((row) => row.sequence)),
         });
       }
-      return { senders: [...senders.values()], more: bounced.length === limit };
+      return {
+        bounced: bounced.map((row) => ({
+          recipient: { userId: row.user_id, deviceId: row.device_id },
+          sender: { userId: row.peer_user_id, deviceId: row.peer_device_id },
+          messageId: row.message_id,
+          reason: row.bounce_reason,
+        })),
+        senders: [...senders.values()],
+        more: bounced.length === limit,
+      };
     },
 
     async sweep({ nowMs, forgetBeforeMs, limit }) {
