@@ -1,5 +1,5 @@
 /** The socket: connecting and coming back, tokens, and requests that outlive a connection. */
-import { io, type Socket } from 'socket.io-client';
+import type { Socket } from 'socket.io-client';
 import type { ErrorObject } from '../protocol/errors.ts';
 import type {
   PushName,
@@ -10,6 +10,7 @@ import type {
   RequestName,
 } from '../protocol/events.ts';
 import { KeygateError, KitError } from './errors.ts';
+import { createSocket } from './socket.ts';
 import type { KitClock } from './time.ts';
 
 export type LinkState = 'offline' | 'connecting' | 'online' | 'displaced' | 'closed';
@@ -111,13 +112,8 @@ export function createLink(options: LinkOptions): Link {
   let refusal: ErrorObject | null = null;
   let cancelTimer = () => {};
 
-  const socket: Socket = io(options.url, {
-    transports: ['websocket'],
-    autoConnect: false,
-    // The kit comes back by itself: Socket.IO would give up on a refusal, and knows nothing of draining.
-    reconnection: false,
-    forceNew: true,
-  });
+  // Events are sent and heard by names that vary: each call checks its own.
+  const socket = createSocket(options.url) as Socket;
 
   socket.on('connect', () => {
     cancelTimer();
