@@ -6,11 +6,13 @@ import { type Config, ConfigError, parseConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { systemClock } from './lib/clock.ts';
 import { unreachable } from './lib/unreachable.ts';
+import { LOAD_TEST_HELP, LOAD_TEST_OPTIONS, runLoadTest } from './load-test-command.ts';
 import { createLogger } from './logger.ts';
 import { packageVersion } from './package-version.ts';
 import { deviceId, userId } from './protocol/ids.ts';
 import { signToken } from './requests/authenticate.ts';
 import { endOnUncaught } from './uncaught.ts';
+import { UsageError } from './usage-error.ts';
 
 type Options = NonNullable<ParseArgsConfig['options']>;
 type Values = Record<string, string | boolean | (string | boolean)[] | undefined>;
@@ -23,9 +25,6 @@ interface Command {
   /** @throws UsageError, ConfigError, or any Error whose message tells the operator what went wrong */
   run(values: Values): Promise<void>;
 }
-
-/** The command was typed wrongly; its help would have told. */
-class UsageError extends Error {}
 
 const commands: Record<string, Command> = {
   serve: {
@@ -51,6 +50,12 @@ const commands: Record<string, Command> = {
     help: 'Usage: keygate check-config\n\nPrints every problem of the configuration, one a line, or what the configuration amounts to.\nConnects to nothing.',
     options: {},
     run: checkConfig,
+  },
+  'load-test': {
+    summary: 'put a gateway under load, and report what it did',
+    help: LOAD_TEST_HELP,
+    options: LOAD_TEST_OPTIONS,
+    run: loadTest,
   },
 };
 
@@ -171,6 +176,17 @@ async function signingSecret(config: Config): Promise<Uint8Array> {
     default:
       return unreachable(keys);
   }
+}
+
+async function loadTest(values: Values): Promise<void> {
+  const interrupted = new AbortController();
+  await runLoadTest(values, {
+    config: parseConfig(process.env),
+    interrupted: interrupted.signal,
+    // Listened for only when there is something to report.
+    onBegin: () => void nextSignal().then(() => interrupted.abort()),
+    print,
+  });
 }
 
 const UNIT_MS: Readonly<Record<string, number>> = { s: 1000, m: 60_000, h: 3_600_000, d: 86_400_000 };

@@ -1,0 +1,204 @@
+/**
+ * One device as the load test plays it: a bare socket, so that what the kit would hide (a message that comes twice,
+ * a refusal) is seen and counted.
+ */
+import type { Clock, Timer } from '../lib/clock.ts';
+import type { ErrorCode, ErrorObject } from '../protocol/errors.ts';
+import type { PushPayload, Reply, RequestData, RequestInput, RequestName } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import { VALIDATION_LIFETIME_MS } from '../protocol/limits.ts';
+import { type BareSocket, createSocket } from '../sdk/socket.ts';
+import { createLoadKeys, type LoadKeys } from './device-keys.ts';
+
+/** A code of the wire, or what happened on the way. */
+export type FailureCode = ErrorCode | 'DISCONNECTED' | 'NOT_ANSWERED' | 'CONNECT_FAILED' | 'WRONG_ANSWER';
+
+/** What an operation ends with where it does not succeed. */
+export class Failure extends Error {
+  readonly code: FailureCode;
+  readonly retryAfterMs: number | null;
+
+  constructor(code: FailureCode, { message = code, retryAfterMs }: Partial<ErrorObject> = {}) {
+    super(message);
+    this.code = code;
+    this.retryAfterMs = retryAfterMs ?? null;
+  }
+
+  /** Whether the gateway may have carried the request out all the same. */
+  get isUncertain(): boolean {
+    return this.code === 'DISCONNECTED' || this.code === 'NOT_ANSWERED';
+  }
+}
+
+export interface DeviceListener {
+  /** @param processed acknowledges the whole page */
+  onMessages(envelopes: PushPayload<'messages'>['envelopes'], processed: () => void): void;
+  onPreKeysLow(): void;
+  /** The connection ended, and neither `cut` nor `close` was called. */
+  onDisconnect(): void;
+}
+
+const ANSWER_WAIT_MAX_MS = 30_000;
+/** A long queue on a busy gateway. */
+const DRAIN_WAIT_MAX_MS = 10 * 60_000;
+/** Kept clear of its end: the gateway must still take it when it arrives. */
+const VALIDATION_USE_MS = VALIDATION_LIFETIME_MS * 0.9;
+
+export class LoadDevice {
+  readonly address: DeviceAddress;
+  readonly keys: LoadKeys = createLoadKeys();
+  listener: DeviceListener = { onMessages() {}, onPreKeysLow() {}, onDisconnect() {} };
+  readonly #clock: Clock;
+  readonly #token: string;
+  readonly #socket: BareSocket;
+  readonly #unanswered = new Set<(failure: Failure) => void>();
+  #validation: { text: string; untilMs: number } | null = null;
+  #onQueueEmpty = (): void => {};
+  #isEnding = false;
+
+  constructor(options: { url: string; address: DeviceAddress; token: string; clock: Clock }) {
+    this.address = options.address;
+    this.#clock = options.clock;
+    this.#token = options.token;
+    this.#socket = createSocket(options.url);
+    this.#socket.on('disconnect', () => {
+      const failure = new Failure('DISCONNECTED');
+      for (const fail of this.#unanswered) fail(failure);
+      if (!this.#isEnding) this.listener.onDisconnect();
+    });
+    this.#socket.on('messages', ({ envelopes }, acknowledge) => {
+      this.listener.onMessages(envelopes, () => acknowledge({ processed: envelopes.map(({ id }) => id) }));
+    });
+    this.#socket.on('queueEmpty', () => this.#onQueueEmpty());
+    this.#socket.on('preKeysLow', () => this.listener.onPreKeysLow());
+  }
+
+  get isConnected(): boolean {
+    return this.#socket.connected;
+  }
+
+  /** @throws Failure */
+  connect(): Promise<void> {
+    this.#isEnding = false;
+    this.#socket.auth = { token: this.#token };
+    return this.#answered<void>((resolve, reject) => {
+      const onConnect = (): void => settle(() => resolve(undefined));
+      const onError = (error: Error & { data?: ErrorObject }): void =>
+        settle(() => reject(new Failure(error.data?.code ?? 'CONNECT_FAILED', error.data ?? error)));
+      const settle = (action: () => void): void => {
+        this.#socket.off('connect', onConnect);
+        this.#socket.off('connect_error', onError);
+        action();
+      };
+      this.#socket.on('connect', onConnect);
+      this.#socket.on('connect_error', onError);
+      this.#socket.connect();
+      return () => settle(() => this.#socket.disconnect());
+    });
+  }
+
+  /** Asks once. @throws Failure */
+  ask<Name extends RequestName>(name: Name, input: RequestInput<Name>): Promise<RequestData<Name>> {
+    if (!this.isConnected) return Promise.reject(new Failure('DISCONNECTED'));
+    return this.#answered((resolve, reject) => {
+      const onReply = (reply: Reply<Name>): void => {
+        if (reply.ok) resolve(reply.data);
+        else reject(new Failure(reply.error.code, reply.error));
+      };
+      (this.#socket.emit as (name: string, input: unknown, onReply: unknown) => void)(name, input, onReply);
+      return undefined;
+    });
+  }
+
+  /**
+   * Opens the gate, with a validation of an earlier connection where that is still good.
+   *
+   * @returns resolves when everything that waited has been handed over: `queueEmpty` came
+   * @throws Failure
+   */
+  async openGate(): Promise<void> {
+    if (this.#validation === null || this.#validation.untilMs < this.#clock.nowMs()) await this.#validate();
+    const empty = this.#queueEmpty();
+    // Where the request is refused, nobody waits for the end of the queue.
+    empty.catch(() => {});
+    try {
+      await this.ask('clientReady', { validation: this.#validation!.text });
+    } catch (error) {
+      this.#validation = null;
+      throw error;
+    }
+    await empty;
+  }
+
+  async #validate(): Promise<void> {
+    const untilMs = this.#clock.nowMs() + VALIDATION_USE_MS;
+    const verdict = await this.ask('validateKeys', this.keys.validation());
+    if (verdict.validation === undefined) {
+      throw new Failure('WRONG_ANSWER', { message: `keys not valid: ${verdict.missingKeys.join(', ')}` });
+    }
+    this.#validation = { text: verdict.validation, untilMs };
+  }
+
+  #queueEmpty(): Promise<void> {
+    return this.#answered<void>((resolve) => {
+      this.#onQueueEmpty = () => resolve(undefined);
+      return undefined;
+    }, DRAIN_WAIT_MAX_MS);
+  }
+
+  /** Leaves what arrives unread, so that the gateway's writes pile up. */
+  pauseReading(): void {
+    this.#webSocket()?.pause();
+  }
+
+  resumeReading(): void {
+    this.#webSocket()?.resume();
+  }
+
+  /** Ends the connection as a network that goes away does: without a word. */
+  cut(): void {
+    this.#isEnding = true;
+    this.#webSocket()?.terminate();
+    this.#socket.disconnect();
+  }
+
+  close(): void {
+    this.#isEnding = true;
+    this.#socket.disconnect();
+  }
+
+  /** @param start begins the work; what it returns gives the work up */
+  #answered<Result>(
+    start: (
+      resolve: (result: Result) => void,
+      reject: (failure: Failure) => void,
+    ) => (() => void) | undefined,
+    waitMaxMs = ANSWER_WAIT_MAX_MS,
+  ): Promise<Result> {
+    return new Promise((resolve, reject) => {
+      let timer: Timer;
+      const settled = (): void => {
+        timer.cancel();
+        this.#unanswered.delete(fail);
+      };
+      const fail = (failure: Failure): void => {
+        settled();
+        reject(failure);
+      };
+      this.#unanswered.add(fail);
+      timer = this.#clock.after(waitMaxMs, () => {
+        fail(new Failure('NOT_ANSWERED'));
+        giveUp?.();
+      });
+      const giveUp = start((result) => {
+        settled();
+        resolve(result);
+      }, fail);
+    });
+  }
+
+  /** Below Socket.IO: in Node, its client's transport is a WebSocket of the package `ws`. */
+  #webSocket(): { pause(): void; resume(): void; terminate(): void } | undefined {
+    return (this.#socket.io.engine?.transport as { ws?: never } | undefined)?.ws;
+  }
+}

@@ -1,0 +1,2 @@
+/** The command was typed wrongly; its help would have told. */
+export class UsageError extends Error {}
