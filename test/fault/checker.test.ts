@@ -301,7 +301,11 @@ describe('the checker finds', () => {
     const request = story.send('m1');
     story.answer(request, { ok: true, name: 'send' });
     story.events.push({ event: 'witnessed', request, committed: false });
-    expect(rulesBroken(story.events, { queued: [waiting('m1')] })).toEqual(['no answer before its commit']);
+    story.events.push({ event: 'missed', device: BOB, what: 'identity' });
+    expect(rulesBroken(story.events, { queued: [waiting('m1')] })).toEqual([
+      'no answer before its commit',
+      'no answer before its commit',
+    ]);
   });
 
   it('an upload, or a claim, that the store has lost', () => {

@@ -192,6 +192,16 @@ function falseEmpties(book: Book): Violation[] {
   });
 }
 
+/** When this upload was asked for the first time: the answers of earlier attempts may have been lost. */
+function firstAskedAt(book: Book, upload: RequestOf<'upload'>): number {
+  const content = upload.asked.preKeys.join();
+  return Math.min(
+    ...of(book, 'upload')
+      .filter((other) => other.device === upload.device && other.asked.preKeys.join() === content)
+      .map((other) => other.askedAt),
+  );
+}
+
 /** A span of one connection in which its gate stood open, as its client saw it. */
 interface Opening {
   device: string;
@@ -276,7 +286,7 @@ function pastClosedGates(book: Book): Violation[] {
         change.device === device &&
         change.asked.name === 'upload' &&
         change.asked.replacesIdentity &&
-        acceptedAt < change.askedAt &&
+        firstAskedAt(book, change as RequestOf<'upload'>) > acceptedAt &&
         mine.some((opening) => opening.keyVersion >= change.keyVersion),
     );
     if (replaced === undefined) return [];
@@ -392,11 +402,11 @@ function outOfOrder(book: Book): Violation[] {
 
 function uncommitted(book: Book): Violation[] {
   const rule: Rule = 'no answer before its commit';
-  const violations = book.history.flatMap((event): Violation[] =>
-    event.event === 'witnessed' && !event.committed
-      ? [violation(rule, `the store knows nothing of what request ${event.request} was answered`)]
-      : [],
-  );
+  const violations = book.history.flatMap((event): Violation[] => {
+    if (event.event === 'missed') return [violation(rule, `${event.device} is missed: ${event.what}`)];
+    if (event.event !== 'witnessed' || event.committed) return [];
+    return [violation(rule, `the store knows nothing of what request ${event.request} was answered`)];
+  });
   const claimed = new Set(book.final.claims.map((claim) => `${claim.device} ${claim.preKey}`));
   const pooled = new Set(book.final.pool.map((row) => `${row.device} ${row.preKey}`));
   const end = Number.POSITIVE_INFINITY;

@@ -40,6 +40,8 @@ export type HistoryEvent =
       failed: readonly string[];
     }
   | { event: 'gateClosed'; device: string; connection: number }
+  /** The server does not know what it had answered before. */
+  | { event: 'missed'; device: string; what: string }
   /** `expected`: a fault, or an order to end, made it end so. */
   | { event: 'gatewayEnded'; expected: boolean; how: string };
 
