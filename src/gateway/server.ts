@@ -13,7 +13,7 @@ import type { Dispatch } from '../requests/dispatch.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
 import { boundedParser } from './parser.ts';
-import { watchStrangers } from './strangers.ts';
+import { watchStrangers, webSocketOf } from './strangers.ts';
 
 export interface SocketDoorParts {
   server: HttpServer;
@@ -34,6 +34,8 @@ export interface SocketDoor {
 }
 
 const DRAINING_RETRY_MS = 2_000;
+/** How long clients have to answer the closing handshake when the door closes. */
+const GOODBYE_WAIT_MAX_MS = 1_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   const { clock, observer } = parts;
@@ -72,6 +74,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   });
 
   const strangers = watchStrangers(io.engine, clock);
+  const webSockets = watchWebSockets(io.engine, clock);
 
   io.use((socket, next) => {
     admit(socket).then(
@@ -138,6 +141,38 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       io.disconnectSockets(true);
       // Closes the engine and its sockets only: the HTTP server has an owner of its own.
       io.engine.close();
+      await webSockets.end();
+    },
+  };
+}
+
+/**
+ * The engine forgets a connection as soon as it has asked its client to close it; a client that is silent would keep it,
+ * and with it the process, for half a minute.
+ */
+function watchWebSockets(engine: Server['engine'], clock: Clock): { end(): Promise<void> } {
+  const open = new Set<ReturnType<typeof webSocketOf>>();
+  let onEmpty = (): void => {};
+  let isOver = false;
+  engine.on('connection', (conn: GatewaySocket['conn']) => {
+    const webSocket = webSocketOf(conn);
+    if (isOver) return webSocket.terminate();
+    open.add(webSocket);
+    webSocket.once('close', () => {
+      open.delete(webSocket);
+      if (open.size === 0) onEmpty();
+    });
+  });
+  return {
+    async end() {
+      if (open.size > 0) {
+        await new Promise<void>((resolve) => {
+          onEmpty = resolve;
+          clock.after(GOODBYE_WAIT_MAX_MS, resolve);
+        });
+      }
+      isOver = true;
+      for (const webSocket of open) webSocket.terminate();
     },
   };
 }

@@ -14,8 +14,18 @@ import { signToken } from '../../src/requests/authenticate.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, hold, opened, reopened, someone, undoAfterEach } from '../support/flow.ts';
-import { type Client, connectClient, contents, enrol, open, type Party, send } from '../support/gateway.ts';
+import {
+  type Client,
+  connectClient,
+  contents,
+  enrol,
+  open,
+  type Party,
+  send,
+  tokenFor,
+} from '../support/gateway.ts';
 import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
+import { startTcpProxy } from '../support/tcp-proxy.ts';
 
 const undo = undoAfterEach();
 
@@ -321,6 +331,19 @@ describe('SIGTERM', () => {
     const again = await reopened(gateway, bob);
     await again.client.next('queueEmpty');
     expect(again.client.envelopes).toEqual(bob.client.envelopes);
+  });
+
+  it('ends it although a client has fallen silent, which would hold it up for half a minute', async () => {
+    const { gateway } = await onPostgres();
+    const link = await startTcpProxy(gateway.url);
+    undo.push(() => link.stop());
+    const device = someone();
+    const client = await connectClient(link.url, await tokenFor(device));
+    undo.push(() => client.close());
+    expect(await client.call('keyStatus')).toMatchObject({ keyVersion: 0 });
+    link.impair({ swallow: 'both' });
+    await gateway.kill('SIGTERM');
+    expect(await gateway.ended).toEqual({ cause: 'ended', code: 0, signal: null });
   });
 
   it('a second time ends it at once', async () => {
