@@ -73,12 +73,21 @@ export interface LoadTestSurroundings {
   /** All that can be wrong with the options is known to be right. */
   onBegin(): void;
   print(text: string): void;
+  /** Where the test is watched while it runs. */
+  progress: ProgressOutput;
+}
+
+export interface ProgressOutput {
+  /** A terminal's line is written over. */
+  isTTY?: boolean;
+  columns?: number;
+  write(text: string): unknown;
 }
 
 /** @throws UsageError, ConfigError; Error whose message says why the test could not begin or what it found broken */
 export async function runLoadTest(
   values: Record<string, unknown>,
-  { config, interrupted, onBegin, print }: LoadTestSurroundings,
+  { config, interrupted, onBegin, print, progress }: LoadTestSurroundings,
 ): Promise<void> {
   const options = values as { [Name in keyof typeof LOAD_TEST_OPTIONS]?: string };
   const url = gatewayUrl(options.url, config, values['yes-i-own-this-server'] === true);
@@ -102,7 +111,7 @@ export async function runLoadTest(
     interrupted,
     keygateVersion: packageVersion(),
   });
-  const endProgress = showProgress(test, progressLine);
+  const endProgress = showProgress(test, progressLine, progress);
   const result = await test.result.finally(endProgress);
 
   await writeFile(join(out, 'report.json'), `${JSON.stringify(result, null, 1)}\n`);
@@ -228,8 +237,8 @@ const RATE_WINDOW_MS = 2_000;
 function showProgress(
   test: LoadTest,
   lineOf: (before: Progress | null, now: Progress) => string,
+  output: ProgressOutput,
 ): () => void {
-  const { stderr } = process;
   const history: Progress[] = [];
   let toldPhase = '';
   let toldAtMs = 0;
@@ -240,12 +249,12 @@ function showProgress(
     while (history.length > 2 && now.elapsedMs - history[1]!.elapsedMs > RATE_WINDOW_MS) history.shift();
     const line = lineOf(history.length > 1 ? history[0]! : null, now);
     const nowMs = steadyClock.nowMs();
-    if (stderr.isTTY) {
-      stderr.write(`\r\x1b[2K${line.slice(0, (stderr.columns ?? 80) - 1)}`);
+    if (output.isTTY) {
+      output.write(`\r\x1b[2K${line.slice(0, (output.columns ?? 80) - 1)}`);
     } else if (now.phase !== toldPhase || nowMs - toldAtMs >= LINE_PERIOD_MS) {
       toldPhase = now.phase;
       toldAtMs = nowMs;
-      stderr.write(`${line}\n`);
+      output.write(`${line}\n`);
     }
   };
   look();
@@ -253,6 +262,6 @@ function showProgress(
   const timer = setInterval(look, LOOK_PERIOD_MS);
   return () => {
     clearInterval(timer);
-    if (stderr.isTTY) stderr.write('\r\x1b[2K');
+    if (output.isTTY) output.write('\r\x1b[2K');
   };
 }

@@ -186,6 +186,7 @@ async function loadTest(values: Values): Promise<void> {
     // Listened for only when there is something to report.
     onBegin: () => void nextSignal().then(() => interrupted.abort()),
     print,
+    progress: process.stderr,
   });
 }
 

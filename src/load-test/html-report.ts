@@ -158,7 +158,7 @@ th, td { text-align: right; padding: .3rem .6rem; border-bottom: 1px solid var(-
 th { font-weight: 600; } th:first-child { text-align: left; } thead th { color: var(--faint); font-weight: 400; }
 figure { margin: 1.5rem 0 0; } figcaption { font-size: .9rem; } svg { width: 100%; height: auto; }
 svg text { fill: var(--faint); font-size: 11px; } .x { text-anchor: middle; } .y { text-anchor: end; dominant-baseline: middle; } .end { text-anchor: end; }
-.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; }
+.grid { stroke: var(--rule); } .line { fill: none; stroke-width: 1.6; stroke-linejoin: round; stroke-linecap: round; } .dots { fill: none; stroke-width: 5; stroke-linecap: round; }
 .c1 { stroke: var(--c1); } .c2 { stroke: var(--c2); } .c3 { stroke: var(--c3); } .c4 { stroke: var(--c4); }
 .key { margin-left: .8rem; color: var(--faint); } .key::before { content: ""; display: inline-block; width: .9rem; height: .2rem; margin-right: .35rem; vertical-align: middle; background: var(--c1); }
 .k2::before { background: var(--c2); } .k3::before { background: var(--c3); } .k4::before { background: var(--c4); }

@@ -67,8 +67,9 @@ const PREPARE_MAX_MS = 10 * 60_000;
 const PREPARE_RETRY_MS = 1_000;
 /** Operations of a part that are under way at once: beyond, the gateway is not hurt more, only this process. */
 const UNDER_WAY_MAX = 20_000;
-/** What is under way when the last operation has left may still come in. */
-const SETTLE_MAX_MS = 10_000;
+/** What is under way when the last operation has left may still come in, as long as anything does. */
+const SETTLE_MAX_MS = 30_000;
+const SETTLE_QUIET_MS = 2_000;
 /** Devices that miss something may connect anew and ask for it. */
 const COLLECT_MAX_MS = 20_000;
 
@@ -178,7 +179,12 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
       onIdle = resolve;
       if (meter.underWay() === 0) resolve();
     });
-    await atMost(SETTLE_MAX_MS, idle);
+    const untilMs = clock.nowMs() + SETTLE_MAX_MS;
+    let left = Number.POSITIVE_INFINITY;
+    while (meter.underWay() < left && clock.nowMs() < untilMs) {
+      left = meter.underWay();
+      await atMost(SETTLE_QUIET_MS, idle);
+    }
   }
 
   async function atMost(waitMaxMs: number, work: Promise<unknown>): Promise<void> {

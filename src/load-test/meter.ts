@@ -58,9 +58,9 @@ export const LATE_MS = 10;
 const MICROSECONDS = 1000;
 const LATENCY_MAX_US = 3_600_000_000;
 /** Intervals of a plot; there are a few more where the last answers come late. */
-const INTERVALS_MAX = 120;
+const INTERVALS_MAX = 100;
 const INTERVAL_CHOICES_MS = [
-  250, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 720_000,
+  250, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 900_000,
 ];
 
 /** Towards 100 % in steps of equal width on the plot: 0, 10, … 90, 91, … 99, 99.1, … */

@@ -51,10 +51,10 @@ export function plotFigure(plot: Plot): string {
       return `<path class="grid" d="M${place} ${TOP}V${HEIGHT - BOTTOM}"/><text x="${place}" y="${HEIGHT - BOTTOM + 16}" class="x">${label}</text>`;
     }),
   ];
-  const lines = series.map(
-    ({ points, colour }) =>
-      `<path class="line c${colour}" d="${pathOf(points.map((point) => point && { x: xAt(point.x), y: yAt(point.y) }))}"/>`,
-  );
+  const lines = series.map(({ points, colour }) => {
+    const { line, dots } = pathsOf(points.map((point) => point && { x: xAt(point.x), y: yAt(point.y) }));
+    return `<path class="line c${colour}" d="${line}"/><path class="dots c${colour}" d="${dots}"/>`;
+  });
   const legend = series.map(({ name, colour }) => `<span class="key k${colour}">${escapeHtml(name)}</span>`);
   return `<figure><figcaption><b>${escapeHtml(plot.title)}</b> ${legend.join(' ')}</figcaption>
 <svg viewBox="0 0 ${WIDTH} ${HEIGHT}" role="img" aria-label="${escapeHtml(plot.title)}">
@@ -65,17 +65,18 @@ ${lines.join('\n')}
 </svg></figure>`;
 }
 
-/** A point alone between gaps is drawn as a short stroke. */
-function pathOf(points: ({ x: number; y: number } | null)[]): string {
-  let path = '';
+/** Neighbours are joined; a point alone between gaps is a dot. */
+function pathsOf(points: ({ x: number; y: number } | null)[]): { line: string; dots: string } {
+  let line = '';
+  let dots = '';
   points.forEach((point, index) => {
     if (point === null) return;
     const place = `${point.x.toFixed(1)} ${point.y.toFixed(1)}`;
-    const isFirst = index === 0 || points[index - 1] === null;
-    const isAlone = isFirst && (points[index + 1] ?? null) === null;
-    path += `${isFirst ? 'M' : 'L'}${place}${isAlone ? 'h2' : ''}`;
+    const isFirst = (points[index - 1] ?? null) === null;
+    if (isFirst && (points[index + 1] ?? null) === null) dots += `M${place}h0`;
+    else line += `${isFirst ? 'M' : 'L'}${place}`;
   });
-  return path;
+  return { line, dots };
 }
 
 interface Axis {

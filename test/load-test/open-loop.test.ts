@@ -163,9 +163,9 @@ describe('a schedule', () => {
 describe('the meter', () => {
   it('takes intervals in which a plot is readable', () => {
     expect(intervalFor(1_000)).toBe(250);
-    expect(intervalFor(30_000)).toBe(250);
-    expect(intervalFor(60_000)).toBe(500);
-    expect(intervalFor(24 * 3_600_000)).toBe(720_000);
+    expect(intervalFor(30_000)).toBe(500);
+    expect(intervalFor(60_000)).toBe(1_000);
+    expect(intervalFor(24 * 3_600_000)).toBe(900_000);
   });
 
   it('tells no percentile for which there are too few values', () => {

@@ -1,0 +1,224 @@
+/** Every scenario against a gateway in a process of its own, and one that breaks its promises. */
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { steadyClock } from '../../src/lib/clock.ts';
+import { htmlReport } from '../../src/load-test/html-report.ts';
+import { type PartPlan, partOf, SCENARIO_NAMES, type ScenarioName } from '../../src/load-test/load-plan.ts';
+import { type LoadTest, LoadTestError, startLoadTest } from '../../src/load-test/load-test.ts';
+import { progressLine } from '../../src/load-test/progress.ts';
+import type { LoadResult, PartResult } from '../../src/load-test/result.ts';
+import { textReport } from '../../src/load-test/text-report.ts';
+import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+import { tokenFor } from '../support/gateway.ts';
+import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
+import { startBrokenGateway } from './broken-gateway.ts';
+
+let database: Awaited<ReturnType<typeof createDatabase>>;
+let gateway: GatewayProcess;
+beforeAll(async () => {
+  database = await createDatabase();
+  gateway = await startGatewayProcess({ databaseUrl: database.url });
+});
+afterAll(async () => {
+  await gateway?.stop();
+  await database?.drop();
+});
+
+let runs = 0;
+
+async function start(
+  parts: PartPlan[],
+  { url = gateway.url, interrupted = new AbortController().signal } = {},
+): Promise<LoadTest> {
+  const run = ++runs;
+  const count = parts.reduce((sum, part) => sum + part.deviceCount, 0);
+  const credentials = await Promise.all(
+    Array.from({ length: count }, async (_, index) => {
+      const address = { userId: `load-${run}-${index}`, deviceId: 1 };
+      return { address, token: await tokenFor(address) };
+    }),
+  );
+  return startLoadTest({
+    plan: { url, parts },
+    credentials,
+    clock: steadyClock,
+    random: Math.random,
+    interrupted,
+    keygateVersion: '0.0.0',
+  });
+}
+
+const BRIEF = { deviceCount: 6, ratePerSecond: 40, durationMs: 1_000, contentBytes: 100, backlogLength: 20 };
+
+describe('a load test of every scenario at once', () => {
+  let result: LoadResult;
+  beforeAll(async () => {
+    const parts = SCENARIO_NAMES.map((name) =>
+      partOf(name, name === 'storm' ? { ...BRIEF, ratePerSecond: null } : BRIEF),
+    );
+    result = await (await start(parts)).result;
+  });
+
+  function part(name: ScenarioName): PartResult {
+    return result.parts.find(({ plan }) => plan.name === name)!;
+  }
+
+  function counts(name: ScenarioName): [string, number][] {
+    return part(name).steps.map((step) => [step.name, step.count]);
+  }
+
+  it('finds no fault', () => {
+    expect(result.faults).toEqual([]);
+    expect(result.wasInterrupted).toBe(false);
+    for (const { plan, failed, unfinished, failures } of result.parts) {
+      expect({ name: plan.name, failed, unfinished, failures }).toEqual({
+        name: plan.name,
+        failed: 0,
+        unfinished: 0,
+        failures: {},
+      });
+    }
+  });
+
+  it('connects devices that each end their last connection first', () => {
+    const { offered, completed, withheld } = part('connect');
+    expect(offered).toBe(40);
+    expect(completed + withheld).toBe(40);
+    expect(counts('connect')).toEqual([['connected', completed]]);
+  });
+
+  it('claims prekeys, none twice', () => {
+    expect(counts('claims')).toEqual([['claimed', 40]]);
+    expect(part('claims').claims).toEqual({
+      withOneTimePreKey: 40,
+      handedOutTwice: 0,
+      noneLeft: 0,
+      limited: 0,
+    });
+  });
+
+  it('chats, and measures storing and delivering', () => {
+    expect(counts('chat')).toEqual([
+      ['stored', 40],
+      ['delivered', 40],
+    ]);
+    expect(part('chat').messages).toMatchObject({ sent: 40, stored: 40, delivered: 40 });
+    for (const step of part('chat').steps) {
+      expect(step.ms.p50).toBeGreaterThan(0);
+      expect(step.ms.max).toBeGreaterThanOrEqual(step.ms.p99);
+    }
+  });
+
+  it('drains each backlog once', () => {
+    expect(counts('backlog')).toEqual([
+      ['first message', 6],
+      ['drained', 6],
+    ]);
+    expect(part('backlog').messages).toMatchObject({ stored: 120, delivered: 120 });
+  });
+
+  it('cuts all connections, and the messages that were in flight arrive once', () => {
+    expect(counts('storm')).toEqual([
+      ['connected', 6],
+      ['served again', 6],
+    ]);
+    expect(part('storm').messages).toMatchObject({ sent: 6, stored: 6, delivered: 6, doubled: 0 });
+  });
+
+  it('writes to devices that read in fits as to the others', () => {
+    const [stored, slow, others] = counts('slow-readers');
+    expect(stored).toEqual(['stored', 40]);
+    expect(slow![1]).toBeGreaterThan(0);
+    expect(slow![1] + others![1]).toBe(40);
+    expect(part('slow-readers').steps[1]!.ms.max).toBeGreaterThan(part('slow-readers').steps[2]!.ms.p50);
+  });
+
+  it('is told as a table with every part, its steps and its books', () => {
+    const text = textReport(result);
+    for (const name of SCENARIO_NAMES) expect(text).toContain(`\n${name}  `);
+    for (const step of result.parts.flatMap(({ steps }) => steps)) expect(text).toContain(step.name);
+    expect(text).toContain('lost 0   doubled 0   out of order 0');
+    expect(text).toContain('handed out twice 0');
+  });
+
+  it('is told as a page that loads nothing, with plots of every step', () => {
+    const page = htmlReport(result);
+    expect(page).toContain(`content="default-src 'none'; style-src 'unsafe-inline'"`);
+    expect(page).not.toMatch(
+      /\b(src|href|srcset|action)\s*=|url\(|@import|<(script|link|iframe|object|img)\b/i,
+    );
+    const addresses = page.match(/https?:\/\/[^\s<,]+/g) ?? [];
+    expect([...new Set(addresses)]).toEqual([gateway.url]);
+    const steps = result.parts.flatMap((one) => one.steps.filter(({ count }) => count > 0));
+    // Besides, percentiles and rates of each part.
+    expect(page.match(/<svg /g)).toHaveLength(steps.length + 2 * result.parts.length);
+    expect(page).not.toMatch(/NaN|Infinity|undefined|null/);
+  });
+});
+
+describe('a load test', () => {
+  it('goes on over a gateway that is killed, and loses nothing', async () => {
+    const interrupted = new AbortController();
+    const part = partOf('chat', { ...BRIEF, durationMs: 3_600_000 });
+    const test = await start([part], { interrupted: interrupted.signal });
+    const completed = () => test.progress().parts[0]!.completed;
+    await eventually(() => completed() >= 20);
+    const before = test.progress();
+    await gateway.kill('SIGKILL');
+    await gateway.restart();
+    const atRestart = completed();
+    await eventually(() => completed() >= atRestart + 40, { waitMaxMs: 20_000 });
+    const line = progressLine(before, test.progress());
+    expect(line).toMatch(/^\d+ of 3600 s \| chat: offered \d+\/s, achieved \d+\/s, p50 [\d.]+ p99 [\d.]+ ms/);
+
+    interrupted.abort();
+    const result = await test.result;
+    expect(result.wasInterrupted).toBe(true);
+    expect(result.faults).toEqual([]);
+    expect(result.parts[0]!.failures.DISCONNECTED).toBeGreaterThanOrEqual(part.deviceCount);
+    expect(result.parts[0]!.messages).toMatchObject({ lost: 0, doubled: 0, outOfOrder: 0, unproven: 0 });
+    // Whoever was due while it was away had to wait.
+    expect(result.parts[0]!.steps[0]!.ms.max).toBeGreaterThan(300);
+  });
+
+  it('finds what a broken gateway loses, doubles, misorders and refuses', async () => {
+    const broken = await startBrokenGateway();
+    try {
+      // Two devices, so that many messages go the same way.
+      const part = partOf('chat', { ...BRIEF, deviceCount: 2, ratePerSecond: 100 });
+      const interrupted = new AbortController();
+      const test = await start([part], { url: broken.url, interrupted: interrupted.signal });
+      const { faults, parts } = await test.result;
+      expect(parts[0]!.failures.RATE_LIMITED).toBe(10);
+      expect(parts[0]!.failed).toBe(10);
+      const { lost, doubled, outOfOrder } = parts[0]!.messages!;
+      expect({ lost, doubled }).toEqual({ lost: 10, doubled: 10 });
+      expect(outOfOrder).toBeGreaterThan(0);
+      expect(faults).toEqual([
+        'chat: 10 messages were acknowledged as stored and lost',
+        'chat: 10 messages came under a second envelope id, so that no client can tell',
+        `chat: ${outOfOrder} messages came after later ones of the same sender`,
+      ]);
+    } finally {
+      await broken.stop();
+    }
+  });
+
+  it('says so where nothing serves', async () => {
+    const test = await start([partOf('chat', BRIEF)], { url: 'http://127.0.0.1:1' });
+    await expect(test.result).rejects.toThrow(LoadTestError);
+    await expect(test.result).rejects.toThrow('nothing serves at http://127.0.0.1:1');
+  });
+
+  it('says so where the tokens are refused', async () => {
+    const test = startLoadTest({
+      plan: { url: gateway.url, parts: [partOf('connect', { deviceCount: 1 })] },
+      credentials: [{ address: { userId: 'mallory', deviceId: 1 }, token: 'none' }],
+      clock: steadyClock,
+      random: Math.random,
+      interrupted: new AbortController().signal,
+      keygateVersion: '0.0.0',
+    });
+    await expect(test.result).rejects.toThrow('the gateway refuses the tokens');
+  });
+});
