@@ -11,6 +11,7 @@ import {
 } from './backends/postgres/database.ts';
 import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
+import { createMaintenance } from './backends/postgres/maintenance.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
@@ -31,6 +32,7 @@ import { type Log, silentLog } from './lib/log.ts';
 import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
 import type { DeviceLocks } from './ports/lock.ts';
+import type { Maintenance } from './ports/maintenance.ts';
 import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
 import { createDispatch } from './requests/dispatch.ts';
 import { createHandlers } from './requests/handlers.ts';
@@ -100,6 +102,37 @@ export async function migrateDatabase(config: Config): Promise<void> {
     await migrate({ kind: 'socket', ...postgres });
   } finally {
     await postgres.stop();
+  }
+}
+
+/** What an operator's commands work with, beside running gateways or without any. */
+export interface Operator {
+  maintenance: Maintenance;
+  close(): Promise<void>;
+}
+
+/**
+ * Opens the configured store for a command; nobody is served.
+ *
+ * @throws Error where the store can't be reached, or an embedded one is in use
+ */
+export async function openOperator(
+  config: Config,
+  { log = silentLog }: { log?: Log } = {},
+): Promise<Operator> {
+  const undo: (() => Promise<void> | void)[] = [];
+  const close = async (): Promise<void> => {
+    for (const step of undo.splice(0).reverse()) await step();
+  };
+  try {
+    const address = await openStore(config, { log, undo });
+    await migrate(address);
+    const database = openDatabase({ address, clock: systemClock, log });
+    undo.push(() => database.close());
+    return { maintenance: createMaintenance(database), close };
+  } catch (error) {
+    await close();
+    throw error;
   }
 }
 

@@ -1,30 +1,27 @@
 #!/usr/bin/env node
 /** The command line. Answers go to stdout, faults and the log to stderr; 0 is success, 1 failure, 2 wrong usage. */
 import { basename, relative } from 'node:path';
-import { type ParseArgsConfig, parseArgs } from 'node:util';
+import { parseArgs } from 'node:util';
+import {
+  BadNewsError,
+  type Command,
+  DEVICE_OPTIONS,
+  deviceOf,
+  type Options,
+  print,
+  type Values,
+} from './command.ts';
 import { type Config, ConfigError, parseConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { systemClock } from './lib/clock.ts';
 import { unreachable } from './lib/unreachable.ts';
 import { LOAD_TEST_HELP, LOAD_TEST_OPTIONS, runLoadTest } from './load-test-command.ts';
 import { createLogger } from './logger.ts';
+import { operatorCommands } from './operate.ts';
 import { packageVersion } from './package-version.ts';
-import { deviceId, userId } from './protocol/ids.ts';
 import { signToken } from './requests/authenticate.ts';
 import { endOnUncaught } from './uncaught.ts';
 import { UsageError } from './usage-error.ts';
-
-type Options = NonNullable<ParseArgsConfig['options']>;
-type Values = Record<string, string | boolean | (string | boolean)[] | undefined>;
-
-interface Command {
-  /** One line, for the list of commands. */
-  summary: string;
-  help: string;
-  options: Options;
-  /** @throws UsageError, ConfigError, or any Error whose message tells the operator what went wrong */
-  run(values: Values): Promise<void>;
-}
 
 const commands: Record<string, Command> = {
   serve: {
@@ -36,7 +33,7 @@ const commands: Record<string, Command> = {
   token: {
     summary: 'print a token for a device',
     help: 'Usage: keygate token --user <user id> --device <1-127> [--ttl <time>]\n\n  --user    the user id, as in alice\n  --device  the device id, a number from 1 to 127\n  --ttl     how long the token is good: 90s, 15m, 1h, 7d (default 1h)\n\nSigns with JWT_SECRET or, where no key is configured, with the secret file in DATA_DIR.',
-    options: { user: { type: 'string' }, device: { type: 'string' }, ttl: { type: 'string' } },
+    options: { ...DEVICE_OPTIONS, ttl: { type: 'string' } },
     run: printToken,
   },
   migrate: {
@@ -57,6 +54,7 @@ const commands: Record<string, Command> = {
     options: LOAD_TEST_OPTIONS,
     run: loadTest,
   },
+  ...operatorCommands,
 };
 
 const HELP: Options = { help: { type: 'boolean', short: 'h' } };
@@ -78,6 +76,7 @@ async function main(args: readonly string[]): Promise<number> {
     else throw new UsageError('no command given');
     return 0;
   } catch (error) {
+    if (error instanceof BadNewsError) return 1;
     for (const line of error instanceof ConfigError ? error.problems : [reasonOf(error)]) complain(line);
     if (!(error instanceof UsageError)) return 1;
     complain(`see ${commandLine()} ${command === undefined ? '' : `${name} `}--help`);
@@ -135,25 +134,12 @@ function tokenHint(config: Config): string {
 }
 
 async function printToken(values: Values): Promise<void> {
-  const user = userId.safeParse(values.user);
-  if (!user.success) {
-    throw new UsageError(
-      values.user === undefined ? '--user is missing' : `--user ${user.error.issues[0]?.message}`,
-    );
-  }
-  const device = deviceId.safeParse(
-    /^\d{1,3}$/.test(String(values.device)) ? Number(values.device) : Number.NaN,
-  );
-  if (!device.success) {
-    throw new UsageError(
-      values.device === undefined ? '--device is missing' : '--device must be a number from 1 to 127',
-    );
-  }
+  const device = deviceOf(values);
   const ttlMs = timeOf(typeof values.ttl === 'string' ? values.ttl : '1h');
   const config = parseConfig(process.env);
   const token = await signToken({
     secret: await signingSecret(config),
-    device: { userId: user.data, deviceId: device.data },
+    device,
     ttlMs,
     issuer: config.tokens.issuer,
     audience: config.tokens.audience,
@@ -289,10 +275,6 @@ function reasonOf(error: unknown): string {
 
 function shown(text: string): string {
   return JSON.stringify(text.slice(0, 60));
-}
-
-function print(text: string): void {
-  process.stdout.write(`${text}\n`);
 }
 
 function complain(text: string): void {

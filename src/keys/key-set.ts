@@ -87,7 +87,10 @@ export function refuseLateChange(
   }
 }
 
-/** Adds what can be added and says what became of each: one bad key never sinks the batch. */
+/**
+ * Adds what can be added and says what became of each: one bad key never sinks the batch. After a restored backup
+ * nothing can be added before the client has compared its keys.
+ */
 export async function addToPool(
   keys: KeySetTransaction,
   kind: PreKeyKind,
@@ -98,6 +101,11 @@ export async function addToPool(
   const verdict: Verdict = { stored: 0, unchanged: 0, conflicts: [] };
   if (offered.length === 0) return verdict;
   const keyIds = offered.map((key) => key.keyId);
+  if (keys.current.restoredAtMs !== null) {
+    // A retry of what was uploaded, and handed out, in the time that a restored backup lost looks just like new keys.
+    await keys.withdraw(kind, canonicalKey, keyIds);
+    return { ...verdict, conflicts: keyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' })) };
+  }
   const used = await keys.usedIds(kind, canonicalKey, keyIds);
   const pooled = await keys.pooled(kind, keyIds);
   const fresh: OneTimePreKey[] = [];

@@ -17,6 +17,7 @@ export const NO_KEYS: DeviceKeys = {
   countVersion: 0,
   identityVersion: 0,
   updatedAtMs: null,
+  restoredAtMs: null,
 };
 
 export async function keyStatus(store: KeyStore, device: DeviceAddress): Promise<RequestData<'keyStatus'>> {

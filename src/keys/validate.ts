@@ -8,6 +8,7 @@ import type { DeviceAddress } from '../protocol/ids.ts';
 import { VERSION_LEAP_MAX, VERSION_MAX } from '../protocol/limits.ts';
 import { bytesOf, samePublicKey } from './decode.ts';
 import { draftOf, fellLow } from './key-set.ts';
+import { versionAfterRestore } from './restored.ts';
 import { canonicalCurveKey } from './signature.ts';
 import { NO_KEYS } from './status.ts';
 import { digestOfKeys, type ValidationProofs } from './validation.ts';
@@ -39,7 +40,7 @@ export async function validateKeys(
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
   const localIdentity = localIdentityOf(input);
   let keys = (await parts.store.read(device)) ?? NO_KEYS;
-  refuseImpossibleVersions(keys, input);
+  refuseImpossibleVersions(keys, input, parts.clock.nowMs());
   const rolledBack = isRolledBack(keys, input);
   if (rolledBack) keys = await withdrawAfterRollback(parts, device, input, localIdentity);
 
@@ -126,14 +127,18 @@ function hasIdentity({ identity }: DeviceKeys, canonicalKey: Uint8Array): boolea
  *
  * @throws GatewayError BAD_REQUEST with the path of each
  */
-function refuseImpossibleVersions(keys: DeviceKeys, input: Input): void {
+function refuseImpossibleVersions(keys: DeviceKeys, input: Input, nowMs: number): void {
   const issues = (
     [
       ['lastKeyVersion', keys.keyVersion],
       ['lastCountVersion', keys.countVersion],
     ] as const
   )
-    .filter(([field, present]) => (input[field] ?? 0) > Math.min(present + VERSION_LEAP_MAX, VERSION_MAX - 2))
+    .filter(([field, present]) => {
+      // As high as a restore just now would have lifted it, at least: an older backup may have followed that one.
+      const highest = Math.max(present, versionAfterRestore(nowMs)) + VERSION_LEAP_MAX;
+      return (input[field] ?? 0) > Math.min(highest, VERSION_MAX - 2);
+    })
     .map(([field]) => ({ path: [field], message: 'is beyond any version that this device can have seen' }));
   if (issues.length === 0) return;
   throw new GatewayError('BAD_REQUEST', `${issues[0]!.path[0]}: ${issues[0]!.message}`, {
@@ -142,7 +147,11 @@ function refuseImpossibleVersions(keys: DeviceKeys, input: Input): void {
 }
 
 function isRolledBack(keys: DeviceKeys, input: Input): boolean {
-  return keys.keyVersion < (input.lastKeyVersion ?? 0) || keys.countVersion < (input.lastCountVersion ?? 0);
+  return (
+    keys.restoredAtMs !== null ||
+    keys.keyVersion < (input.lastKeyVersion ?? 0) ||
+    keys.countVersion < (input.lastCountVersion ?? 0)
+  );
 }
 
 /**
@@ -168,6 +177,7 @@ async function withdrawAfterRollback(
     await keys.withdraw('ec', localIdentity, input.localPreKeyIds ?? []);
     await keys.withdraw('pq', localIdentity, input.localPqPreKeyIds ?? []);
     draft.availableCounts = { ec: 0, pq: 0 };
+    draft.restoredAtMs = null;
     const lastKeyVersion = input.lastKeyVersion ?? 0;
     if (current.keyVersion < lastKeyVersion) draft.keyVersion = lastKeyVersion + 1;
     draft.countVersion = Math.max(current.countVersion, input.lastCountVersion ?? 0) + 1;

@@ -43,6 +43,11 @@ export interface DeviceKeys {
   /** Rises with every replacement and reset; messages are stamped with it. */
   identityVersion: number;
   updatedAtMs: number | null;
+  /**
+   * When a backup was restored, until the client has compared its keys with what is left of them: until then any key
+   * that it holds may have been handed out in the time that was lost.
+   */
+  restoredAtMs: number | null;
 }
 
 /** What a signed prekey id stands for under the present identity. */

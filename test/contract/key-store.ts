@@ -213,6 +213,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           countVersion: 0,
           identityVersion: 0,
           updatedAtMs: null,
+          restoredAtMs: null,
         });
       });
 
@@ -233,6 +234,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           countVersion: 2 ** 48 - 1,
           identityVersion: 3,
           updatedAtMs: NOW_MS,
+          restoredAtMs: NOW_MS + 2,
         };
         const ec = signedPreKeyOf('ec', 2 ** 32 - 1);
         const pq = signedPreKeyOf('pq', 0);

@@ -1,7 +1,7 @@
 /** A whole gateway on a database of its own, and clients that speak to it as other people's would. */
 import { randomUUID } from 'node:crypto';
 import { io, type Socket } from 'socket.io-client';
-import { createGateway, type Gateway } from '../../src/compose.ts';
+import { createGateway, type Gateway, type NodeTiming } from '../../src/compose.ts';
 import { type Config, parseConfig } from '../../src/config.ts';
 import type { Clock } from '../../src/lib/clock.ts';
 import { systemClock } from '../../src/lib/clock.ts';
@@ -42,6 +42,7 @@ export interface TestGatewayOptions {
   /** Shares the store of another gateway; it is not dropped then. */
   databaseUrl?: string;
   redisUrl?: string;
+  timing?: NodeTiming;
 }
 
 export function testEnvironment(options: { databaseUrl: string; redisUrl?: string | undefined }) {
@@ -65,7 +66,11 @@ export async function startGateway(options: TestGatewayOptions = {}): Promise<Te
     ...options.env,
   });
   const clock = options.clock ?? systemClock;
-  const gateway: Gateway = await createGateway(config, { clock, log: silentLog });
+  const gateway: Gateway = await createGateway(config, {
+    clock,
+    log: silentLog,
+    ...(options.timing === undefined ? {} : { timing: options.timing }),
+  });
   const clients: Client[] = [];
   const token = (device: DeviceAddress, ttlMs = 3_600_000) => tokenFor(device, { ttlMs, clock });
   return {

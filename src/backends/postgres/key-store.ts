@@ -420,6 +420,7 @@ async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Pr
     countVersion: row.countVersion,
     identityVersion: row.identityVersion,
     updatedAtMs: row.updatedAt?.getTime() ?? null,
+    restoredAtMs: row.restoredAt?.getTime() ?? null,
   };
 }
 
@@ -590,6 +591,7 @@ function createKeySetTransaction(
           countVersion: update.countVersion,
           identityVersion: update.identityVersion,
           updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
+          restoredAt: update.restoredAtMs === null ? null : new Date(update.restoredAtMs),
           revision: sql`${devices.revision} + 1`,
           ...(ranLow ? { lowNoticeVersion: update.countVersion } : {}),
         })

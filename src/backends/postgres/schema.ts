@@ -58,6 +58,8 @@ export const devices = pgTable(
     fence: bigNumber('fence').notNull().default(0),
     updatedAt: moment('updated_at'),
     wipedAt: moment('wiped_at'),
+    /** When a backup was restored, until the client has compared its keys: what it holds may have been handed out. */
+    restoredAt: moment('restored_at'),
   },
   (table) => [
     primaryKey({ columns: [table.userId, table.deviceId] }),
