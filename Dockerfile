@@ -4,7 +4,7 @@ WORKDIR /app
 COPY package.json package-lock.json ./
 # No dependency needs its install script.
 RUN npm ci --ignore-scripts
-COPY tsconfig.json tsconfig.build.json ./
+COPY tsconfig.json tsconfig.build.json vite.config.ts ./
 COPY src ./src
 # The optional dependency is the embedded PostgreSQL, which an image has no use for.
 RUN npm run build && npm prune --ignore-scripts --omit=dev --omit=optional

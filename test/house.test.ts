@@ -37,12 +37,13 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
     rooms: ['ports', 'protocol', 'lib', 'requests/observe.ts'],
     packages: ['fastify', '@fastify/static', '@fastify/cookie', 'socket.io', 'prom-client'],
   },
+  'admin/web': { rooms: ['protocol'], packages: ['zod', 'preact', '@tanstack/virtual-core', 'uplot'] },
   sdk: { rooms: ['protocol'], packages: ['socket.io-client'] },
   'load-test': { rooms: ['sdk', 'protocol', 'lib'], packages: ['jose', 'hdr-histogram-js'] },
 };
 
 /** Rooms that browsers load. */
-const WITHOUT_NODE: readonly string[] = ['protocol', 'sdk'];
+const WITHOUT_NODE: readonly string[] = ['protocol', 'sdk', 'admin/web'];
 
 interface SourceFile {
   /** From `src/` on, as `keys/upload.ts`. */
@@ -51,13 +52,15 @@ interface SourceFile {
 }
 
 const files: SourceFile[] = readdirSync(SOURCES, { recursive: true, encoding: 'utf8' })
-  .filter((path) => path.endsWith('.ts'))
+  .filter((path) => /\.tsx?$/.test(path))
   .map((path) => ({
     path: path.replaceAll('\\', '/'),
     text: readFileSync(join(SOURCES, path), 'utf8'),
   }));
 
+/** The admin room's page is a room of its own: it runs in a browser, and the server that serves it does not import it. */
 function roomOf(path: string): string | null {
+  if (path.startsWith('admin/web/')) return 'admin/web';
   return path.includes('/') ? path.slice(0, path.indexOf('/')) : null;
 }
 
@@ -83,8 +86,10 @@ function forbiddenImports(file: SourceFile): string[] {
   if (allowed === undefined) return ['(a room that the table does not know)'];
   return importsOf(file).filter((imported) => {
     if (imported.startsWith('node:')) return WITHOUT_NODE.includes(room);
-    if (imported.endsWith('.ts')) {
-      return ![room, ...allowed.rooms].some((one) => imported === one || imported.startsWith(`${one}/`));
+    const importedRoom = roomOf(imported);
+    if (importedRoom === room) return false;
+    if (/\.tsx?$/.test(imported)) {
+      return !allowed.rooms.some((one) => imported === one || importedRoom === one);
     }
     return !allowed.packages.some((name) => imported === name || imported.startsWith(`${name}/`));
   });
@@ -125,6 +130,17 @@ describe('the house', () => {
     ['main.ts', "import { connectRedis } from './backends/redis/connect.ts';", ['backends/redis/connect.ts']],
     ['attic/box.ts', '', ['(a room that the table does not know)']],
     ['admin/page.ts', "import { createObserver } from '../requests/observe.ts';", []],
+    ['admin/page.ts', "import { App } from './web/app.tsx';", ['admin/web/app.tsx']],
+    [
+      'admin/web/app.tsx',
+      "import { Server } from '../server.ts';\nimport 'node:fs';",
+      ['admin/server.ts', 'node:fs'],
+    ],
+    [
+      'admin/web/app.tsx',
+      "import './page.css';\nimport { h } from 'preact/hooks';\nimport { x } from './x.ts';",
+      [],
+    ],
     ['backends/x.ts', "import { sql } from 'drizzle-orm/pg-core';\nimport 'node:fs';", []],
     ['compose.ts', "import { connectRedis } from './backends/redis/connect.ts';", []],
   ])('of %s with %o finds %o', (path, text, found) => {
@@ -138,8 +154,8 @@ describe('the house', () => {
   });
 
   it('asks the system for the time in the clock alone', () => {
-    // The SDK runs where `lib` does not: it has a clock of its own.
-    const clocks = ['lib/clock.ts', 'sdk/time.ts'];
+    // The SDK and the inspector's page run where `lib` does not: they have clocks of their own.
+    const clocks = ['lib/clock.ts', 'sdk/time.ts', 'admin/web/time.ts'];
     expect(linesWith(/Date\.now|new Date\(\)|performance\.now|hrtime/, clocks)).toEqual([]);
   });
 

@@ -1,0 +1,49 @@
+/** The last minutes of the whole installation, one sample a second. */
+import { adminRoutes, type OverviewSample } from '../../protocol/inspector.ts';
+import { checkSession } from './api.ts';
+import { createServerEvents, type LineStatus } from './server-events.ts';
+
+export const SAMPLES_MAX = 600;
+
+export interface OverviewFeed {
+  readonly status: LineStatus;
+  /** Oldest first; another list after each sample. */
+  readonly samples: readonly OverviewSample[];
+  start(): void;
+  stop(): void;
+  /** @returns how to stop listening */
+  onChange(listener: () => void): () => void;
+}
+
+export function createOverviewFeed(): OverviewFeed {
+  const listeners = new Set<() => void>();
+  let samples: readonly OverviewSample[] = [];
+  const tell = (): void => {
+    for (const listener of listeners) listener();
+  };
+  const line = createServerEvents<OverviewSample>({
+    onFrame(sample) {
+      samples = [...samples.slice(-(SAMPLES_MAX - 1)), sample];
+      tell();
+    },
+    onStatus: tell,
+    onRefused: checkSession,
+  });
+  return {
+    get status() {
+      return line.status;
+    },
+    get samples() {
+      return samples;
+    },
+    start: () => line.open(adminRoutes.overview.path),
+    stop() {
+      line.close();
+      samples = [];
+    },
+    onChange(listener) {
+      listeners.add(listener);
+      return () => listeners.delete(listener);
+    },
+  };
+}
