@@ -36,4 +36,12 @@ class BoundedDecoder extends Decoder {
   }
 }
 
-export const boundedParser = { Encoder, Decoder: BoundedDecoder };
+/** What the gateway sends is text alone, so nothing is searched for binary parts. */
+class TextEncoder extends Encoder {
+  override encode({ type, nsp, id, data }: Parser.Packet): string[] {
+    const namespace = nsp === '/' ? '' : `${nsp},`;
+    return [`${type}${namespace}${id ?? ''}${data === undefined ? '' : JSON.stringify(data)}`];
+  }
+}
+
+export const boundedParser = { Encoder: TextEncoder, Decoder: BoundedDecoder };

@@ -33,20 +33,28 @@ export interface BundleClaimsParts {
 
 /** Requests in one statement. */
 const BATCH_MAX = 128;
+/** Requests that are worth a statement of their own beside the one under way: what it costs as such is shared then. */
+const BESIDE_MIN = 32;
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
 
 interface Entry {
   request: ClaimRequest;
+  /** What the request locks, and its `addressKey`. */
+  target: DeviceAddress;
+  targetKey: string;
   yields: number;
 }
 
 export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   const { store, locks, clock, lowThreshold } = parts;
   /** The same request from many sockets at once is asked once. */
-  const underWay = new Map<string, Promise<ClaimedBundle[]>>();
+  const underWay = new Map<string, { request: ClaimRequest; answer: Promise<ClaimedBundle[]> }>();
   const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait'>({
     batchMax: BATCH_MAX,
+    besideMin: BESIDE_MIN,
+    // Two batches with one device between them would only keep each other from it.
+    keyOf: ({ request }) => request.userId,
     run: runBatch,
   });
   /** Requests whose device is being changed wait beside the others, on one connection however many they are. */
@@ -56,12 +64,10 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   });
 
   async function runBatch(entries: Entry[]): Promise<(ClaimedBundle[] | 'yield' | 'wait')[]> {
-    const targets = new Map(entries.map(({ request }) => [targetKey(request), lockAddress(request)]));
+    const targets = new Map(entries.map(({ target, targetKey }) => [targetKey, target]));
     const lock = await locks.acquire([...targets.values()]);
     try {
-      const goes = entries.map(
-        ({ request, yields }) => lock.held.has(targetKey(request)) || yields >= YIELDS_MAX,
-      );
+      const goes = entries.map(({ targetKey, yields }) => lock.held.has(targetKey) || yields >= YIELDS_MAX);
       const requests = entries.filter((_, index) => goes[index]).map((entry) => entry.request);
       const bundles = requests.length === 0 ? [] : await claimAll(requests, false);
       let next = 0;
@@ -79,10 +85,28 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   }
 
   async function ask(request: ClaimRequest): Promise<ClaimedBundle[]> {
-    for (let yields = 0; ; yields++) {
-      const answer = await gatherer.submit({ request, yields });
+    // Device 0 exists nowhere: it stands for all devices of a user.
+    const target = { userId: request.userId, deviceId: request.deviceId ?? 0 };
+    const entry: Entry = { request, target, targetKey: addressKey(target), yields: 0 };
+    for (;;) {
+      const answer = await gatherer.submit(entry);
       if (answer === 'wait') return await waiting.submit(request);
       if (answer !== 'yield') return answer;
+      entry.yields += 1;
+    }
+  }
+
+  async function askOnce(request: ClaimRequest): Promise<ClaimedBundle[]> {
+    const { claimId } = request;
+    const twin = underWay.get(claimId);
+    if (twin !== undefined && isSame(twin.request, request)) return await twin.answer;
+    const answer = ask(request);
+    // Another's claim under the same id goes its own way.
+    if (twin === undefined) underWay.set(claimId, { request, answer });
+    try {
+      return await answer;
+    } finally {
+      if (twin === undefined) underWay.delete(claimId);
     }
   }
 
@@ -94,17 +118,21 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
         userId: input.userId,
         deviceId: input.deviceId ?? null,
       };
-      const key = `${addressKey(claimer)}/${input.claimId}/${targetKey(request)}`;
-      let answer = underWay.get(key);
-      if (answer === undefined) {
-        answer = ask(request).finally(() => underWay.delete(key));
-        underWay.set(key, answer);
-      }
-      const bundles = await answer;
+      const bundles = await askOnce(request);
       if (bundles.length === 0) await explainAbsence(store, claimer, request);
       return { userId: input.userId, devices: bundles.map(toWire) };
     },
   };
+}
+
+function isSame(a: ClaimRequest, b: ClaimRequest): boolean {
+  return (
+    a.claimId === b.claimId &&
+    a.userId === b.userId &&
+    a.deviceId === b.deviceId &&
+    a.claimer.userId === b.claimer.userId &&
+    a.claimer.deviceId === b.claimer.deviceId
+  );
 }
 
 /** @throws GatewayError unless the user simply has no other device than the caller's */
@@ -127,45 +155,50 @@ async function explainAbsence(store: KeyStore, claimer: DeviceAddress, request: 
   }
 }
 
-/** Device 0 exists nowhere: it stands for all devices of a user. */
-function lockAddress(request: ClaimRequest): DeviceAddress {
-  return { userId: request.userId, deviceId: request.deviceId ?? 0 };
+/**
+ * What many claimers get comes from a cache, as one object each: it is encoded once, as base64 of immutable bytes.
+ * `Encoded` keeps an encoded form for as long as its original lives.
+ */
+function once<Original extends object, Encoded>(
+  encode: (original: Original) => Encoded,
+): (original: Original) => Encoded {
+  const known = new WeakMap<Original, Encoded>();
+  return (original) => {
+    let encoded = known.get(original);
+    if (encoded === undefined) {
+      encoded = encode(original);
+      known.set(original, encoded);
+    }
+    return encoded;
+  };
 }
 
-function targetKey(request: ClaimRequest): string {
-  return addressKey(lockAddress(request));
-}
+const identityOf = once(({ identityKey, identityKeyEd25519 }: ClaimedBundle['identity']) => ({
+  identityKey: base64Of(identityKey),
+  ...(identityKeyEd25519 === null ? {} : { identityKeyEd25519: base64Of(identityKeyEd25519) }),
+}));
 
-/** Signed prekeys that many claimers get come from a cache, as one object: each is encoded once. */
-const encodedKeys = new WeakMap<SignedPreKey, DeviceBundle['signedPreKey']>();
+const signedPreKeyOf = once((key: SignedPreKey) => ({
+  keyId: key.keyId,
+  publicKey: base64Of(key.publicKey),
+  signature: base64Of(key.signature),
+}));
 
-function encoded(key: SignedPreKey): DeviceBundle['signedPreKey'] {
-  let wire = encodedKeys.get(key);
-  if (wire === undefined) {
-    wire = { keyId: key.keyId, publicKey: base64Of(key.publicKey), signature: base64Of(key.signature) };
-    encodedKeys.set(key, wire);
-  }
-  return wire;
-}
+const pqPreKeyOf = once((key: NonNullable<ClaimedBundle['pqPreKey']>) => ({
+  ...signedPreKeyOf(key),
+  lastResort: key.lastResort,
+}));
 
 function toWire(bundle: ClaimedBundle): DeviceBundle {
   const { identity, signedPreKey, oneTimePreKey, pqPreKey } = bundle;
   return {
     deviceId: bundle.deviceId,
     registrationId: bundle.registrationId,
-    identityKey: base64Of(identity.identityKey),
-    ...(identity.identityKeyEd25519 === null
-      ? {}
-      : { identityKeyEd25519: base64Of(identity.identityKeyEd25519) }),
-    signedPreKey: encoded(signedPreKey),
+    ...identityOf(identity),
+    signedPreKey: signedPreKeyOf(signedPreKey),
     ...(oneTimePreKey === null
       ? { oneTimePreKey: null, oneTimePreKeyAbsent: 'noneLeft' as const }
       : { oneTimePreKey: { keyId: oneTimePreKey.keyId, publicKey: base64Of(oneTimePreKey.publicKey) } }),
-    pqPreKey: pqPreKey && {
-      keyId: pqPreKey.keyId,
-      publicKey: base64Of(pqPreKey.publicKey),
-      signature: base64Of(pqPreKey.signature),
-      lastResort: pqPreKey.lastResort,
-    },
+    pqPreKey: pqPreKey && pqPreKeyOf(pqPreKey),
   };
 }

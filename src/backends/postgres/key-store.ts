@@ -78,7 +78,7 @@ export function createKeyStore(database: Database): KeyStore {
             : { keyId: row.ec_key_id, publicKey: row.ec_public_key!, signature: null },
         pqPreKey:
           row.pq_key_id === null
-            ? known.pqLastResortPreKey && { ...known.pqLastResortPreKey, lastResort: true }
+            ? known.pqLastResortPreKey
             : {
                 keyId: row.pq_key_id,
                 publicKey: row.pq_public_key!,
@@ -87,7 +87,7 @@ export function createKeyStore(database: Database): KeyStore {
               },
       });
     });
-    for (const list of bundles) list.sort((a, b) => a.deviceId - b.deviceId);
+    for (const list of bundles) if (list.length > 1) list.sort((a, b) => a.deviceId - b.deviceId);
     return bundles;
   }
 
@@ -304,6 +304,8 @@ function claimValues(
  * both would find no first answer. Mostly there is a single round.
  */
 function roundsOf(requests: readonly ClaimRequest[]): number[][] {
+  const claimIds = new Set(requests.map((request) => request.claimId));
+  if (claimIds.size === requests.length) return [requests.map((_, ord) => ord)];
   const rounds: number[][] = [];
   const nextRounds = new Map<string, { ofAll: number; ofAny: number; ofDevices: Map<number, number> }>();
   requests.forEach(({ claimer, claimId, userId, deviceId }, ord) => {

@@ -21,55 +21,82 @@ export interface PublicPartsId {
 export interface PublicParts {
   identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
   signedPreKey: SignedPreKey;
-  pqLastResortPreKey: SignedPreKey | null;
+  pqLastResortPreKey: (SignedPreKey & { lastResort: true }) | null;
 }
 
-/** Each entry takes some 3 KB where there is a last-resort prekey. */
-const ENTRIES_MAX = 10_000;
+interface Entry {
+  id: PublicPartsId;
+  parts: PublicParts;
+}
+
+/** Devices in one generation of the cache, of which there are two. Each takes some 3 KB with a last-resort prekey. */
+const GENERATION_MAX = 5_000;
 
 /** `read` gives the parts in the order of `ids`; null where the key set was wiped meanwhile. */
 export function createPublicParts(database: Database): {
   read(ids: readonly PublicPartsId[]): Promise<(PublicParts | null)[]>;
 } {
-  // A Map keeps the order of insertion: re-inserting what was used makes its first entry the least recently used.
-  const cache = new Map<string, PublicParts>();
+  // When the newer generation is full, it becomes the older one, and what nobody asked for since is forgotten.
+  let newer = new Map<string, Entry>();
+  let older = new Map<string, Entry>();
+
+  function keep(device: string, entry: Entry): void {
+    if (newer.size >= GENERATION_MAX) {
+      older = newer;
+      newer = new Map();
+    }
+    newer.set(device, entry);
+  }
+
+  /** @returns null where nothing is known, or only what another key set had */
+  function cached(id: PublicPartsId): PublicParts | null {
+    const device = deviceKey(id);
+    let entry = newer.get(device);
+    if (entry === undefined) {
+      entry = older.get(device);
+      if (entry === undefined) return null;
+      keep(device, entry);
+    }
+    return isSame(entry.id, id) ? entry.parts : null;
+  }
 
   return {
     async read(ids) {
-      const found = new Map<string, PublicParts>();
-      const missing = new Map<string, PublicPartsId>();
-      for (const id of ids) {
-        const key = cacheKey(id);
-        const cached = cache.get(key);
-        if (cached === undefined) {
-          missing.set(key, id);
-          continue;
-        }
-        found.set(key, cached);
-        cache.delete(key);
-        cache.set(key, cached);
-      }
+      const parts = ids.map(cached);
+      const missing = new Map<string, { id: PublicPartsId; indexes: number[] }>();
+      ids.forEach((id, index) => {
+        if (parts[index] !== null) return;
+        const key = `${deviceKey(id)}/${id.identityVersion}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
+        const known = missing.get(key);
+        if (known === undefined) missing.set(key, { id, indexes: [index] });
+        else known.indexes.push(index);
+      });
       if (missing.size > 0) {
-        const keys = [...missing.keys()];
-        for (const row of await database.hot(publicPartsStatement, bind([...missing.values()]))) {
-          const parts = toParts(row);
-          const key = keys[row.ord]!;
-          found.set(key, parts);
-          cache.set(key, parts);
-        }
-        for (const key of cache.keys()) {
-          if (cache.size <= ENTRIES_MAX) break;
-          cache.delete(key);
+        const asked = [...missing.values()];
+        const rows = await database.hot(publicPartsStatement, bind(asked.map(({ id }) => id)));
+        for (const row of rows) {
+          const { id, indexes } = asked[row.ord]!;
+          const found = toParts(row);
+          for (const index of indexes) parts[index] = found;
+          keep(deviceKey(id), { id, parts: found });
         }
       }
-      return ids.map((id) => found.get(cacheKey(id)) ?? null);
+      return parts;
     },
   };
 }
 
-function cacheKey(id: PublicPartsId): string {
-  const identity = Buffer.from(id.canonicalKey).toString('base64');
-  return `${id.userId}.${id.deviceId}/${id.identityVersion}/${identity}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
+function deviceKey({ userId, deviceId }: PublicPartsId): string {
+  return `${userId}.${deviceId}`;
+}
+
+function isSame(a: PublicPartsId, b: PublicPartsId): boolean {
+  return (
+    a.identityVersion === b.identityVersion &&
+    a.signedPreKeyId === b.signedPreKeyId &&
+    a.pqLastResortPreKeyId === b.pqLastResortPreKeyId &&
+    Buffer.compare(a.canonicalKey, b.canonicalKey) === 0
+  );
 }
 
 interface PublicPartsRow {
@@ -133,6 +160,11 @@ function toParts(row: PublicPartsRow): PublicParts {
     pqLastResortPreKey:
       row.pq_key_id === null
         ? null
-        : { keyId: row.pq_key_id, publicKey: row.pq_public_key!, signature: row.pq_signature! },
+        : {
+            keyId: row.pq_key_id,
+            publicKey: row.pq_public_key!,
+            signature: row.pq_signature!,
+            lastResort: true,
+          },
   };
 }

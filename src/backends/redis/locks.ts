@@ -5,7 +5,7 @@ import type { Log } from '../../lib/log.ts';
 import type { DeviceLocks, HeldLocks } from '../../ports/lock.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, within } from './connect.ts';
-import { answeredOf, run, runOnEach, script } from './scripts.ts';
+import { answeredOf, run, script } from './scripts.ts';
 
 const ANSWER_WAIT_MAX_MS = 100;
 /** After a failure, Redis is tried at most this often, and nobody waits for the trial. */
@@ -27,12 +27,11 @@ for i = 2, #KEYS do
 end
 return answer`);
 
-/** KEYS: locks. ARGV: for each lock its token. Returns for each whether it was still owned. */
+/** KEYS: locks. ARGV: their token. Returns how many were still owned. */
 const GIVE_BACK = script(`
-local owned = {}
+local owned = 0
 for i = 1, #KEYS do
-  owned[i] = 0
-  if redis.call('GET', KEYS[i]) == ARGV[i] then owned[i] = redis.call('DEL', KEYS[i]) end
+  if redis.call('GET', KEYS[i]) == ARGV[1] then owned = owned + redis.call('DEL', KEYS[i]) end
 end
 return owned`);
 
@@ -121,10 +120,14 @@ export function createRedisLocks({ link, clock, log, lockMs = 10_000 }: RedisLoc
         const arg = token;
         token = null;
         if (arg === null || keys.length === 0 || !isUp(link)) return;
-        const each = keys.map((key) => ({ key: lockKey(key), arg }));
-        const answered = within(runOnEach(link, GIVE_BACK, [], each), ANSWER_WAIT_MAX_MS, clock).then(
+        const groups = link.isCluster ? keys.map((key) => [key]) : [keys];
+        const answered = within(
+          answeredOf(groups.map((group) => run(link, GIVE_BACK, group.map(lockKey), [arg]))),
+          ANSWER_WAIT_MAX_MS,
+          clock,
+        ).then(
           (owned) => {
-            isStolen = !owned.every((count) => count === 1);
+            isStolen = owned.reduce<number>((sum, count) => sum + Number(count), 0) < keys.length;
           },
           // They expire by themselves.
           (error: unknown) => noteAway(String(error)),
