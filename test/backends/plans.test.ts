@@ -92,7 +92,9 @@ function faultsOf(plan: Plan): string[] {
     }
     if (node['Node Type'] === 'Nested Loop') {
       const [outer, inner] = (node.Plans ?? []).filter((child) => child['Parent Relationship'] !== 'SubPlan');
-      const probes = nodesOf(inner!).some((child) => child['Index Cond'] !== undefined);
+      const probes = nodesOf(inner!).some(
+        (child) => child['Index Cond'] !== undefined || child['TID Cond'] !== undefined,
+      );
       if (!probes && !isOneRow(inner!) && !isOneRow(outer!)) faults.push(`${name} compares every pair`);
     }
     if (node['Node Type'] === 'Merge Join') faults.push(`${name} sorts what it joins`);

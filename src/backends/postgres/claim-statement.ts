@@ -2,8 +2,8 @@
  * The claim: one statement for a whole batch of bundle requests. This file is the place where "at most once" is decided.
  *
  * How it is exact. Every change of a device's keys, pools and claims holds the lock of the device's row and raises its
- * `revision`. The statement reads the revision in its snapshot, then locks the row, which gives the revision as it
- * stands. Where both are the same, the snapshot's view of the pool and of earlier claims is the present state, and
+ * `revision`. The statement reads the revision in its snapshot, then locks the row at its place, which gives the revision
+ * as it stands, and nothing where the row has moved on. Where both are the same, the snapshot's view of the pool and of earlier claims is the present state, and
  * nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
  * that device and the request comes back as `again`; a transaction that locks first, waiting, and then runs this very
  * statement serves it. So one held device never keeps the rest of a batch.
@@ -93,11 +93,11 @@ WITH asked AS MATERIALIZED (
 -- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
 wanted AS MATERIALIZED (
   SELECT row_number() OVER ()::int4 AS place, a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id,
-         a.claim_id, d.revision, d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
+         a.claim_id, d.row_place, d.revision, d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
          c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature
   FROM asked a
   CROSS JOIN LATERAL (
-    SELECT v.device_id, v.revision, v.identity_version, v.identity_canonical
+    SELECT v.ctid AS row_place, v.device_id, v.revision, v.identity_version, v.identity_canonical
     FROM ${devices} v
     WHERE v.user_id = a.user_id AND v.device_id BETWEEN a.first_device_id AND a.last_device_id
       AND v.device_id <> a.except_device_id AND v.identity_key IS NOT NULL AND v.signed_prekey_id IS NOT NULL
@@ -117,16 +117,16 @@ needed AS MATERIALIZED (
   SELECT l.*, w.places, w.amount,
          least(w.amount, l.ec_available) AS ec_spent, least(w.amount, l.pq_available) AS pq_spent
   FROM (
-    SELECT user_id, device_id, revision, count(*)::int4 AS amount, array_agg(place ORDER BY ord) AS places
+    SELECT user_id, device_id, row_place, revision, count(*)::int4 AS amount, array_agg(place ORDER BY ord) AS places
     FROM wanted WHERE signed_prekey_id IS NULL
-    GROUP BY user_id, device_id, revision
+    GROUP BY user_id, device_id, row_place, revision
     ORDER BY user_id, device_id
   ) w
   CROSS JOIN LATERAL (
     SELECT v.user_id, v.device_id, v.registration_id, v.identity_version, v.identity_canonical, v.signed_prekey_id,
            v.pq_last_resort_prekey_id, v.ec_available, v.pq_available, v.revision
     FROM ${devices} v
-    WHERE v.user_id = w.user_id AND v.device_id = w.device_id
+    WHERE v.ctid = w.row_place
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED
   ) l
