@@ -1,6 +1,7 @@
 /** Socket.IO's own packets, bounded: it spreads their arguments over the stack, in a turn where nobody catches. */
 import { createRequire } from 'node:module';
 import type * as Parser from 'socket.io-parser';
+import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 
 // The build that Socket.IO itself runs on: an `import` would bring the one with debugging in it.
 const { Decoder, Encoder } = createRequire(import.meta.url)('socket.io-parser') as typeof Parser;
@@ -32,6 +33,8 @@ class BoundedDecoder extends Decoder {
   override add(frame: string | Buffer): void {
     // A text begins a packet; binary frames belong to the text before them.
     this.bytes = (typeof frame === 'string' ? 0 : this.bytes) + frame.length;
+    // Attachments pile up until the last of them has come.
+    if (this.bytes > FRAME_BYTES_MAX) throw new Error('too many bytes of attachments');
     super.add(frame);
   }
 }

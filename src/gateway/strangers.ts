@@ -1,6 +1,6 @@
 /**
- * Below Socket.IO: a connection that has not been taken in yet may send little, and not for long; and nobody may
- * make the engine swap or answer more than it bounds.
+ * Below Socket.IO: a connection that has not been taken in yet may send little, and not for long; one that is over
+ * ends soon; and WebSocket's own frames are bounded, which the engine never sees.
  */
 import type { Server, Socket } from 'socket.io';
 import type { Clock } from '../lib/clock.ts';
@@ -12,6 +12,8 @@ type EngineConnection = Socket['conn'];
 
 /** A connection that has not shown a good token by then is cut. */
 const HANDSHAKE_TIMEOUT_MS = 10_000;
+/** A connection that is over waits so long for its client to agree. */
+const CLOSE_GRACE_MS = 2_000;
 /** Room for the longest token and what stands around it: of strangers, ten thousand hold no more than 160 MB. */
 const STRANGER_BYTES_MAX = 2 * TOKEN_LENGTH_MAX;
 /** WebSocket's own pings and pongs, which the engine does not need: some clients send one every few seconds. */
@@ -42,6 +44,7 @@ export function watchStrangers(engine: Engine, clock: Clock): Strangers {
     };
     tcp.on('data', count);
     webSocket.once('close', release);
+    connection.once('close', () => void clock.after(CLOSE_GRACE_MS, () => webSocket.terminate()));
     releases.set(connection, release);
     boundControlFrames(webSocket, clock);
   });
