@@ -65,6 +65,8 @@ export interface AuthenticatorOptions {
 
 const JWKS_TIMEOUT_MS = 5_000;
 const JWKS_COOL_DOWN_MS = 10_000;
+/** A few hundred keys: whoever answers in the key server's place can't fill the memory. */
+const JWKS_BYTES_MAX = 1024 * 1024;
 
 /** The end of the year 9999: later times have no ISO 8601 form that clients can read. */
 const EXPIRY_MAX_MS = 253_402_300_799_000;
@@ -204,13 +206,25 @@ function fetchWithCoolDown(clock: Clock, coolDownMs: number): FetchImplementatio
     try {
       const response = await fetch(url, options);
       if (response.status !== 200) throw new Error(`the key set was answered with ${response.status}`);
-      // Read here, so that an answer that stalls or is no JSON counts as failed too.
-      return Response.json(await response.json());
+      // Read here, so that an answer that stalls, does not end or is no JSON counts as failed too.
+      return Response.json(JSON.parse(await boundedText(response)));
     } catch (error) {
       failedAtMs = clock.nowMs();
       throw error;
     }
   };
+}
+
+/** @throws Error where there is more than {@link JWKS_BYTES_MAX} */
+async function boundedText(response: Response): Promise<string> {
+  const chunks: Uint8Array[] = [];
+  let bytes = 0;
+  for await (const chunk of response.body ?? []) {
+    bytes += chunk.byteLength;
+    if (bytes > JWKS_BYTES_MAX) throw new Error(`the key set has more than ${JWKS_BYTES_MAX} bytes`);
+    chunks.push(chunk);
+  }
+  return Buffer.concat(chunks).toString();
 }
 
 const TOKEN_FAULTS: ReadonlyMap<string, string> = new Map([

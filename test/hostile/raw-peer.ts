@@ -6,18 +6,22 @@ export const OPCODE = { continuation: 0, text: 1, binary: 2, close: 8, ping: 9, 
 
 export interface RawPeer {
   readonly socket: Socket;
-  /** What came, as Latin-1; at most {@link KEPT_BYTES_MAX} of it. */
+  /** What came last, as Latin-1; at most {@link KEPT_BYTES_MAX} of it. */
   readonly received: string;
   /** Resolves when the other side has ended the connection. */
   readonly closed: Promise<void>;
   readonly isClosed: boolean;
+  /** Whether the other side has said that it is through with this one, or has closed the connection. */
+  readonly isCut: boolean;
   /** Resolves when the bytes are handed to the system, or the connection is closed. */
   write(bytes: string | Buffer): Promise<void>;
-  /** Resolves true when `text` has come, false when the connection was closed without it. */
+  /** Resolves true when `text` has come, false when the connection was cut without it. */
   seen(text: string): Promise<boolean>;
   destroy(): void;
 }
 
+/** Without a reason, or with one of WebSocket's own codes. */
+const CLOSE_FRAMES = ['8800', '880203'].map((bytes) => Buffer.from(bytes, 'hex').toString('latin1'));
 const KEPT_BYTES_MAX = 64 * 1024;
 const PROBE_PERIOD_MS = 500;
 
@@ -41,6 +45,7 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
     });
     let received = '';
     let isClosed = false;
+    const isCut = (): boolean => isClosed || CLOSE_FRAMES.some((close) => received.includes(close));
     const watchers = new Set<() => void>();
     const closed = new Promise<void>((close) => {
       socket.once('close', () => {
@@ -50,7 +55,7 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
       });
     });
     socket.on('data', (chunk) => {
-      if (received.length < KEPT_BYTES_MAX) received += chunk.toString('latin1');
+      received = (received + chunk.toString('latin1')).slice(-KEPT_BYTES_MAX);
       for (const look of watchers) look();
     });
     socket.on('error', reject);
@@ -64,17 +69,19 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
         get isClosed() {
           return isClosed;
         },
+        get isCut() {
+          return isCut();
+        },
         write: (bytes) =>
           new Promise((done) => {
-            if (isClosed || !socket.writable) return done();
             void closed.then(done);
-            socket.write(bytes, () => done());
+            if (socket.writable) socket.write(bytes, () => done());
           }),
         seen: (text) =>
           new Promise((found) => {
             const look = (): void => {
               const isThere = received.includes(text);
-              if (!isThere && !isClosed) return;
+              if (!isThere && !isCut()) return;
               watchers.delete(look);
               found(isThere);
             };

@@ -5,19 +5,18 @@
 import { mkdtemp, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { setInterval as ticks } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
+import { Worker } from 'node:worker_threads';
 import { expect } from 'vitest';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
-import { type Client, tokenFor } from '../support/gateway.ts';
+import { connectClient, tokenFor } from '../support/gateway.ts';
 import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
 import { KeyMaker } from '../support/key-maker.ts';
 
 export interface Target {
   gateway: GatewayProcess;
-  /** Does nothing wrong, and has keys. */
-  bystander: Client;
   /**
    * Runs an attack, and then looks after the gateway: it has not grown beyond its bounds, nobody changed a prototype,
    * it logged no fault of its own, it answered the bystander all the while, and it serves a newcomer by both doors.
@@ -40,68 +39,53 @@ export const BYSTANDER = { userId: 'bystander', deviceId: 1 };
 
 const MIB = 1024 * 1024;
 /** No attack may bring the whole process above it. */
-const PEAK_BYTES_MAX = 768 * MIB;
+export const PEAK_BYTES_MAX = 768 * MIB;
 /** No attack may leave so much behind. */
 const HELD_BYTES_MAX = 48 * MIB;
 /** Little enough that what piles up ends the process. */
 const HEAP_MIB_MAX = 512;
-const BYSTANDER_PERIOD_MS = 100;
+
+interface Seen {
+  answered: number;
+  slowestMs: number;
+  /** Why his socket ended, if it did. */
+  disconnected: string | null;
+}
 
 const PROBE = new URL('probe.mjs', import.meta.url);
 let newcomers = 0;
 
-export async function startTarget(env: Record<string, string> = {}): Promise<Target> {
+export async function startTarget(
+  env: Record<string, string> = {},
+  tokenOf: (device: DeviceAddress) => Promise<string> = tokenFor,
+): Promise<Target> {
   const database = await createDatabase();
-  const dir = await mkdtemp(join(tmpdir(), 'keygate-hostile-'));
-  const file = join(dir, 'figures.json');
-  const gateway = await startGatewayProcess(
-    { databaseUrl: database.url },
-    {
-      LOG_LEVEL: 'warn',
-      HOSTILE_FIGURES_FILE: file,
-      NODE_OPTIONS: `--max-old-space-size=${HEAP_MIB_MAX} --import ${fileURLToPath(PROBE)}`,
-      ...env,
-    },
-  );
-  const bystander = await gateway.connect(BYSTANDER);
-  await bystander.call('uploadKeys', new KeyMaker().keySet());
+  const probe = await createProbe();
+  const gateway = await startGatewayProcess({ databaseUrl: database.url }, { ...probe.env, ...env });
+  const figures = (): Promise<Figures> => probe.figures(gateway);
+  const owner = await connectClient(gateway.url, await tokenOf(BYSTANDER));
+  await owner.call('uploadKeys', new KeyMaker().keySet());
+  owner.close();
+  const bystander = new Worker(new URL('bystander.mjs', import.meta.url), {
+    workerData: { url: gateway.url, token: await tokenOf(BYSTANDER) },
+  });
 
-  async function figures(): Promise<Figures> {
-    await rm(file, { force: true });
-    await gateway.kill('SIGUSR2');
-    return JSON.parse(await eventually(() => readFile(file, 'utf8'), { that: 'the figures of the gateway' }));
-  }
-
-  /** Asks one thing after the other until it is told to stop. */
-  function watch(): { stop(): Promise<{ answered: number; slowestMs: number }> } {
-    let isOver = false;
-    const seen = { answered: 0, slowestMs: 0 };
-    const asking = async (): Promise<void> => {
-      for await (const _ of ticks(BYSTANDER_PERIOD_MS)) {
-        if (isOver) return;
-        const askedMs = performance.now();
-        await bystander.call('keyStatus');
-        seen.answered += 1;
-        seen.slowestMs = Math.max(seen.slowestMs, performance.now() - askedMs);
-      }
-    };
-    const done = asking().then(
-      () => null,
-      (error: Error) => error,
-    );
-    return {
-      async stop() {
-        isOver = true;
-        const error = await done;
-        if (error !== null) throw error;
-        return seen;
-      },
-    };
+  /** What the bystander has seen since this was last called. */
+  function seenByBystander(): Promise<Seen> {
+    return new Promise((resolve, reject) => {
+      const settle = (seen: Seen): void => {
+        bystander.off('error', reject);
+        resolve(seen);
+      };
+      bystander.once('message', settle);
+      bystander.once('error', reject);
+      bystander.postMessage('tell');
+    });
   }
 
   async function serveNewcomer(): Promise<void> {
     const address = { userId: `newcomer-${++newcomers}`, deviceId: 1 };
-    const client = await gateway.connect(address);
+    const client = await connectClient(gateway.url, await tokenOf(address));
     const keys = new KeyMaker();
     await client.call('uploadKeys', keys.keySet());
     const { devices } = await client.call('requestBundle', {
@@ -111,7 +95,7 @@ export async function startTarget(env: Record<string, string> = {}): Promise<Tar
     expect(devices).toHaveLength(1);
     client.close();
     const status = await fetch(`${gateway.url}/signal/status/minimal`, {
-      headers: { authorization: `Bearer ${await tokenFor(address)}` },
+      headers: { authorization: `Bearer ${await tokenOf(address)}` },
     });
     expect([status.status, await status.json()]).toMatchObject([200, { identityKey: keys.identityKey() }]);
   }
@@ -122,20 +106,14 @@ export async function startTarget(env: Record<string, string> = {}): Promise<Tar
 
   return {
     gateway,
-    bystander,
     serveNewcomer,
     async attack(name, run) {
       const before = await figures();
-      const watching = watch();
+      await seenByBystander();
       const startedMs = performance.now();
-      let outcome: Awaited<ReturnType<typeof run>>;
-      let seen: Awaited<ReturnType<typeof watching.stop>>;
-      try {
-        outcome = await run();
-      } finally {
-        seen = await watching.stop();
-      }
+      const outcome = await run();
       const tookMs = performance.now() - startedMs;
+      const seen = await seenByBystander();
       await serveNewcomer();
       const after = await figures();
       const mib = (bytes: number): string => (bytes / MIB).toFixed(0);
@@ -148,15 +126,40 @@ export async function startTarget(env: Record<string, string> = {}): Promise<Tar
       expect(after.peakBytes, 'memory during the attack').toBeLessThan(PEAK_BYTES_MAX);
       expect(after.heldBytes - atRest.heldBytes, 'memory after the attack').toBeLessThan(HELD_BYTES_MAX);
       expect(after.isPolluted).toBe(false);
-      expect(seen.answered).toBeGreaterThan(0);
+      expect(seen.disconnected, 'the bystander’s socket').toBeNull();
       expect(await gateway.output()).not.toMatch(/fault of the server|uncaught|RangeError|heap limit/);
       return outcome;
     },
     async stop() {
+      await bystander.terminate();
       await gateway.stop();
       await database.drop();
-      await rm(dir, { recursive: true, force: true });
+      await probe.remove();
     },
+  };
+}
+
+/** What is loaded into a gateway to tell its figures. */
+export async function createProbe(): Promise<{
+  env: Record<string, string>;
+  /** Since the last call. */
+  figures(gateway: GatewayProcess): Promise<Figures>;
+  remove(): Promise<void>;
+}> {
+  const dir = await mkdtemp(join(tmpdir(), 'keygate-hostile-'));
+  const file = join(dir, 'figures.json');
+  return {
+    env: {
+      LOG_LEVEL: 'warn',
+      HOSTILE_FIGURES_FILE: file,
+      NODE_OPTIONS: `--max-old-space-size=${HEAP_MIB_MAX} --import ${fileURLToPath(PROBE)}`,
+    },
+    async figures(gateway) {
+      await rm(file, { force: true });
+      await gateway.kill('SIGUSR2');
+      return JSON.parse(await eventually(() => readFile(file, 'utf8'), { that: 'the gateway’s figures' }));
+    },
+    remove: () => rm(dir, { recursive: true, force: true }),
   };
 }
 
