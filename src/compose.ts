@@ -3,6 +3,7 @@ import { type Admin, type Probe, startAdmin } from './admin/health.ts';
 import { referencePages } from './admin/reference.ts';
 import { createInProcessBus } from './backends/in-process/bus.ts';
 import { createInProcessLocks } from './backends/in-process/locks.ts';
+import { createInProcessRateLimiter } from './backends/in-process/rate-limiter.ts';
 import {
   isDriverWriteFault,
   migrateDatabase as migrate,
@@ -16,6 +17,7 @@ import { createMessageStore } from './backends/postgres/message-store.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
+import { createRedisRateLimiter } from './backends/redis/rate-limiter.ts';
 import type { Config } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { createBounces } from './delivery/bounce.ts';
@@ -33,9 +35,12 @@ import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
 import type { DeviceLocks } from './ports/lock.ts';
 import type { Maintenance } from './ports/maintenance.ts';
+import type { Limit, RateLimiter } from './ports/rate-limiter.ts';
 import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
+import { createClientAddressOf } from './requests/client-address.ts';
 import { createDispatch } from './requests/dispatch.ts';
 import { createHandlers } from './requests/handlers.ts';
+import { createLimits, LIMIT_WINDOWS_MS, type RateName } from './requests/limits.ts';
 import { createObserver } from './requests/observe.ts';
 import { isOriginAllowed } from './requests/origins.ts';
 import { surviveFaults } from './uncaught.ts';
@@ -162,7 +167,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
   );
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
-  const { bus, locks, trouble } = openEngines(config, { log, timing, undo });
+  const { bus, locks, limiter, trouble } = openEngines(config, { clock, log, timing, undo });
 
   const { preKeys } = config;
   const messageLifetimeMs = config.messages.lifetimeMs;
@@ -208,7 +213,8 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     queueMax: config.messages.queueMax,
     reports: observer,
   });
-  const dispatch = createDispatch({ handlers, observer, clock });
+  const limits = createLimits({ limiter, observer });
+  const dispatch = createDispatch({ handlers, limits, observer, clock });
 
   await bus.start(courier);
   undo.push(() => bus.stop());
@@ -245,6 +251,10 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     observer,
     clock,
     isOriginAllowed: (origin) => isOriginAllowed(config.origins, origin),
+    clientAddressOf: createClientAddressOf(config.trustedProxies),
+    limits,
+    connectionsPerAddressMax: config.limits.connectionsPerAddress,
+    framesPerSecondMax: config.limits.framesPerSocket,
     isDraining,
   });
   undo.push(() => sockets.close());
@@ -296,11 +306,17 @@ async function openStore(
 
 function openEngines(
   config: Config,
-  { log, timing, undo }: Pick<Frame, 'log' | 'timing' | 'undo'>,
-): { bus: Bus; locks: DeviceLocks; trouble(): string | null } {
+  { clock, log, timing, undo }: Pick<Frame, 'clock' | 'log' | 'timing' | 'undo'>,
+): { bus: Bus; locks: DeviceLocks; limiter: RateLimiter; trouble(): string | null } {
+  const limits = limitsOf(config);
   if (config.redisUrl === null) {
     const bus = createInProcessBus({ log });
-    return { bus, locks: createInProcessLocks({ clock: systemClock }), trouble: () => bus.trouble() };
+    return {
+      bus,
+      locks: createInProcessLocks({ clock: systemClock }),
+      limiter: createInProcessRateLimiter({ limits, clock }),
+      trouble: () => bus.trouble(),
+    };
   }
   const commands = connectRedis({ url: config.redisUrl, name: 'commands', log });
   undo.push(() => {
@@ -310,12 +326,25 @@ function openEngines(
   undo.push(() => {
     subscriber.disconnect();
   });
+  const counts = connectRedis({ url: config.redisUrl, name: 'limits', isPipelined: true, log });
+  undo.push(() => {
+    counts.disconnect();
+  });
   const bus = createRedisBus({ commands, subscriber, clock: systemClock, log, timing: timing.bus ?? {} });
   return {
     bus,
     locks: createRedisLocks({ link: commands, clock: systemClock, log }),
+    // Redis ends the windows by its own clock.
+    limiter: createRedisRateLimiter({ limits, link: counts, clock: systemClock, log }),
     trouble: () => bus.trouble(),
   };
+}
+
+/** Those that are switched on. */
+function limitsOf(config: Config): Limit[] {
+  return (Object.keys(LIMIT_WINDOWS_MS) as RateName[])
+    .map((name) => ({ name, points: config.limits[name], windowMs: LIMIT_WINDOWS_MS[name] }))
+    .filter(({ points }) => points > 0);
 }
 
 async function tokenKeys(config: Config, log: Log): Promise<TokenKeys> {

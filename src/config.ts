@@ -10,6 +10,8 @@ import {
   SECRET_BYTES_MIN,
   type TokenKeys,
 } from './requests/authenticate.ts';
+import { trustedNetworks } from './requests/client-address.ts';
+import type { LimitName } from './requests/limits.ts';
 
 export interface Config {
   /** `embedded`: a private PostgreSQL that the gateway starts on `dataDir`. */
@@ -27,6 +29,10 @@ export interface Config {
   admin: { host: string; port: number; token: string | null };
   /** Browser origins that may connect. `loopback`: pages of this machine too, on any port. */
   origins: { listed: readonly string[]; loopback: boolean };
+  /** Whose `X-Forwarded-For` is believed. */
+  trustedProxies: readonly string[];
+  /** What may be done in its time; 0 is no limit. */
+  limits: Readonly<Record<LimitName, number>>;
   preKeys: {
     /** A pool below it is low. */
     lowThreshold: number;
@@ -59,6 +65,7 @@ export class ConfigError extends Error {
 const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 const ADMIN_TOKEN_LENGTH_MIN = 16;
+const LIMIT_MAX = 999_999_999;
 
 declare module 'zod' {
   interface GlobalMeta {
@@ -160,6 +167,44 @@ export const environment = z.object({
     max: 3650,
     byDefault: 30,
   }).meta({ meaning: 'how long claims are kept, at least a day; their ids stay used for ever' }),
+  TRUSTED_PROXIES: z
+    .string()
+    .transform(
+      orIssue((text) => {
+        const list = listOf(text);
+        trustedNetworks(list);
+        return list;
+      }),
+    )
+    .default([])
+    .meta({
+      meaning:
+        'addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; without it callers are counted by the address of their connection',
+      unset: 'not set: none',
+    }),
+  LIMIT_REQUESTS: limit(1_200, 'requests of one name by one device, a minute'),
+  LIMIT_UPLOADS: limit(60, 'changes of one device’s keys, a minute: uploads, rotations, withdrawals, resets'),
+  LIMIT_BUNDLES_PER_PAIR: limit(20, 'bundles that one user may ask of another, a minute'),
+  LIMIT_BUNDLES_PER_TARGET: limit(
+    30,
+    'bundles of one user that spend one-time prekeys, an hour; beyond it they go out without, so that nobody can use up a user’s keys',
+  ),
+  LIMIT_MESSAGES_PER_PAIR: limit(600, 'messages of one user to another, a minute'),
+  LIMIT_BYTES_PER_RECIPIENT: limit(268_435_456, 'bytes of ciphertext for one user, an hour'),
+  LIMIT_CONNECTS_PER_DEVICE: limit(60, 'connections that one device makes, a minute'),
+  LIMIT_CONNECTS_PER_USER: limit(600, 'connections that one user’s devices make, a minute'),
+  LIMIT_HANDSHAKES_PER_ADDRESS: limit(
+    3_000,
+    'connections from one address, a minute; an IPv6 network of 64 bits is one',
+  ),
+  LIMIT_CONNECTIONS_PER_ADDRESS: limit(
+    5_000,
+    'connections from one address that are open at once on one node',
+  ),
+  LIMIT_FRAMES_PER_SOCKET: limit(
+    1_000,
+    'frames of one connection a second, over ten seconds; beyond it the connection is cut',
+  ),
   QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }).meta({
     meaning: 'pending messages of one device',
   }),
@@ -220,6 +265,20 @@ function configOf(values: z.output<typeof environment>): Config {
     listen: { host: values.HOST ?? (embedded ? '127.0.0.1' : null), port: values.PORT },
     admin: { host: values.ADMIN_HOST, port: values.ADMIN_PORT, token: values.ADMIN_TOKEN },
     origins: { listed: values.ALLOWED_ORIGINS, loopback: embedded },
+    trustedProxies: values.TRUSTED_PROXIES,
+    limits: {
+      requests: values.LIMIT_REQUESTS,
+      uploads: values.LIMIT_UPLOADS,
+      bundlesPerPair: values.LIMIT_BUNDLES_PER_PAIR,
+      bundlesPerTarget: values.LIMIT_BUNDLES_PER_TARGET,
+      messagesPerPair: values.LIMIT_MESSAGES_PER_PAIR,
+      bytesPerRecipient: values.LIMIT_BYTES_PER_RECIPIENT,
+      connectsPerDevice: values.LIMIT_CONNECTS_PER_DEVICE,
+      connectsPerUser: values.LIMIT_CONNECTS_PER_USER,
+      handshakesPerAddress: values.LIMIT_HANDSHAKES_PER_ADDRESS,
+      connectionsPerAddress: values.LIMIT_CONNECTIONS_PER_ADDRESS,
+      framesPerSocket: values.LIMIT_FRAMES_PER_SOCKET,
+    },
     preKeys: {
       lowThreshold: values.PREKEY_LOW_THRESHOLD,
       poolMax: values.PREKEY_POOL_MAX,
@@ -302,6 +361,8 @@ const FAMILIES = [
   'QUEUE_',
   'ADMIN_',
   'ALLOWED_',
+  'TRUSTED_',
+  'LIMIT_',
   'KEYGATE_',
 ];
 
@@ -370,6 +431,10 @@ function wholeNumber({ min, max, byDefault }: { min: number; max: number; byDefa
     )
     .transform(Number)
     .default(byDefault);
+}
+
+function limit(byDefault: number, meaning: string) {
+  return wholeNumber({ min: 0, max: LIMIT_MAX, byDefault }).meta({ meaning: `${meaning}; 0 is no limit` });
 }
 
 function secret() {

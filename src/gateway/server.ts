@@ -9,10 +9,14 @@ import { GatewayError } from '../protocol/errors.ts';
 import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Authenticator } from '../requests/authenticate.ts';
+import type { ClientAddressOf } from '../requests/client-address.ts';
 import type { Dispatch } from '../requests/dispatch.ts';
+import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
+import { createFlow } from './flow.ts';
 import { boundedParser } from './parser.ts';
+import { refuseUpgrade } from './refuse-upgrade.ts';
 import { watchStrangers, webSocketOf } from './strangers.ts';
 
 export interface SocketDoorParts {
@@ -23,6 +27,12 @@ export interface SocketDoorParts {
   observer: Observer;
   clock: Clock;
   isOriginAllowed(origin: string | undefined): boolean;
+  clientAddressOf: ClientAddressOf;
+  limits: Limits;
+  /** Open connections of one address on this node; 0 for no bound. */
+  connectionsPerAddressMax: number;
+  /** Frames of one connection in a second, over ten seconds; 0 for no bound. */
+  framesPerSecondMax: number;
   isDraining(): boolean;
 }
 
@@ -36,6 +46,8 @@ export interface SocketDoor {
 const DRAINING_RETRY_MS = 2_000;
 /** How long clients have to answer the closing handshake when the door closes. */
 const GOODBYE_WAIT_MAX_MS = 1_000;
+/** An address with too many connections open may try again so much later. */
+const CROWDED_RETRY_MS = 10_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   const { clock, observer } = parts;
@@ -53,8 +65,73 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       pingInterval: 25_000,
       pingTimeout: 20_000,
       cleanupEmptyChildNamespaces: true,
+      // A refused upgrade is answered here, and the engine hears no more of it.
+      allowRequest: (request, allow) => {
+        admitUpgrade(request).then(
+          () => allow(null, true),
+          (error: unknown) => refuseUpgrade(request.socket, refusalOf(error)),
+        );
+      },
     },
   );
+
+  function refusalOf(error: unknown): GatewayError {
+    const errorId = randomUUID();
+    const refusal =
+      error instanceof GatewayError
+        ? error
+        : new GatewayError('INTERNAL', undefined, { details: { errorId } });
+    observer.handshakeRefused({ code: refusal.code, errorId, error });
+    return refusal;
+  }
+
+  /** Open connections by address. */
+  const connectionCounts = new Map<string, number>();
+
+  /**
+   * What is judged before the connection becomes a WebSocket. A page of a foreign origin learns no more than that it
+   * failed: that is how browsers tell of a refused upgrade, while every later refusal bears an error object.
+   */
+  async function admitUpgrade({ headers, socket }: IncomingMessage): Promise<void> {
+    // A WebSocket knows no CORS: without this, any page could connect with what it has got hold of.
+    if (!parts.isOriginAllowed(headers.origin)) {
+      throw new GatewayError('FORBIDDEN', 'this origin is not allowed');
+    }
+    const address = parts.clientAddressOf({
+      remoteAddress: socket.remoteAddress,
+      forwardedFor: headers['x-forwarded-for'],
+    });
+    const { connectionsPerAddressMax } = parts;
+    if (connectionsPerAddressMax > 0) {
+      if ((connectionCounts.get(address) ?? 0) >= connectionsPerAddressMax) {
+        observer.limitHit({ limit: 'connectionsPerAddress', device: null });
+        throw new GatewayError('RATE_LIMITED', 'too many connections of this address', {
+          retryAfterMs: CROWDED_RETRY_MS,
+        });
+      }
+      connectionCounts.set(address, (connectionCounts.get(address) ?? 0) + 1);
+      socket.once('close', () => {
+        const left = (connectionCounts.get(address) ?? 1) - 1;
+        if (left > 0) connectionCounts.set(address, left);
+        else connectionCounts.delete(address);
+      });
+    }
+    await parts.limits.chargeHandshake(address);
+  }
+
+  if (parts.framesPerSecondMax > 0) {
+    // The engine tells of a frame before Socket.IO takes it apart.
+    io.engine.on('connection', (conn: GatewaySocket['conn']) => {
+      const flow = createFlow(parts.framesPerSecondMax, clock);
+      let isCut = false;
+      conn.on('packet', () => {
+        if (isCut || flow.takes()) return;
+        isCut = true;
+        observer.limitHit({ limit: 'framesPerSocket', device: null });
+        webSocketOf(conn).terminate();
+      });
+    });
+  }
 
   // What the engine itself answers, a refused transport, say, is no more to be kept than what we answer.
   io.engine.on('headers', (headers: Record<string, string>) => {
@@ -80,12 +157,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     admit(socket).then(
       () => next(),
       (error: unknown) => {
-        const errorId = randomUUID();
-        const refusal =
-          error instanceof GatewayError
-            ? error
-            : new GatewayError('INTERNAL', undefined, { details: { errorId } });
-        observer.handshakeRefused({ code: refusal.code, errorId, error });
+        const refusal = refusalOf(error);
         next(Object.assign(new Error(refusal.code), { data: refusal.toObject() }));
       },
     );
@@ -112,13 +184,11 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       throw new GatewayError('BAD_REQUEST', 'a connection takes one token');
     }
     asked.add(socket.conn);
-    // A WebSocket knows no CORS, so the origin is checked here, before any work on the token. Refusing the upgrade
-    // would save little, and a refused upgrade can't carry the error object that says why.
-    if (!parts.isOriginAllowed(socket.handshake.headers.origin)) throw new GatewayError('FORBIDDEN');
     if (parts.isDraining()) {
       throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
     }
     const caller = await parts.authenticator.authenticate(socket.handshake.auth.token);
+    await parts.limits.chargeConnection(caller.device);
     await acceptConnection(parts, socket, caller);
   }
 

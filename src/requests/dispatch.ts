@@ -1,4 +1,4 @@
-/** What every request of both doors goes through: parse, time, handle, and the only catch. */
+/** What every request of both doors goes through: parse, limit, time, handle, and the only catch. */
 import { randomUUID } from 'node:crypto';
 import type { Clock } from '../lib/clock.ts';
 import { TOO_LARGE } from '../protocol/envelope.ts';
@@ -12,6 +12,7 @@ import {
 } from '../protocol/events.ts';
 import { ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../protocol/limits.ts';
 import type { Handlers, RequestContext } from './handlers.ts';
+import type { Limits } from './limits.ts';
 import type { Observer } from './observe.ts';
 
 /** Answers one request; never throws and never rejects. */
@@ -23,8 +24,13 @@ export type Dispatch = <Name extends RequestName>(
   bytes?: number,
 ) => Promise<Reply<Name>>;
 
-export function createDispatch(parts: { handlers: Handlers; observer: Observer; clock: Clock }): Dispatch {
-  const { handlers, observer, clock } = parts;
+export function createDispatch(parts: {
+  handlers: Handlers;
+  limits: Limits;
+  observer: Observer;
+  clock: Clock;
+}): Dispatch {
+  const { handlers, limits, observer, clock } = parts;
   return async (name, raw, context, bytes) => {
     type Name = typeof name;
     const startedMs = clock.nowMs();
@@ -32,8 +38,18 @@ export function createDispatch(parts: { handlers: Handlers; observer: Observer; 
     let input: ParsedInput<Name> | undefined;
     let reply: Reply<Name>;
     try {
-      input = parseInput(name, raw);
-      reply = { ok: true, data: await handlers[name](context, input) };
+      try {
+        input = parseInput(name, raw);
+      } catch (fault) {
+        // What can't be read has cost something too.
+        await limits.chargeRequest(device, name, null);
+        throw fault;
+      }
+      const admission = limits.chargeRequest(device, name, input);
+      // Mostly known at once: waiting for it all the same would cost each request a turn.
+      const { isTargetSpared } = admission instanceof Promise ? await admission : admission;
+      const data = await handlers[name](isTargetSpared ? { ...context, isTargetSpared } : context, input);
+      reply = { ok: true, data };
     } catch (error) {
       const refusal = error instanceof GatewayError ? error : internal(error);
       reply = { ok: false, error: refusal.toObject() };

@@ -25,6 +25,8 @@ export interface RequestContext {
   device: DeviceAddress;
   /** Null where the request came by HTTP. */
   connection: Connection | null;
+  /** Too many bundles of its target were asked for lately: this one is to spend no one-time prekey. */
+  isTargetSpared?: boolean;
 }
 
 /** What a request may do to the socket that it came by. */

@@ -7,6 +7,7 @@ import type { Log } from '../lib/log.ts';
 import type { ErrorCode } from '../protocol/errors.ts';
 import type { PushName, Reply, RequestName } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import type { LimitName } from './limits.ts';
 
 export type Door = 'socket' | 'http';
 
@@ -69,6 +70,8 @@ export interface Reports extends DeliveryReports {
     name: PushName,
     payload: unknown,
   ): ((acknowledgement: unknown) => void) | null;
+  /** Somebody was beyond a limit; `device` is null where no token was looked at. */
+  limitHit(event: { limit: LimitName; device: DeviceAddress | null }): void;
 }
 
 export interface Observer extends Reports {
@@ -92,6 +95,7 @@ const REPORTS = [
   'socketOpened',
   'socketClosed',
   'handshakeRefused',
+  'limitHit',
   'pushSent',
 ] as const satisfies (keyof Reports)[];
 
@@ -191,6 +195,9 @@ function debugListener(log: Log): Partial<Reports> {
     },
     handshakeRefused({ code }) {
       if (code !== 'INTERNAL') log.debug({ code }, 'handshake refused');
+    },
+    limitHit({ limit, device }) {
+      log.debug({ limit, device: device && addressKey(device) }, 'limit hit');
     },
   };
 }

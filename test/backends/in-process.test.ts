@@ -2,10 +2,13 @@
 import { describe, expect, it } from 'vitest';
 import { createInProcessBus } from '../../src/backends/in-process/bus.ts';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
+import { createInProcessRateLimiter } from '../../src/backends/in-process/rate-limiter.ts';
 import { type Clock, systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { describeBus, device } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
+import { describeRateLimiter, WINDOW_MS } from '../contract/rate-limiter.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 describeBus('in process', async () => ({
   bus: createInProcessBus({ log: silentLog }),
@@ -15,6 +18,49 @@ describeBus('in process', async () => ({
 describeLocks('in process', async (lockMs) => {
   const locks = createInProcessLocks({ clock: systemClock, lockMs });
   return { locks, otherNode: locks, close: async () => {} };
+});
+
+describeRateLimiter('in process', async (limits) => {
+  const clock = createManualClock();
+  const limiter = createInProcessRateLimiter({ limits, clock });
+  return {
+    limiter,
+    otherNode: limiter,
+    endWindows: () => clock.advance(WINDOW_MS),
+    close: async () => {},
+  };
+});
+
+describe('the in-process rate limiter', () => {
+  const limits = [{ name: 'few', points: 3, windowMs: 60_000 }];
+  const charge = { limit: 'few', points: 1 };
+
+  it('answers at once', () => {
+    const limiter = createInProcessRateLimiter({ limits, clock: createManualClock() });
+    expect(limiter.charge([{ ...charge, key: 'alice' }])).toEqual([]);
+  });
+
+  it('is not stuck after the clock was set back by an hour', () => {
+    let nowMs = 10_000_000;
+    const limiter = createInProcessRateLimiter({
+      limits,
+      clock: { nowMs: () => nowMs, after: () => ({ cancel() {} }) },
+    });
+    const spend = () => [1, 2, 3, 4].map(() => limiter.charge([{ ...charge, key: 'alice' }]));
+    expect(spend().filter((hits) => 'length' in hits && hits.length === 1)).toHaveLength(1);
+    nowMs -= 3_600_000;
+    expect(spend().filter((hits) => 'length' in hits && hits.length === 1)).toHaveLength(1);
+  });
+
+  it('forgets the oldest of more keys than it can hold', () => {
+    const limiter = createInProcessRateLimiter({ limits, clock: createManualClock() });
+    const spend = (key: string) => limiter.charge([{ limit: 'few', key, points: 3 }]);
+    spend('first');
+    expect(spend('first')).toHaveLength(1);
+    for (let i = 0; i < 100_000; i++) spend(`key ${i}`);
+    expect(spend('first')).toHaveLength(0);
+    expect(spend('key 99999')).toHaveLength(1);
+  });
 });
 
 describe('in-process locks', () => {

@@ -3,6 +3,7 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { io, Manager, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createInProcessRateLimiter } from '../../src/backends/in-process/rate-limiter.ts';
 import type { ServedSocket, Session } from '../../src/delivery/session.ts';
 import { createSocketDoor, type SocketDoorParts } from '../../src/gateway/server.ts';
 import { systemClock } from '../../src/lib/clock.ts';
@@ -10,6 +11,7 @@ import { silentLog } from '../../src/lib/log.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import type { Dispatch } from '../../src/requests/dispatch.ts';
+import { createLimits } from '../../src/requests/limits.ts';
 import { createObserver, type Observer } from '../../src/requests/observe.ts';
 import { eventually } from '../support/eventually.ts';
 import {
@@ -410,6 +412,13 @@ async function openDoor(parts: Partial<SocketDoorParts> = {}) {
     },
     clock: systemClock,
     isOriginAllowed: () => true,
+    clientAddressOf: () => '127.0.0.1',
+    limits: createLimits({
+      limiter: createInProcessRateLimiter({ limits: [], clock: systemClock }),
+      observer: createObserver(silentLog),
+    }),
+    connectionsPerAddressMax: 0,
+    framesPerSecondMax: 0,
     isDraining: () => false,
     ...parts,
   });

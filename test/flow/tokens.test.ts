@@ -25,6 +25,7 @@ import {
   tokenFor,
 } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
+import { refusedUpgrade } from '../support/upgrade.ts';
 
 const MINUTE_MS = 60_000;
 const undo = undoAfterEach();
@@ -117,7 +118,7 @@ describe('a handshake', () => {
 
   it('is refused to web pages of other origins, and open to those that are listed and to clients without one', async () => {
     const at = await gatewayFor(undo, { env: { ALLOWED_ORIGINS: 'https://chat.example' } });
-    const from = async (origin: string | undefined): Promise<true | ErrorObject | undefined> => {
+    const from = async (origin: string | undefined): Promise<boolean> => {
       const socket: Socket = io(at.url, {
         transports: ['websocket'],
         auth: { token: await at.token(someone()) },
@@ -125,9 +126,9 @@ describe('a handshake', () => {
         forceNew: true,
         ...(origin === undefined ? {} : { extraHeaders: { origin } }),
       });
-      const connects = await new Promise<true | ErrorObject | undefined>((resolve) => {
+      const connects = await new Promise<boolean>((resolve) => {
         socket.once('connect', () => resolve(true));
-        socket.once('connect_error', (error: Error & { data?: ErrorObject }) => resolve(error.data));
+        socket.once('connect_error', () => resolve(false));
       });
       socket.close();
       return connects;
@@ -140,7 +141,12 @@ describe('a handshake', () => {
       'https://chat.example.evil',
       'null',
     ]) {
-      expect(await from(origin), origin).toMatchObject({ code: 'FORBIDDEN', retryable: false });
+      expect(await from(origin), origin).toBe(false);
+      // No page can read it; a person who looks at the network can.
+      expect(await refusedUpgrade(at.url, { origin }), origin).toMatchObject({
+        status: 403,
+        body: { success: false, error: { code: 'FORBIDDEN', retryable: false } },
+      });
     }
   });
 });

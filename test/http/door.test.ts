@@ -671,6 +671,7 @@ describe('a door in trouble', () => {
         socketOpened: note,
         socketClosed: note,
         handshakeRefused: note,
+        limitHit: note,
       },
       isDraining: () => false,
       ...parts,

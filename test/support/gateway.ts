@@ -2,7 +2,7 @@
 import { randomUUID } from 'node:crypto';
 import { io, type Socket } from 'socket.io-client';
 import { createGateway, type Gateway, type NodeTiming } from '../../src/compose.ts';
-import { type Config, parseConfig } from '../../src/config.ts';
+import { type Config, environment, parseConfig } from '../../src/config.ts';
 import type { Clock } from '../../src/lib/clock.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
@@ -45,12 +45,20 @@ export interface TestGatewayOptions {
   timing?: NodeTiming;
 }
 
+/** What a test does in a second a client may not do in an hour: limits are off but where one is looked at. */
+export const NO_LIMITS: Readonly<Record<string, string>> = Object.fromEntries(
+  Object.keys(environment.shape)
+    .filter((name) => name.startsWith('LIMIT_'))
+    .map((name) => [name, '0']),
+);
+
 export function testEnvironment(options: { databaseUrl: string; redisUrl?: string | undefined }) {
   return {
     PORT: '0',
     ADMIN_PORT: '0',
     HOST: '127.0.0.1',
     LOG_LEVEL: 'error',
+    ...NO_LIMITS,
     DATABASE_URL: options.databaseUrl,
     JWT_SECRET: TEST_SECRET,
     ...(options.redisUrl === undefined ? {} : { REDIS_URL: options.redisUrl }),

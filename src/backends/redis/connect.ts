@@ -21,6 +21,8 @@ export interface RedisLinkOptions {
   /** Shown by Redis's `CLIENT LIST`. */
   name: string;
   log: Log;
+  /** Whether the commands of one turn go out in one write, at its end. */
+  isPipelined?: boolean;
   /** The longest pause between two attempts to connect. */
   retryDelayMaxMs?: number;
 }
@@ -29,8 +31,12 @@ export interface RedisLinkOptions {
  * Opens a link; returns at once, and never throws for a Redis that is away. Every command settles within about
  * SILENCE_MAX_MS: those sent while there is no connection fail at once.
  */
-export function connectRedis({ url, name, log, retryDelayMaxMs = 2_000 }: RedisLinkOptions): Redis {
-  const link = new Redis(url, linkOptions({ name, retryDelayMaxMs }));
+export function connectRedis(options: RedisLinkOptions): Redis {
+  const { url, name, log, isPipelined = false, retryDelayMaxMs = 2_000 } = options;
+  const link = new Redis(url, {
+    ...linkOptions({ name, retryDelayMaxMs }),
+    enableAutoPipelining: isPipelined,
+  });
   let isTroubleLogged = false;
   // Without a listener, ioredis prints every attempt. An error object isn't logged as a whole: it carries the
   // command's arguments, for a refused log-in the password.

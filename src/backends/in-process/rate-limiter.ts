@@ -1,0 +1,148 @@
+/**
+ * Limits counted in this process: the whole of the limiter where there is one node, the front and the guard of the
+ * shared counts where there are many.
+ *
+ * The memory limiter of `rate-limiter-flexible` is not used for it: it reads the system's clock, holds a timer for
+ * each key, knows no most number of keys, and makes a promise for each charge.
+ */
+import type { Clock } from '../../lib/clock.ts';
+import type { Charge, Limit, LimitHit, RateLimiter } from '../../ports/rate-limiter.ts';
+
+/** The counts that all nodes share. */
+export interface SharedCounts {
+  /** False while they are away: nothing is asked of them then. */
+  isThere(): boolean;
+  /**
+   * Adds to the count of a key, in one round trip with everything that is added in the same turn.
+   *
+   * @returns the count of all nodes and when its window ends; null where they can't be reached, nothing is added then
+   */
+  add(charge: Charge): Promise<{ count: number; endsInMs: number } | null>;
+}
+
+/** A node tells of a key's charges when they make up this part of the limit. */
+const SHARES_PER_LIMIT = 16;
+/** Keys of one limit that are counted; of more, the oldest are forgotten. */
+const KEYS_MAX = 100_000;
+/** Clocks and round trips differ by less; two windows of one key by more. */
+const SAME_WINDOW_MS = 500;
+
+const NO_HITS: readonly LimitHit[] = [];
+
+interface Count {
+  endsAtMs: number;
+  /** The count of all nodes when they were last asked. */
+  known: number;
+  /** Charged here since then: being told to the others, and not told yet. */
+  underWay: number;
+  untold: number;
+}
+
+interface Counter {
+  limit: Limit;
+  /** Told of at once from here on. */
+  nearPoints: number;
+  sharePoints: number;
+  /** In the order of their windows' beginnings, so that those that have ended come first. */
+  counts: Map<string, Count>;
+}
+
+/** @param parts.shared what the nodes share; null where this is the only node */
+export function createInProcessRateLimiter(parts: {
+  limits: readonly Limit[];
+  clock: Clock;
+  shared?: SharedCounts | null;
+}): RateLimiter {
+  const { clock, shared = null } = parts;
+  const counters = new Map<string, Counter>();
+  for (const limit of parts.limits) {
+    const sharePoints = Math.floor(limit.points / SHARES_PER_LIMIT);
+    counters.set(limit.name, {
+      limit,
+      sharePoints,
+      nearPoints: limit.points - sharePoints,
+      counts: new Map(),
+    });
+  }
+
+  return {
+    charge(charges) {
+      const nowMs = clock.nowMs();
+      let hits: LimitHit[] | null = null;
+      for (const charge of charges) {
+        const counter = counters.get(charge.limit);
+        if (counter === undefined) continue;
+        const count = counter.counts.get(charge.key);
+        if (count === undefined || hasEnded(count, counter, nowMs)) {
+          if (charge.points <= counter.limit.points) continue;
+        } else if (total(count) + charge.points <= counter.limit.points) continue;
+        hits ??= [];
+        hits.push(hitOf(counter, count, nowMs));
+      }
+      if (hits !== null) return hits;
+
+      const isShared = shared?.isThere() ?? false;
+      let toTell: Promise<LimitHit | null>[] | null = null;
+      for (const charge of charges) {
+        const counter = counters.get(charge.limit);
+        if (counter === undefined) continue;
+        const count = countOf(counter, charge.key, nowMs);
+        count.untold += charge.points;
+        if (!isShared) continue;
+        if (count.untold <= counter.sharePoints && total(count) <= counter.nearPoints) continue;
+        toTell ??= [];
+        toTell.push(tell(counter, charge.key, count));
+      }
+      if (toTell === null) return NO_HITS;
+      return Promise.all(toTell).then((told) => told.filter((hit) => hit !== null));
+    },
+  };
+
+  async function tell(counter: Counter, key: string, count: Count): Promise<LimitHit | null> {
+    const points = count.untold;
+    count.untold = 0;
+    count.underWay += points;
+    const answer = await shared!.add({ limit: counter.limit.name, key, points });
+    count.underWay -= points;
+    if (answer === null) {
+      // It counts here, and for the others when they can be told.
+      count.untold += points;
+      return null;
+    }
+    const nowMs = clock.nowMs();
+    const endsAtMs = nowMs + answer.endsInMs;
+    // Answers may come in another order than that of the counts.
+    const isSameWindow = endsAtMs <= count.endsAtMs + SAME_WINDOW_MS;
+    count.known = isSameWindow ? Math.max(count.known, answer.count) : answer.count;
+    count.endsAtMs = endsAtMs;
+    return answer.count > counter.limit.points ? hitOf(counter, count, nowMs) : null;
+  }
+}
+
+function countOf(counter: Counter, key: string, nowMs: number): Count {
+  const { counts, limit } = counter;
+  const present = counts.get(key);
+  if (present !== undefined && !hasEnded(present, counter, nowMs)) return present;
+  const fresh = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
+  counts.delete(key);
+  counts.set(key, fresh);
+  for (const [oldKey, old] of counts) {
+    if (counts.size <= KEYS_MAX && !hasEnded(old, counter, nowMs)) break;
+    counts.delete(oldKey);
+  }
+  return fresh;
+}
+
+/** A clock that was set back can't tell how old a window is: then it has ended. */
+function hasEnded(count: Count, { limit }: Counter, nowMs: number): boolean {
+  return nowMs >= count.endsAtMs || count.endsAtMs - nowMs > limit.windowMs + SAME_WINDOW_MS;
+}
+
+function total(count: Count): number {
+  return count.known + count.underWay + count.untold;
+}
+
+function hitOf({ limit }: Counter, count: Count | undefined, nowMs: number): LimitHit {
+  const endsAtMs = count?.endsAtMs ?? nowMs + limit.windowMs;
+  return { limit: limit.name, retryAfterMs: Math.max(1, endsAtMs - nowMs) };
+}

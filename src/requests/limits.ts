@@ -1,0 +1,138 @@
+/** What requests, connections and handshakes are charged, and what becomes of those that are beyond a limit. */
+import type { Charge, LimitHit, RateLimiter } from '../ports/rate-limiter.ts';
+import { decodedLength } from '../protocol/base64.ts';
+import { GatewayError } from '../protocol/errors.ts';
+import type { ParsedInput, RequestName } from '../protocol/events.ts';
+import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import type { Observer } from './observe.ts';
+
+const MINUTE_MS = 60_000;
+const HOUR_MS = 60 * MINUTE_MS;
+
+/** Every limit, with the time in which its points may be spent. */
+export const LIMIT_WINDOWS_MS = {
+  /** Requests of one name by one device. */
+  requests: MINUTE_MS,
+  /** Changes of a device's keys: each costs signatures to verify and a transaction. */
+  uploads: MINUTE_MS,
+  /** Bundles that one user asks of another. */
+  bundlesPerPair: MINUTE_MS,
+  /** Bundles of one user that spend one-time prekeys; beyond it they go out without. */
+  bundlesPerTarget: HOUR_MS,
+  /** Messages of one user to another. */
+  messagesPerPair: MINUTE_MS,
+  /** Bytes of ciphertext stored for one user. */
+  bytesPerRecipient: HOUR_MS,
+  connectsPerDevice: MINUTE_MS,
+  connectsPerUser: MINUTE_MS,
+  handshakesPerAddress: MINUTE_MS,
+} as const satisfies Record<string, number>;
+
+/** Points per window. */
+export type RateName = keyof typeof LIMIT_WINDOWS_MS;
+/** Those that each node holds by itself are told here too: open connections of an address, frames of a socket. */
+export type LimitName = RateName | 'connectionsPerAddress' | 'framesPerSocket';
+
+export interface Limits {
+  /**
+   * Charges a request, before anything is done for it. Null stands for an input that can't be read.
+   *
+   * @returns whether the target of a bundle is to be spared its one-time prekeys
+   * @throws GatewayError RATE_LIMITED
+   */
+  chargeRequest<Name extends RequestName>(
+    device: DeviceAddress,
+    name: Name,
+    input: ParsedInput<Name> | null,
+  ): Admission | Promise<Admission>;
+  /** Charges a connection whose token is good. @throws GatewayError RATE_LIMITED */
+  chargeConnection(device: DeviceAddress): Promise<void>;
+  /** Charges a handshake, before its token is looked at. @throws GatewayError RATE_LIMITED */
+  chargeHandshake(address: string): Promise<void>;
+}
+
+export interface Admission {
+  isTargetSpared: boolean;
+}
+
+const FREE: Admission = { isTargetSpared: false };
+const SPARED: Admission = { isTargetSpared: true };
+
+export function createLimits(parts: { limiter: RateLimiter; observer: Observer }): Limits {
+  const { limiter, observer } = parts;
+
+  function judge(device: DeviceAddress | null, hits: readonly LimitHit[]): Admission {
+    if (hits.length === 0) return FREE;
+    let refusal: LimitHit | null = null;
+    for (const hit of hits) {
+      const limit = hit.limit as RateName;
+      observer.limitHit({ limit, device });
+      if (limit === 'bundlesPerTarget') continue;
+      if (refusal === null || refusal.retryAfterMs < hit.retryAfterMs) refusal = hit;
+    }
+    if (refusal === null) return SPARED;
+    throw new GatewayError('RATE_LIMITED', undefined, { retryAfterMs: refusal.retryAfterMs });
+  }
+
+  function charge(device: DeviceAddress | null, charges: readonly Charge[]): Admission | Promise<Admission> {
+    const hits = limiter.charge(charges);
+    return hits instanceof Promise ? hits.then((late) => judge(device, late)) : judge(device, hits);
+  }
+
+  return {
+    chargeRequest: (device, name, input) => charge(device, chargesOf(device, name, input)),
+
+    async chargeConnection(device) {
+      await charge(device, [
+        { limit: 'connectsPerDevice', key: addressKey(device), points: 1 },
+        { limit: 'connectsPerUser', key: device.userId, points: 1 },
+      ]);
+    },
+
+    async chargeHandshake(address) {
+      await charge(null, [{ limit: 'handshakesPerAddress', key: address, points: 1 }]);
+    },
+  };
+}
+
+/** User ids have no `/`, so that two of them make a key of one reading. */
+function chargesOf<Name extends RequestName>(
+  device: DeviceAddress,
+  name: Name,
+  input: ParsedInput<Name> | null,
+): Charge[] {
+  const own = addressKey(device);
+  const charges: Charge[] = [{ limit: 'requests', key: `${own}/${name}`, points: 1 }];
+  const add = (limit: RateName, key: string, points: number): void => {
+    charges.push({ limit, key, points });
+  };
+  const asked = name as RequestName;
+  switch (asked) {
+    case 'uploadKeys':
+    case 'addPreKeys':
+    case 'rotateSignedPreKey':
+    case 'resetKeys':
+    case 'withdrawPreKeys':
+      add('uploads', own, 1);
+      break;
+    case 'requestBundle':
+      if (input === null) break;
+      {
+        const { userId } = input as ParsedInput<'requestBundle'>;
+        add('bundlesPerPair', `${device.userId}/${userId}`, 1);
+        add('bundlesPerTarget', userId, 1);
+      }
+      break;
+    case 'sendMessages':
+      if (input === null) break;
+      {
+        const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
+        let bytes = 0;
+        for (const { content } of envelopes) bytes += decodedLength(content);
+        add('messagesPerPair', `${device.userId}/${userId}`, 1);
+        add('bytesPerRecipient', userId, bytes);
+      }
+      break;
+  }
+  return charges;
+}

@@ -1,0 +1,118 @@
+// The promises of ports/rate-limiter, for every backend.
+import { randomUUID } from 'node:crypto';
+import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import type { Limit, RateLimiter } from '../../src/ports/rate-limiter.ts';
+
+export interface OpenLimiters {
+  limiter: RateLimiter;
+  /** The same limits, as another node holds them; the same object where there is only one node. */
+  otherNode: RateLimiter;
+  /** Moves to the end of the windows that run. */
+  endWindows(): Promise<void>;
+  close(): Promise<void>;
+}
+
+export const WINDOW_MS = 60_000;
+const limits: Limit[] = [
+  { name: 'few', points: 3, windowMs: WINDOW_MS },
+  { name: 'some', points: 100, windowMs: WINDOW_MS },
+  { name: 'bytes', points: 100_000, windowMs: WINDOW_MS },
+];
+
+/** @param open makes limiters on which nothing has been charged */
+export function describeRateLimiter(
+  backend: string,
+  open: (limits: readonly Limit[]) => Promise<OpenLimiters>,
+): void {
+  describe(`the rate limiter (${backend})`, () => {
+    let opened: OpenLimiters;
+    let limiter: RateLimiter;
+    /** Nobody shares it with another test. */
+    let key: string;
+
+    beforeEach(async () => {
+      opened = await open(limits);
+      limiter = opened.limiter;
+      key = `k-${randomUUID()}`;
+    });
+    afterEach(() => opened.close());
+
+    /** How many of so many charges were let through. */
+    async function letThrough(limit: string, times: number, by: RateLimiter = limiter): Promise<number> {
+      let count = 0;
+      for (let i = 0; i < times; i++) {
+        if ((await by.charge([{ limit, key, points: 1 }])).length === 0) count += 1;
+      }
+      return count;
+    }
+
+    it('lets through what the limit allows, exactly, and says when to come again', async () => {
+      expect(await letThrough('some', 150)).toBe(100);
+      const hits = await limiter.charge([{ limit: 'some', key, points: 1 }]);
+      expect(hits).toEqual([{ limit: 'some', retryAfterMs: expect.any(Number) }]);
+      expect(hits[0]!.retryAfterMs).toBeGreaterThan(0);
+      expect(hits[0]!.retryAfterMs).toBeLessThanOrEqual(WINDOW_MS);
+    });
+
+    it('lets through as many of those that come at once', async () => {
+      const answers = await Promise.all(
+        Array.from({ length: 150 }, () => limiter.charge([{ limit: 'some', key, points: 1 }])),
+      );
+      expect(answers.filter((hits) => hits.length === 0)).toHaveLength(100);
+    });
+
+    it('gives a key its points again in every window, however hard it is pressed', async () => {
+      for (let window = 0; window < 3; window++) {
+        expect(await letThrough('few', 50)).toBe(3);
+        await opened.endWindows();
+      }
+    });
+
+    it('counts keys and limits apart', async () => {
+      expect(await letThrough('few', 5)).toBe(3);
+      key = `k-${randomUUID()}`;
+      expect(await letThrough('few', 5)).toBe(3);
+      expect(await letThrough('some', 5)).toBe(5);
+    });
+
+    it('charges several limits by one call, and tells which was hit', async () => {
+      const charge = () =>
+        limiter.charge([
+          { limit: 'few', key, points: 1 },
+          { limit: 'bytes', key, points: 40_000 },
+        ]);
+      expect(await charge()).toEqual([]);
+      expect(await charge()).toEqual([]);
+      expect((await charge()).map((hit) => hit.limit)).toEqual(['bytes']);
+      expect(await limiter.charge([{ limit: 'bytes', key, points: 20_000 }])).toEqual([]);
+    });
+
+    it('charges nothing where one of the limits is known to be spent', async () => {
+      await letThrough('few', 4);
+      for (let i = 0; i < 200; i++) {
+        const hits = await limiter.charge([
+          { limit: 'few', key, points: 1 },
+          { limit: 'some', key, points: 1 },
+        ]);
+        expect(hits.map((hit) => hit.limit)).toEqual(['few']);
+      }
+      expect(await letThrough('some', 100)).toBe(100);
+    });
+
+    it('knows no limit that is switched off', async () => {
+      expect(await letThrough('off', 1_000)).toBe(1_000);
+    });
+
+    it('holds a limit over the nodes, but for less than a sixteenth of it', async () => {
+      let count = 0;
+      for (let i = 0; i < 100; i++) {
+        count += await letThrough('some', 1);
+        count += await letThrough('some', 1, opened.otherNode);
+      }
+      expect(count).toBeGreaterThanOrEqual(100);
+      expect(count).toBeLessThanOrEqual(106);
+      key = `k-${randomUUID()}`;
+      expect((await letThrough('few', 3)) + (await letThrough('few', 3, opened.otherNode))).toBe(3);
+    });
+  });
+}

@@ -1,0 +1,261 @@
+/** Limits as clients meet them: each is refused with a time to come back, and harms nobody else. */
+import { randomUUID } from 'node:crypto';
+import { io, type Socket } from 'socket.io-client';
+import { describe, expect, it } from 'vitest';
+import type { RequestInput, RequestName } from '../../src/protocol/events.ts';
+import { FEW_KEYS, gatewayFor, opened, someone, undoAfterEach } from '../support/flow.ts';
+import { type Client, connectClient, enrol, type Party, RefusedError } from '../support/gateway.ts';
+import { createManualClock } from '../support/manual-clock.ts';
+import { refusedUpgrade } from '../support/upgrade.ts';
+
+const MINUTE_MS = 60_000;
+const HOUR_MS = 60 * MINUTE_MS;
+const undo = undoAfterEach();
+
+async function limited(env: Record<string, string>) {
+  const clock = createManualClock();
+  const at = await gatewayFor(undo, { clock, env });
+  return { at, clock };
+}
+
+/** The codes of so many requests, one after the other. */
+async function codesOf<Name extends RequestName>(
+  client: Client,
+  times: number,
+  name: Name,
+  input: () => RequestInput<Name>,
+): Promise<string[]> {
+  const codes: string[] = [];
+  for (let i = 0; i < times; i++) {
+    const reply = await client.ask(name, input());
+    codes.push(reply.ok ? 'ok' : reply.error.code);
+  }
+  return codes;
+}
+
+const letterTo = (to: Party, bytes = 10) => ({
+  messageId: randomUUID(),
+  userId: to.address.userId,
+  envelopes: [
+    {
+      deviceId: to.address.deviceId,
+      registrationId: to.device.registrationId,
+      type: 3,
+      content: Buffer.alloc(bytes).toString('base64'),
+    },
+  ],
+});
+
+describe('requests of one name by one device', () => {
+  it('are limited, with a time to come back, and others go on', async () => {
+    const { at, clock } = await limited({ LIMIT_REQUESTS: '5' });
+    const [alice, bob] = [await at.connect(someone()), await at.connect(someone())];
+    const codes = await codesOf(alice, 7, 'keyStatus', () => ({}));
+    expect(codes).toEqual([...Array(5).fill('ok'), 'RATE_LIMITED', 'RATE_LIMITED']);
+    const refusal = await alice.refusal('keyStatus');
+    expect(refusal).toMatchObject({ code: 'RATE_LIMITED', retryable: true });
+    expect(refusal.retryAfterMs).toBeGreaterThan(0);
+    expect(refusal.retryAfterMs).toBeLessThanOrEqual(MINUTE_MS);
+    await alice.call('keyStats');
+    await bob.call('keyStatus');
+    await clock.advance(refusal.retryAfterMs!);
+    await alice.call('keyStatus');
+  });
+
+  it('count where they can not be read, too', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '3' });
+    const alice = await at.connect(someone());
+    const codes = await codesOf(alice, 5, 'listDevices', () => ({ userId: '' }));
+    expect(codes).toEqual([...Array(3).fill('BAD_REQUEST'), 'RATE_LIMITED', 'RATE_LIMITED']);
+  });
+
+  it('count together over both doors, and HTTP says when to come back', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '2' });
+    const device = someone();
+    const alice = await at.connect(device);
+    await codesOf(alice, 2, 'keyStats', () => ({}));
+    const response = await fetch(`${at.url}/api/keys/stats`, {
+      headers: { authorization: `Bearer ${await at.token(device)}` },
+    });
+    expect(response.status).toBe(429);
+    expect(Number(response.headers.get('retry-after'))).toBeGreaterThan(0);
+    expect(await response.json()).toMatchObject({ success: false, error: { code: 'RATE_LIMITED' } });
+  });
+
+  it('are not limited where 0 says so', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '0' });
+    const alice = await at.connect(someone());
+    expect(new Set(await codesOf(alice, 300, 'keyStats', () => ({})))).toEqual(new Set(['ok']));
+  });
+});
+
+describe('changes of keys', () => {
+  it('are limited together', async () => {
+    const { at } = await limited({ LIMIT_UPLOADS: '3' });
+    const { client, device } = await enrol(at, someone(), FEW_KEYS);
+    await client.call('addPreKeys', device.morePreKeys(1));
+    await client.call('withdrawPreKeys', { preKeyIds: [999] });
+    expect(await client.refusal('resetKeys')).toMatchObject({ code: 'RATE_LIMITED' });
+    await client.call('keyStatus');
+  });
+});
+
+describe('bundles', () => {
+  it('are limited between two users, whatever devices they use', async () => {
+    const { at, clock } = await limited({ LIMIT_BUNDLES_PER_PAIR: '3' });
+    const { userId } = (await enrol(at, someone(), FEW_KEYS)).address;
+    const attacker = someone();
+    const ask = () => ({ claimId: randomUUID(), userId });
+    expect(await codesOf(await at.connect(attacker), 2, 'requestBundle', ask)).toEqual(['ok', 'ok']);
+    const second = await at.connect({ ...attacker, deviceId: 2 });
+    expect(await codesOf(second, 2, 'requestBundle', ask)).toEqual(['ok', 'RATE_LIMITED']);
+    const friend = await at.connect(someone());
+    await friend.call('requestBundle', ask());
+    await clock.advance(MINUTE_MS);
+    await second.call('requestBundle', ask());
+  });
+
+  it('immunity 22: an empty peer’s answer is a usable bundle, and claims of it for every message are limited', async () => {
+    const { at } = await limited({ LIMIT_BUNDLES_PER_PAIR: '10' });
+    const bob = await enrol(at, someone(), { oneTimePreKeys: 0, pqOneTimePreKeys: 0 });
+    const alice = await enrol(at, someone(), FEW_KEYS);
+    const ask = () => ({ claimId: randomUUID(), userId: bob.address.userId });
+    const { devices } = await alice.client.call('requestBundle', ask());
+    expect(devices).toMatchObject([
+      { oneTimePreKey: null, oneTimePreKeyAbsent: 'noneLeft', pqPreKey: { lastResort: true } },
+    ]);
+    await alice.client.call('sendMessages', letterTo(bob));
+    const codes = await codesOf(alice.client, 30, 'requestBundle', ask);
+    expect(codes.filter((code) => code === 'ok')).toHaveLength(9);
+    expect(codes.at(-1)).toBe('RATE_LIMITED');
+  });
+});
+
+describe('messages', () => {
+  it('are limited from one user to another', async () => {
+    const { at, clock } = await limited({ LIMIT_MESSAGES_PER_PAIR: '4' });
+    const [alice, bob, carol] = [await opened(at), await opened(at), await opened(at)];
+    const codes = await codesOf(alice.client, 6, 'sendMessages', () => letterTo(bob));
+    expect(codes).toEqual([...Array(4).fill('ok'), 'RATE_LIMITED', 'RATE_LIMITED']);
+    await alice.client.call('sendMessages', letterTo(carol));
+    await carol.client.call('sendMessages', letterTo(bob));
+    await clock.advance(MINUTE_MS);
+    await alice.client.call('sendMessages', letterTo(bob));
+  });
+
+  it('are limited in their bytes by recipient, whoever sends', async () => {
+    const { at, clock } = await limited({ LIMIT_BYTES_PER_RECIPIENT: '1000' });
+    const [alice, bob, carol] = [await opened(at), await opened(at), await opened(at)];
+    await alice.client.call('sendMessages', letterTo(bob, 600));
+    expect(await carol.client.refusal('sendMessages', letterTo(bob, 600))).toMatchObject({
+      code: 'RATE_LIMITED',
+    });
+    await carol.client.call('sendMessages', letterTo(bob, 400));
+    await carol.client.call('sendMessages', letterTo(alice, 600));
+    await clock.advance(HOUR_MS);
+    await carol.client.call('sendMessages', letterTo(bob, 600));
+  });
+});
+
+describe('connections', () => {
+  const refusedBy = async (connecting: Promise<Client>) => {
+    const refusal = await connecting.then(
+      () => 'it connected',
+      (error: unknown) => error,
+    );
+    expect(refusal).toBeInstanceOf(RefusedError);
+    return (refusal as RefusedError).error;
+  };
+
+  it('of one device are limited', async () => {
+    const { at, clock } = await limited({ LIMIT_CONNECTS_PER_DEVICE: '2' });
+    const device = someone();
+    await at.connect(device);
+    const second = await at.connect(device);
+    const refusal = await refusedBy(at.connect(device));
+    expect(refusal).toMatchObject({ code: 'RATE_LIMITED', retryAfterMs: expect.any(Number) });
+    // Who is refused displaces nobody.
+    await second.call('keyStatus');
+    await at.connect({ ...device, deviceId: 2 });
+    await clock.advance(refusal.retryAfterMs!);
+    await at.connect(device);
+  });
+
+  it('of one user’s devices are limited', async () => {
+    const { at } = await limited({ LIMIT_CONNECTS_PER_USER: '2' });
+    const device = someone();
+    await at.connect(device);
+    await at.connect({ ...device, deviceId: 2 });
+    expect(await refusedBy(at.connect({ ...device, deviceId: 3 }))).toMatchObject({ code: 'RATE_LIMITED' });
+    await at.connect(someone());
+  });
+
+  it('from one address are limited in their number, and room is made when one ends', async () => {
+    const { at } = await limited({ LIMIT_CONNECTIONS_PER_ADDRESS: '2', TRUSTED_PROXIES: '127.0.0.1' });
+    const first = await at.connect(someone());
+    await at.connect(someone());
+    expect(await refusedUpgrade(at.url)).toMatchObject({
+      status: 429,
+      headers: { 'retry-after': '10', 'cache-control': 'no-store' },
+      body: { success: false, error: { code: 'RATE_LIMITED', retryable: true } },
+    });
+    await expect(refusedUpgrade(at.url, { 'x-forwarded-for': '198.51.100.1' })).rejects.toThrow(
+      'it became a WebSocket',
+    );
+    first.close();
+    await expect
+      .poll(() => refusedUpgrade(at.url).then(String, (error: Error) => error.message))
+      .toBe('it became a WebSocket');
+  });
+
+  it('from one address are limited in their rate, before a token is looked at', async () => {
+    const { at, clock } = await limited({ LIMIT_HANDSHAKES_PER_ADDRESS: '3' });
+    for (let i = 0; i < 3; i++) {
+      expect(await refusedBy(connectClient(at.url, 'garbage'))).toMatchObject({ code: 'UNAUTHENTICATED' });
+    }
+    const refusal = await refusedUpgrade(at.url);
+    expect(refusal).toMatchObject({ status: 429, body: { error: { code: 'RATE_LIMITED' } } });
+    // Nobody gets another address by claiming one.
+    expect((await refusedUpgrade(at.url, { 'x-forwarded-for': '198.51.100.1' })).status).toBe(429);
+    await clock.advance(MINUTE_MS);
+    await at.connect(someone());
+  });
+});
+
+describe('a connection that brings too many frames', () => {
+  it('is cut, and its device may come back', async () => {
+    const { at } = await limited({ LIMIT_FRAMES_PER_SOCKET: '10' });
+    const device = someone();
+    const flooding = await at.connect(device);
+    const calm = await at.connect(someone());
+    const disconnected = flooding.disconnected;
+    for (let i = 0; i < 200; i++) (flooding.socket as unknown as Socket).emit('no such event', i);
+    expect(await disconnected).toMatch(/transport (close|error)/);
+    await calm.call('keyStatus');
+    await (await at.connect(device)).call('keyStatus');
+  });
+
+  it('is not cut for a burst within ten seconds’ worth, nor for what comes later', async () => {
+    const { at, clock } = await limited({ LIMIT_FRAMES_PER_SOCKET: '10' });
+    const client = await at.connect(someone());
+    for (let round = 0; round < 3; round++) {
+      await Promise.all(Array.from({ length: 90 }, () => client.call('keyStats')));
+      await clock.advance(10_000);
+    }
+    expect(client.socket.connected).toBe(true);
+  });
+
+  it('is cut also where it has shown no token', async () => {
+    const { at } = await limited({ LIMIT_FRAMES_PER_SOCKET: '10' });
+    const socket = io(at.url, { transports: ['websocket'], autoConnect: false, reconnection: false });
+    undo.push(() => socket.close());
+    const closed = new Promise<string>((resolve) => {
+      socket.io.engine?.on('close', resolve);
+      socket.io.on('close', resolve);
+    });
+    socket.io.connect();
+    await new Promise<void>((resolve) => socket.io.once('open', () => resolve()));
+    for (let i = 0; i < 200; i++) socket.io.engine.write('9');
+    expect(await closed).toMatch(/transport (close|error)/);
+  });
+});
