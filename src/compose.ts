@@ -1,5 +1,6 @@
 /** The composition root: the only file that knows every room. */
 import { type Admin, type Probe, startAdmin } from './admin/health.ts';
+import { createMetrics } from './admin/metrics.ts';
 import { referencePages } from './admin/reference.ts';
 import { createInProcessBus } from './backends/in-process/bus.ts';
 import { createInProcessLocks } from './backends/in-process/locks.ts';
@@ -14,6 +15,7 @@ import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
+import { createStatistics } from './backends/postgres/statistics.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
@@ -183,8 +185,23 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     reports: observer,
     ...(timing.sweepPeriodMs === undefined ? {} : { sweepPeriodMs: timing.sweepPeriodMs }),
   });
+  const metrics = createMetrics({
+    clock,
+    log,
+    statistics: createStatistics(database),
+    busTrouble: () => bus.trouble(),
+    busProbes: () => bus.probes(),
+    databaseWaiting: () => database.waitingCount(),
+  });
+  observer.attach(metrics.listener);
   const claims = createBundleClaims({
-    store,
+    store: {
+      ...store,
+      claim(requests, how) {
+        metrics.claimBatch(requests.length);
+        return store.claim(requests, how);
+      },
+    },
     locks,
     clock,
     lowThreshold: preKeys.lowThreshold,
@@ -275,7 +292,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
   const admin: Admin = await startAdmin({
     ...config.admin,
     probes,
-    pages: referencePages({ version: packageVersion(), variables: configReference() }),
+    pages: [metrics.page, ...referencePages({ version: packageVersion(), variables: configReference() })],
   });
   undo.push(() => admin.close());
   undo.push(async () => {

@@ -8,6 +8,7 @@ export interface Slots {
    * @throws NoSlotError where the line is too long, or none came free in time; `action` was not run then
    */
   run<Result>(action: () => Promise<Result>): Promise<Result>;
+  waitingCount(): number;
 }
 
 /** Too much is under way: nothing was begun. */
@@ -55,6 +56,8 @@ export function createSlots(options: {
   }
 
   return {
+    waitingCount: () => line.size,
+
     async run(action) {
       await take();
       try {

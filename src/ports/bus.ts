@@ -20,6 +20,13 @@ export interface BusListener {
   onGap(): void;
 }
 
+export interface BusProbes {
+  /** Round trip of the last one that came back; null before the first. */
+  lagMs: number | null;
+  /** Those that did not come back in time. */
+  failureCount: number;
+}
+
 export interface Bus {
   /** Resolves when pokes for this node can arrive; with the link away, after a bounded wait, and `onGap` follows. */
   start(listener: BusListener): Promise<void>;
@@ -40,6 +47,9 @@ export interface Bus {
 
   /** Null while the link works; otherwise why not, for `/readyz`. */
   trouble(): string | null;
+
+  /** How the link's own probes fare, since the start; null where there is no link that could lag. */
+  probes(): BusProbes | null;
 
   stop(): Promise<void>;
 }

@@ -57,6 +57,7 @@ export function createInProcessBus({ log }: { log: Log }): Bus {
     },
 
     trouble: () => null,
+    probes: () => null,
 
     async stop() {
       listener = null;

@@ -34,6 +34,8 @@ export interface Database {
   run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
   /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   hot<Row>(statement: HotStatement<Row>, values: Readonly<Record<string, unknown>>): Promise<Row[]>;
+  /** Queries that wait for a connection. */
+  waitingCount(): number;
   /** Replaces both pools: what hangs on the old ones fails. */
   recycle(reason: string): void;
   close(): Promise<void>;
@@ -154,6 +156,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
             prepare: current.prepare,
           }) as unknown as Promise<never[]>,
       ),
+    waitingCount: () => slots.client.waitingCount() + slots.hot.waitingCount(),
     recycle,
     async close() {
       closed = true;

@@ -118,6 +118,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   /** Counts the connections of `commands`: what Redis confirmed over an older one may be gone. */
   let connection = 0;
   let probes = 0;
+  let lagMs: number | null = null;
+  let failureCount = 0;
   let hearProbe: (probe: string) => void = () => {};
   let reportOpen: () => void = () => {};
 
@@ -303,6 +305,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     if (!isUp(subscriber)) return recycle(subscriber);
     if (!isSubscribed) return subscribe();
     const number = String(++probes);
+    const sentAtMs = clock.nowMs();
     const heard = new Promise<void>((resolve) => {
       hearProbe = (probe) => {
         if (probe === number) resolve();
@@ -314,10 +317,12 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     });
     try {
       await within(Promise.all([sent, heard]), timing.probeWaitMaxMs, clock);
+      lagMs = clock.nowMs() - sentAtMs;
       if (isDeaf) log.info({}, 'bus: Redis delivers again');
       isDeaf = false;
       if (isRenewalDue) await renewSoon();
     } catch {
+      failureCount++;
       if (!isOpen() || isStopped) return;
       if (!isDeaf) log.warn({}, 'bus: Redis is connected but delivers nothing; connecting anew');
       isDeaf = true;
@@ -397,6 +402,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       }
       scheduleLook();
     },
+
+    probes: () => ({ lagMs, failureCount }),
 
     trouble() {
       if (!isUp(commands)) return 'no connection to Redis';
