@@ -1,5 +1,6 @@
 /** Strict standard base64: padded, no white space, no stray bits after the last byte. */
 import { z } from 'zod';
+import { shown } from './redact.ts';
 
 const STRICT_BASE64 = /^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/][AQgw]==|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=)?$/;
 
@@ -17,8 +18,7 @@ export function isStrictBase64(text: string): boolean {
 /** Base64 of exactly `byteLength` bytes; with `prefix`, the first decoded byte is it. */
 export function base64Of(byteLength: number, prefix?: number) {
   const encodedLength = Math.ceil(byteLength / 3) * 4;
-  return z
-    .string()
+  return shown('digest', z.string())
     .refine(
       (text) => text.length === encodedLength && isStrictBase64(text) && decodedLength(text) === byteLength,
       {

@@ -9,6 +9,7 @@ import {
   REQUEST_CONTENT_BYTES_MAX,
   USER_DEVICES_MAX,
 } from './limits.ts';
+import { shown } from './redact.ts';
 
 /** The length of base64 that no permitted ciphertext exceeds: longer text is refused unread. */
 const CONTENT_LENGTH_MAX = Math.ceil(CONTENT_BYTES_MAX / 3) * 4;
@@ -16,8 +17,7 @@ const CONTENT_LENGTH_MAX = Math.ceil(CONTENT_BYTES_MAX / 3) * 4;
 /** Marks a fault of size, which is answered with PAYLOAD_TOO_LARGE instead of BAD_REQUEST. */
 export const TOO_LARGE = { tooLarge: true } as const;
 
-export const content = z
-  .string()
+export const content = shown('digest', z.string())
   .superRefine((text, context) => {
     if (text.length > CONTENT_LENGTH_MAX) {
       context.addIssue({
@@ -76,16 +76,16 @@ export type BounceReason = z.infer<typeof bounceReason>;
 export const incomingEnvelope = z
   .discriminatedUnion('kind', [
     z.object({
-      id: z.string(),
+      id: shown('uuid', z.string()),
       kind: z.literal('message'),
       messageId: uuid,
       sender: deviceAddress,
       type: envelopeType,
-      content: z.string(),
+      content: shown('digest', z.string()),
       storedAt: time,
     }),
     z.object({
-      id: z.string(),
+      id: shown('uuid', z.string()),
       kind: z.literal('bounce'),
       messageId: uuid,
       recipient: deviceAddress,

@@ -2,6 +2,7 @@
 import { z } from 'zod';
 import { keyId } from './ids.ts';
 import { signedKeyKind } from './keys.ts';
+import { shown } from './redact.ts';
 
 /** `retryable`: the same request may succeed later without any change of it. */
 export const ERRORS = {
@@ -61,7 +62,10 @@ export type ErrorCode = keyof typeof ERRORS;
 export const errorCode = z.enum(Object.keys(ERRORS) as [ErrorCode, ...ErrorCode[]]).meta({ id: 'ErrorCode' });
 
 /** Where a fault lies in the input: object keys and list indexes from the outside in. */
-export const issue = z.object({ path: z.array(z.union([z.string(), z.int()])), message: z.string() });
+export const issue = z.object({
+  path: z.array(z.union([shown('fieldName', z.string()), z.int()])),
+  message: shown('plain', z.string()),
+});
 export type Issue = z.infer<typeof issue>;
 
 export const deviceLists = z.object({
@@ -82,7 +86,7 @@ export const errorDetails = z.union([
   z.object({ issues: z.array(issue) }),
   z.object({ keys: z.array(invalidKey) }),
   deviceLists,
-  z.object({ errorId: z.string() }),
+  z.object({ errorId: shown('uuid', z.string()) }),
   z.object({ keyVersion: z.int() }),
 ]);
 export type ErrorDetails = z.infer<typeof errorDetails>;

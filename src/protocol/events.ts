@@ -23,6 +23,7 @@ import {
   VALIDATE_PRE_KEYS_MAX,
   WITHDRAW_PRE_KEYS_MAX,
 } from './limits.ts';
+import { shown } from './redact.ts';
 
 const nothing = z.strictObject({});
 /** Text that every store can hold: PostgreSQL has no NUL, and UTF-8 no half of a pair. */
@@ -160,7 +161,7 @@ export const requests = {
       pqPreKeyIdsToUpload: z.array(keyId),
       pqPreKeyIdsNotHeld: z.array(keyId),
       rotationDue: z.boolean(),
-      reason: z.string().optional(),
+      reason: shown('plain', z.string()).optional(),
       keyVersion: version,
       countVersion: version,
       validation: z.string().optional(),
@@ -250,8 +251,8 @@ export const pushes = {
     meaning: 'Envelopes for this device; they are deleted when they are acknowledged as processed.',
     payload: z.object({ envelopes: z.array(incomingEnvelope) }),
     acknowledgement: z.object({
-      processed: z.array(z.string()),
-      failed: z.array(z.object({ id: z.string(), reason: failedReason })).optional(),
+      processed: z.array(shown('uuid', z.string())),
+      failed: z.array(z.object({ id: shown('uuid', z.string()), reason: failedReason })).optional(),
     }),
   },
   queueEmpty: {

@@ -1,6 +1,7 @@
 /** Who is who on the wire: users, devices, key ids and the ids that make a request repeatable. */
 import { z } from 'zod';
 import { DEVICE_ID_MAX, KEY_ID_MAX, REGISTRATION_ID_MAX, USER_ID_LENGTH_MAX, VERSION_MAX } from './limits.ts';
+import { shown } from './redact.ts';
 
 /** Path segments of the HTTP door that a user id would shadow. */
 export const RESERVED_USER_IDS: ReadonlySet<string> = new Set([
@@ -10,8 +11,7 @@ export const RESERVED_USER_IDS: ReadonlySet<string> = new Set([
   'upload',
 ]);
 
-export const userId = z
-  .string()
+export const userId = shown('plain', z.string())
   .max(USER_ID_LENGTH_MAX)
   .regex(
     /^[A-Za-z0-9][A-Za-z0-9_.:@-]*$/,
@@ -46,13 +46,12 @@ export const version = z
   .meta({ id: 'Version', description: 'counts changes of one device; it never falls' });
 
 /** `claimId`, `messageId`: made by the caller, so that a repeated request is recognised. */
-export const uuid = z
-  .string()
+export const uuid = shown('uuid', z.string())
   .regex(/^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$/, 'must be a UUID')
   .transform((id) => id.toLowerCase())
   .meta({ id: 'Uuid', description: 'made by the caller, so that a repeated request is recognised' });
 
-export const time = z.iso.datetime().meta({ id: 'Time', description: 'ISO 8601, UTC' });
+export const time = shown('plain', z.iso.datetime()).meta({ id: 'Time', description: 'ISO 8601, UTC' });
 
 /** One device of one user: the unit that owns keys, a queue and at most one served socket. */
 export const deviceAddress = z

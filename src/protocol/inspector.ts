@@ -7,6 +7,7 @@ import { bounceReason } from './envelope.ts';
 import { errorCode, errorObject } from './errors.ts';
 import { gateClosedReason, type PushName, pushes, type RequestName, requests } from './events.ts';
 import { time, uuid } from './ids.ts';
+import { redactedValue } from './redact.ts';
 
 const count = z.int().min(0);
 /** `alice.1`, as `addressKey` writes it. */
@@ -18,32 +19,6 @@ export const gateName = z.enum(['connected', 'validated', 'open']);
 export type GateName = z.infer<typeof gateName>;
 
 // ── Events ──────────────────────────────────────────────────────────────────────────────────────────────
-
-/**
- * A payload after redaction: plain JSON in which a string that may not be shown is replaced by a {@link digested} or a
- * {@link withheld} object, and a long list by its first items and a `{ more }` object.
- */
-export type RedactedValue =
-  | null
-  | boolean
-  | number
-  | string
-  | Digested
-  | Withheld
-  | More
-  | RedactedValue[]
-  | { [field: string]: RedactedValue };
-export const redactedValue: z.ZodType<RedactedValue> = z.json() as unknown as z.ZodType<RedactedValue>;
-
-/** Key material and ciphertext: equal ones have equal digests, on every node of one installation. */
-export const digested = z.strictObject({ bytes: count, digest: z.string() });
-export type Digested = z.infer<typeof digested>;
-/** Tokens, validations and free text: how long it was, and nothing else. */
-export const withheld = z.strictObject({ withheld: z.string(), length: count });
-export type Withheld = z.infer<typeof withheld>;
-/** Stands for the items of a list that were left out. */
-export const more = z.strictObject({ more: count });
-export type More = z.infer<typeof more>;
 
 export const direction = z.enum(['in', 'out', 'server']);
 /** `in`: a client asked. `out`: the server pushed. `server`: it happened inside. */
@@ -144,8 +119,9 @@ export const streamEvent = z.discriminatedUnion('kind', [
     kind: z.literal('message'),
     event: z.literal('message'),
     direction: z.literal('server'),
-    messageId: z.string(),
-    /** Null for `stored` and `poked`, and where the node that saw it does not know. */
+    /** Null where it was pushed before anybody looked: then `envelopeId` alone is known. */
+    messageId: z.string().nullable(),
+    /** Null for `stored`, `poked` and `bounced`. */
     envelopeId: z.string().nullable(),
     peer: deviceKey.nullable(),
     stage: messageStage,
@@ -250,7 +226,7 @@ export function matchesFilter(filter: StreamFilter, event: StreamEvent): boolean
   if (filter.gate !== undefined && (event.gate === null || !filter.gate.includes(event.gate))) return false;
   if (filter.device !== undefined) {
     const peer = 'peer' in event ? event.peer : null;
-    if (!filter.device.some((name) => isOf(name, event.device) || isOf(name, peer))) return false;
+    if (!filter.device.some((name) => isOfDevice(name, event.device) || isOfDevice(name, peer))) return false;
   }
   if (filter.code !== undefined) {
     if (!('code' in event) || !filter.code.includes(event.code ?? 'ok')) return false;
@@ -266,7 +242,7 @@ export function matchesFilter(filter: StreamFilter, event: StreamEvent): boolean
 }
 
 /** Whether `key` (`alice.1`) is the device, or a device of the user, that `name` names. */
-function isOf(name: string, key: string | null): boolean {
+export function isOfDevice(name: string, key: string | null): boolean {
   return key !== null && (key === name || key.slice(0, key.lastIndexOf('.')) === name);
 }
 
@@ -452,7 +428,13 @@ export const diagnosis = z.discriminatedUnion('kind', [
   }),
   /** Another node leads the device's socket; `answering` is false where its facts are missing. */
   z.object({ ...told, kind: z.literal('otherNode'), node: z.string(), answering: z.boolean() }),
-  z.object({ ...told, kind: z.literal('bounced'), messageId: z.string(), reason: bounceReason }),
+  /** `reason` is null once the sender has taken the bounce. */
+  z.object({
+    ...told,
+    kind: z.literal('bounced'),
+    messageId: z.string(),
+    reason: bounceReason.nullable(),
+  }),
   z.object({ ...told, kind: z.literal('delivered'), messageId: z.string() }),
   /** No node has heard of such a message for this device, or it is long finished. */
   z.object({ ...told, kind: z.literal('neverStored'), messageId: z.string() }),
@@ -622,6 +604,7 @@ export const overviewSample = z.object({
   lowDevices: z
     .array(z.object({ device: deviceKey, availableCount: count, pqAvailableCount: count }))
     .nullable(),
+  /** Events that the viewers of the asked node were not sent, since it started. */
   droppedTotal: count,
 });
 export type OverviewSample = z.infer<typeof overviewSample>;

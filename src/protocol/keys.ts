@@ -3,6 +3,7 @@ import { z } from 'zod';
 import { base64Of, decodedLength, firstByte, isStrictBase64 } from './base64.ts';
 import { keyId, registrationId } from './ids.ts';
 import { UPLOAD_PRE_KEYS_MAX } from './limits.ts';
+import { shown } from './redact.ts';
 
 const EC_KEY_PREFIX = 0x05;
 const KYBER_1024_PREFIX = 0x08;
@@ -11,8 +12,7 @@ const KYBER_1024_KEY_BYTES = 1569;
 const SIGNATURE_BYTES = 64;
 
 /** 33 bytes `0x05 ‖ u`, or the raw 32 bytes of u. Both are 44 characters long. */
-export const ecPublicKey = z
-  .string()
+export const ecPublicKey = shown('digest', z.string())
   .refine(
     (text) => {
       if (text.length !== 44 || !isStrictBase64(text)) return false;
