@@ -144,7 +144,7 @@ export function createSession(parts: SessionParts): Session {
     const before = state;
     const next = step(state, event);
     state = next.state;
-    if (state !== before) {
+    if (state.name !== before.name || keyVersionOf(state) !== keyVersionOf(before)) {
       const closing = next.effects.find((effect) => effect.name === 'close');
       reports.gateMoved(me, before, state, closing?.reason ?? null);
     }

@@ -2,12 +2,15 @@
  * The one tap: whatever happens to requests, gates, messages and sockets is reported here, and log, metrics and
  * inspector hang on it. A report that nobody hears is an empty call.
  */
+import type { GateState } from '../delivery/gate.ts';
 import type { DeliveryReports } from '../delivery/reports.ts';
 import type { Log } from '../lib/log.ts';
 import type { ErrorCode } from '../protocol/errors.ts';
 import type { PushName, Reply, RequestName } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { LimitName } from './limits.ts';
+
+export type { GateState };
 
 export type Door = 'socket' | 'http';
 
