@@ -1,10 +1,15 @@
 /** The composition root: the only file that knows every room. */
+
+import { randomBytes } from 'node:crypto';
+import { hostname } from 'node:os';
 import { type Admin, type Probe, startAdmin } from './admin/health.ts';
+import { createInspector } from './admin/inspector.ts';
 import { createMetrics } from './admin/metrics.ts';
 import { referencePages } from './admin/reference.ts';
 import { createInProcessBus } from './backends/in-process/bus.ts';
 import { createInProcessLocks } from './backends/in-process/locks.ts';
 import { createInProcessRateLimiter } from './backends/in-process/rate-limiter.ts';
+import { createInProcessRelay } from './backends/in-process/relay.ts';
 import {
   isDriverWriteFault,
   migrateDatabase as migrate,
@@ -12,6 +17,7 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
+import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
@@ -20,6 +26,7 @@ import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import { createRedisRateLimiter } from './backends/redis/rate-limiter.ts';
+import { createRedisRelay } from './backends/redis/relay.ts';
 import type { Config } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { createBounces } from './delivery/bounce.ts';
@@ -38,6 +45,7 @@ import type { Bus } from './ports/bus.ts';
 import type { DeviceLocks } from './ports/lock.ts';
 import type { Maintenance } from './ports/maintenance.ts';
 import type { Limit, RateLimiter } from './ports/rate-limiter.ts';
+import type { Relay } from './ports/relay.ts';
 import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
 import { createClientAddressOf } from './requests/client-address.ts';
 import { createDispatch } from './requests/dispatch.ts';
@@ -289,10 +297,28 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     },
     { name: 'bus', required: false, check: async () => trouble() },
   ];
+  const token = await adminToken(config, log);
+  const inspector =
+    token === null
+      ? null
+      : await createInspector({
+          observer,
+          relay: openRelay(config, { log, undo }),
+          keys: store,
+          store: createInspectionStore(database),
+          token,
+          writable: config.admin.writable,
+          version: packageVersion(),
+          lowThreshold: preKeys.lowThreshold,
+          clock,
+          log,
+        });
+  undo.push(() => inspector?.close());
   const admin: Admin = await startAdmin({
     ...config.admin,
     probes,
     pages: [metrics.page, ...referencePages({ version: packageVersion(), variables: configReference() })],
+    inspector: inspector === null ? null : inspector.handle,
   });
   undo.push(() => admin.close());
   undo.push(async () => {
@@ -362,6 +388,33 @@ function limitsOf(config: Config): Limit[] {
   return (Object.keys(LIMIT_WINDOWS_MS) as RateName[])
     .map((name) => ({ name, points: config.limits[name], windowMs: LIMIT_WINDOWS_MS[name] }))
     .filter(({ points }) => points > 0);
+}
+
+/** Nodes talk about what they see on a link of its own: a viewer that wants much must not delay a poke. */
+function openRelay(config: Config, { log, undo }: Pick<Frame, 'log' | 'undo'>): Relay {
+  const nodeId = `${hostname().slice(0, 40)}-${randomBytes(3).toString('hex')}`;
+  if (config.redisUrl === null) return createInProcessRelay(nodeId);
+  const url = config.redisUrl;
+  const commands = connectRedis({ url, name: 'inspector', log });
+  undo.push(() => {
+    commands.disconnect();
+  });
+  const subscriber = connectRedis({ url, name: 'inspector-subscriber', log });
+  undo.push(() => {
+    subscriber.disconnect();
+  });
+  return createRedisRelay({ nodeId, commands, subscriber, clock: systemClock });
+}
+
+/** Null where there is none: the inspector is off then. */
+async function adminToken({ admin: { token } }: Config, log: Log): Promise<string | null> {
+  if (token === null || token.kind === 'token') return token?.token ?? null;
+  const secret = await embeddedSecret(token.dataDir, 'admin-token');
+  log.info(
+    { file: embeddedSecretFile(token.dataDir, 'admin-token') },
+    'the inspector is opened with the token in this file',
+  );
+  return new TextDecoder().decode(secret);
 }
 
 async function tokenKeys(config: Config, log: Log): Promise<TokenKeys> {

@@ -26,7 +26,14 @@ export interface Config {
   };
   /** Host null is every address of the machine; port 0 is any free one. */
   listen: { host: string | null; port: number };
-  admin: { host: string; port: number; token: string | null };
+  admin: {
+    host: string;
+    port: number;
+    /** `file`: made once in `dataDir`; only with the embedded store. Null: there is no inspector. */
+    token: { kind: 'token'; token: string } | { kind: 'file'; dataDir: string } | null;
+    /** Whether the inspector may change anything. */
+    writable: boolean;
+  };
   /** Browser origins that may connect. `loopback`: pages of this machine too, on any port. */
   origins: { listed: readonly string[]; loopback: boolean };
   /** Whose `X-Forwarded-For` is believed. */
@@ -139,14 +146,20 @@ export const environment = z.object({
     unset: 'not set: any',
   }),
   ADMIN_PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3001 }).meta({
-    meaning: 'port of the second listener, for health; 0 takes a free one',
+    meaning: 'port of the second listener, for health and the inspector; 0 takes a free one',
   }),
   ADMIN_HOST: hostName().default('127.0.0.1').meta({ meaning: 'where the second listener listens' }),
   ADMIN_TOKEN: optional(
     secret().min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`),
   ).meta({
-    meaning: `kept for what the second listener will show beyond health, which needs no token; at least ${ADMIN_TOKEN_LENGTH_MIN} characters`,
+    meaning: `opens the inspector, which is off without it; at least ${ADMIN_TOKEN_LENGTH_MIN} characters`,
+    unset: 'not set; embedded: a file',
   }),
+  ADMIN_WRITE: z
+    .enum(['true', 'false'], 'must be true or false')
+    .default('false')
+    .transform((text) => text === 'true')
+    .meta({ meaning: '`true` lets the inspector disconnect sockets' }),
   PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }).meta({
     meaning: 'a pool of one-time prekeys below it is low, and its owner is told',
   }),
@@ -263,7 +276,12 @@ function configOf(values: z.output<typeof environment>): Config {
     redisUrl: values.REDIS_URL,
     tokens: { keys: tokenKeys(values), issuer: values.JWT_ISSUER, audience: values.JWT_AUDIENCE },
     listen: { host: values.HOST ?? (embedded ? '127.0.0.1' : null), port: values.PORT },
-    admin: { host: values.ADMIN_HOST, port: values.ADMIN_PORT, token: values.ADMIN_TOKEN },
+    admin: {
+      host: values.ADMIN_HOST,
+      port: values.ADMIN_PORT,
+      token: adminToken(values),
+      writable: values.ADMIN_WRITE,
+    },
     origins: { listed: values.ALLOWED_ORIGINS, loopback: embedded },
     trustedProxies: values.TRUSTED_PROXIES,
     limits: {
@@ -289,6 +307,11 @@ function configOf(values: z.output<typeof environment>): Config {
     logLevel: values.LOG_LEVEL,
   };
   return { ...config, warnings: warningsOf(config) };
+}
+
+function adminToken(values: z.output<typeof environment>): Config['admin']['token'] {
+  if (values.ADMIN_TOKEN !== null) return { kind: 'token', token: values.ADMIN_TOKEN };
+  return values.DATABASE_URL === null ? { kind: 'file', dataDir: resolve(values.DATA_DIR) } : null;
 }
 
 function tokenKeys(values: z.output<typeof environment>): Config['tokens']['keys'] {

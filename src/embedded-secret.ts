@@ -1,4 +1,4 @@
-/** The secret that tokens are signed with where none is configured: a file of the data folder, made once. */
+/** Secrets for which none is configured: files of the data folder, each made once. */
 import { randomBytes } from 'node:crypto';
 import { chmod, link, mkdir, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
@@ -7,9 +7,12 @@ import { SECRET_BYTES_MIN } from './requests/authenticate.ts';
 const SECRET_BYTES = 32;
 const OWNER_ONLY = 0o600;
 
+/** What users' tokens are signed with, and what opens the inspector. */
+export type EmbeddedSecretName = 'token-secret' | 'admin-token';
+
 /** Where the secret of `dataDir` lies, whether or not it is there yet. */
-export function embeddedSecretFile(dataDir: string): string {
-  return join(dataDir, 'token-secret');
+export function embeddedSecretFile(dataDir: string, name: EmbeddedSecretName = 'token-secret'): string {
+  return join(dataDir, name);
 }
 
 /**
@@ -18,9 +21,17 @@ export function embeddedSecretFile(dataDir: string): string {
  *
  * @throws Error naming the file where it holds no secret, or can't be read or made
  */
-export async function embeddedSecret(dataDir: string): Promise<Uint8Array> {
-  const file = embeddedSecretFile(dataDir);
+export async function embeddedSecret(
+  dataDir: string,
+  name: EmbeddedSecretName = 'token-secret',
+): Promise<Uint8Array> {
+  const file = embeddedSecretFile(dataDir, name);
   return (await readSecret(file)) ?? (await makeSecret(dataDir, file));
+}
+
+/** The secret of `dataDir` where somebody has made it; null where nobody has. @throws as {@link embeddedSecret} */
+export async function existingSecret(dataDir: string, name: EmbeddedSecretName): Promise<Uint8Array | null> {
+  return await readSecret(embeddedSecretFile(dataDir, name));
 }
 
 async function readSecret(file: string): Promise<Uint8Array | null> {

@@ -20,6 +20,7 @@ import { createLogger } from './logger.ts';
 import { operatorCommands } from './operate.ts';
 import { packageVersion } from './package-version.ts';
 import { signToken } from './requests/authenticate.ts';
+import { runTail, TAIL_HELP, TAIL_OPTIONS } from './tail-command.ts';
 import { endOnUncaught } from './uncaught.ts';
 import { UsageError } from './usage-error.ts';
 
@@ -47,6 +48,12 @@ const commands: Record<string, Command> = {
     help: 'Usage: keygate check-config\n\nPrints every problem of the configuration, one a line, or what the configuration amounts to.\nConnects to nothing.',
     options: {},
     run: checkConfig,
+  },
+  tail: {
+    summary: 'show what happens, as it happens',
+    help: TAIL_HELP,
+    options: TAIL_OPTIONS,
+    run: tail,
   },
   'load-test': {
     summary: 'put a gateway under load, and report what it did',
@@ -162,6 +169,22 @@ async function signingSecret(config: Config): Promise<Uint8Array> {
     default:
       return unreachable(keys);
   }
+}
+
+async function tail(values: Values): Promise<void> {
+  const ending = new AbortController();
+  const end = (): void => ending.abort();
+  void nextSignal().then(end);
+  // Whoever reads, `head` say, may have seen enough.
+  process.stdout.on('error', end);
+  const isTerminal = process.stdout.isTTY === true;
+  await runTail(values, parseConfig(process.env), {
+    isTerminal,
+    colours: isTerminal && !process.env.NO_COLOR,
+    line: print,
+    notice: complain,
+    signal: ending.signal,
+  });
 }
 
 async function loadTest(values: Values): Promise<void> {

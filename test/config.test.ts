@@ -26,7 +26,12 @@ describe('configuration', () => {
       redisUrl: null,
       tokens: { keys: { kind: 'secretFile', dataDir: resolve('data') }, issuer: null, audience: null },
       listen: { host: '127.0.0.1', port: 3000 },
-      admin: { host: '127.0.0.1', port: 3001, token: null },
+      admin: {
+        host: '127.0.0.1',
+        port: 3001,
+        token: { kind: 'file', dataDir: resolve('data') },
+        writable: false,
+      },
       origins: { listed: [], loopback: true },
       trustedProxies: [],
       limits: {

@@ -1,5 +1,5 @@
 /** The second listener: is the process alive, may it be sent traffic, and what else an operator may read there. */
-import { createServer } from 'node:http';
+import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
 
 export interface Admin {
@@ -23,7 +23,7 @@ export interface AdminPage {
 }
 
 /**
- * Serves `/livez`, `/readyz` and the pages.
+ * Serves `/livez`, `/readyz` and the pages; every other address is the inspector's, where there is one.
  *
  * @throws Error where the address can't be listened on
  */
@@ -32,6 +32,7 @@ export async function startAdmin(options: {
   port: number;
   probes: readonly Probe[];
   pages: readonly AdminPage[];
+  inspector: RequestListener | null;
 }): Promise<Admin> {
   const pages = new Map(options.pages.map((page) => [page.path, page]));
   const server = createServer((request, response) => {
@@ -40,6 +41,8 @@ export async function startAdmin(options: {
       response.writeHead(status, { 'content-type': 'application/json', 'cache-control': 'no-store' });
       response.end(`${JSON.stringify(body)}\n`);
     };
+    const isOurs = path === '/livez' || path === '/readyz' || pages.has(path ?? '');
+    if (!isOurs && options.inspector !== null) return options.inspector(request, response);
     if (request.method !== 'GET') return answer(405, { error: 'only GET' });
     if (path === '/livez') return answer(200, { status: 'alive' });
     if (path === '/readyz') {
