@@ -96,17 +96,19 @@ export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): stri
       );
     }
     if (achievedPerSecond !== null && achievedPerSecond < offeredPerSecond! * ACHIEVED_SHARE_MIN) {
-      const isOwnFault = isLate || ownLoad.cores >= BUSY_CORES;
       warnings.push(
-        `${plan.name}: ${achievedPerSecond.toFixed(0)}/s of ${offeredPerSecond!.toFixed(0)}/s were achieved; ${
-          isOwnFault
-            ? 'the load process may be the reason'
-            : 'the load process had time left, so the gateway or the way to it is the reason'
-        }`,
+        `${plan.name}: ${achievedPerSecond.toFixed(0)}/s of ${offeredPerSecond!.toFixed(0)}/s were achieved; ${limitOf(ownLoad, isLate)}`,
       );
     }
   }
   return warnings;
+}
+
+/** What held the achieved rate down, as far as it can be told from here. */
+function limitOf({ cores }: OwnLoad, isLate: boolean): string {
+  if (cores >= BUSY_CORES) return 'the load process is the reason, or may be';
+  if (isLate) return 'this machine was too busy to tell whether the gateway is the reason';
+  return 'the load process had time left, so the gateway or the way to it is the reason';
 }
 
 function percent(share: number): string {
