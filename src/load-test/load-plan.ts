@@ -83,7 +83,7 @@ export const OPERATIONS_MAX = 5_000_000;
 export const PARTS_MAX = 16;
 export const BACKLOG_MAX = 10_000;
 
-/** @throws nothing; what the caller leaves out is the scenario's default */
+/** What the caller leaves out is the scenario's default. */
 export function partOf(scenario: ScenarioName, given: Partial<Omit<PartPlan, 'scenario'>> = {}): PartPlan {
   const { deviceCount, ratePerSecond, contentBytes } = SCENARIOS[scenario];
   return {

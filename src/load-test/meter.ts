@@ -63,7 +63,7 @@ const INTERVAL_CHOICES_MS = [
   250, 500, 1_000, 2_000, 5_000, 10_000, 30_000, 60_000, 120_000, 300_000, 900_000,
 ];
 
-/** Towards 100 % in steps of equal width on the plot: 0, 10, … 90, 91, … 99, 99.1, … */
+/** Ever closer towards 100 %: 0, 5, … 85, 90, 90.5, … 98.5, 99, 99.05, … */
 const CURVE_PERCENTILES: readonly number[] = [0, 1, 2, 3].flatMap((nines) => {
   const left = 10 ** -nines;
   return Array.from({ length: 18 }, (_, step) => 100 * (1 - left) + 100 * left * 0.05 * step);

@@ -34,6 +34,8 @@ export interface LoadResult {
 const BUSY_CORES = 0.9;
 const EVENT_LOOP_DELAY_P99_MAX_MS = 50;
 const LATE_SHARE_MAX = 0.01;
+/** Where so many left late, what came of the others says little about the gateway. */
+const LATE_SHARE_UNTOLD = 0.1;
 const ACHIEVED_SHARE_MIN = 0.95;
 
 /** Rates of a part; the last operation has its share of time too. */
@@ -97,7 +99,7 @@ export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): stri
     }
     if (achievedPerSecond !== null && achievedPerSecond < offeredPerSecond! * ACHIEVED_SHARE_MIN) {
       warnings.push(
-        `${plan.name}: ${achievedPerSecond.toFixed(0)}/s of ${offeredPerSecond!.toFixed(0)}/s were achieved; ${limitOf(ownLoad, isLate)}`,
+        `${plan.name}: ${achievedPerSecond.toFixed(0)}/s of ${offeredPerSecond!.toFixed(0)}/s were achieved; ${limitOf(ownLoad, lateCount / offered)}`,
       );
     }
   }
@@ -105,9 +107,10 @@ export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): stri
 }
 
 /** What held the achieved rate down, as far as it can be told from here. */
-function limitOf({ cores }: OwnLoad, isLate: boolean): string {
+function limitOf({ cores }: OwnLoad, lateShare: number): string {
   if (cores >= BUSY_CORES) return 'the load process is the reason, or may be';
-  if (isLate) return 'this machine was too busy to tell whether the gateway is the reason';
+  if (lateShare > LATE_SHARE_UNTOLD)
+    return 'this machine was too busy to tell whether the gateway is the reason';
   return 'the load process had time left, so the gateway or the way to it is the reason';
 }
 
