@@ -64,7 +64,8 @@ ${scenarioList.map((line) => `    ${line.replaceAll('\n', '\n    ')}`).join('\n'
 
 Ctrl-C ends the test early and reports what was measured. The exit code is 0 where nothing was lost, doubled or
 out of order and something succeeded. The users of a test are new ones, called load-…; their keys stay behind,
-so use a gateway whose data you can throw away. A gateway may answer RATE_LIMITED: such answers are counted.`;
+so use a gateway whose data you can throw away. The gateway's limits are in force:
+RATE_LIMITED is counted, and so are bundles without a one-time prekey.`;
 
 export interface LoadTestSurroundings {
   config: Config;

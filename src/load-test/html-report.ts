@@ -45,7 +45,8 @@ function partSection(part: PartResult): string {
 ${latencyTable(part.steps)}
 ${failures.length === 0 ? '' : `<p>Answered or ended with: ${failures.map(([code, count]) => `<code>${escapeHtml(code)}</code> ${count}`).join(', ')}</p>`}
 ${part.steps
-  .filter(({ count }) => count > 0)
+  // One storm makes no line.
+  .filter(({ overTime }) => overTime.filter((interval) => interval !== null).length > 1)
   .map((step) => latencyPlot(part, step))
   .join('\n')}
 ${percentilePlot(part.steps)}

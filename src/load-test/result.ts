@@ -36,6 +36,7 @@ const EVENT_LOOP_DELAY_P99_MAX_MS = 50;
 const LATE_SHARE_MAX = 0.01;
 /** Where so many left late, what came of the others says little about the gateway. */
 const LATE_SHARE_UNTOLD = 0.1;
+const FAILED_SHARE_MAX = 0.01;
 const ACHIEVED_SHARE_MIN = 0.95;
 
 /** Rates of a part; the last operation has its share of time too. */
@@ -70,7 +71,7 @@ export function faultsOf(parts: readonly PartResult[]): string[] {
   });
 }
 
-/** Whether the figures are the gateway's or this process's own; one line each. */
+/** What the latencies leave out, and whether they are the gateway's or this process's own; one line each. */
 export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): string[] {
   const warnings: string[] = [];
   if (ownLoad.cores >= BUSY_CORES) {
@@ -84,7 +85,13 @@ export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): stri
     );
   }
   for (const part of parts) {
-    const { plan, offered, lateCount, withheld, offeredPerSecond, achievedPerSecond } = part;
+    const { plan, offered, failed, lateCount, withheld, offeredPerSecond, achievedPerSecond } = part;
+    if (failed > offered * FAILED_SHARE_MAX) {
+      const codes = Object.entries(part.failures).map(([code, count]) => `${code} ${count}`);
+      warnings.push(
+        `${plan.name}: ${percent(failed / offered)} of the operations failed: ${codes.join(', ')}`,
+      );
+    }
     // In a storm all are due at once, and one process can't send them at once.
     const isLate = plan.ratePerSecond !== null && lateCount > offered * LATE_SHARE_MAX;
     if (isLate) {

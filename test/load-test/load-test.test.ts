@@ -149,9 +149,13 @@ describe('a load test of every scenario at once', () => {
     );
     const addresses = page.match(/https?:\/\/[^\s<,]+/g) ?? [];
     expect([...new Set(addresses)]).toEqual([gateway.url]);
-    const steps = result.parts.flatMap((one) => one.steps.filter(({ count }) => count > 0));
-    // Besides, percentiles and rates of each part.
-    expect(page.match(/<svg /g)).toHaveLength(steps.length + 2 * result.parts.length);
+    for (const step of ['connected', 'claimed', 'stored', 'delivered', 'delivered to the others']) {
+      expect(page).toContain(`<b>${step}: latency over time</b>`);
+    }
+    // One storm makes no line over time.
+    expect(page).not.toContain('<b>served again: latency over time</b>');
+    expect(page.match(/<b>Latency by percentile<\/b>/g)).toHaveLength(result.parts.length);
+    expect(page.match(/<b>Operations a second<\/b>/g)).toHaveLength(result.parts.length);
     expect(page).not.toMatch(/NaN|Infinity|undefined|null/);
   });
 });

@@ -59,9 +59,10 @@ describe('the warnings of a test', () => {
     [{ ...IDLE, cores: 0.95 }, part(), /used 0\.95 of a core: it is the limit itself/],
     [{ ...IDLE, eventLoopDelayP99Ms: 80 }, part(), /its timers fired 80 ms late at p99/],
     [IDLE, part({ lateCount: 11 }), /chat: 1\.1 % of the operations left more than 10 ms after/],
+    [IDLE, part({ failed: 500, failures: { RATE_LIMITED: 500 } }), /chat: 50 % .* failed: RATE_LIMITED 500/],
     [IDLE, part({ withheld: 4 }), /chat: 4 operations were not sent/],
     [IDLE, part({ achievedPerSecond: 90 }), /90\/s of 100\/s were achieved; .* the gateway or the way to it/],
-  ])('tell who is the limit', (ownLoad, result, message) => {
+  ])('tell what the figures leave out, and who is the limit', (ownLoad, result, message) => {
     const warnings = warningsOf(ownLoad, [result]);
     expect(warnings).toHaveLength(1);
     expect(warnings[0]).toMatch(message);
