@@ -248,6 +248,11 @@ describe('what is shipped', () => {
     expect(notPermissive).toEqual([]);
   });
 
+  it('has none in the page that is built of other people’s code', () => {
+    const bundled = MAY_IMPORT['admin/web']!.packages.map((name) => join(PROJECT, 'node_modules', name));
+    expect(bundled.map((folder) => licenceOf(readManifest(folder)))).toEqual(bundled.map(() => 'MIT'));
+  });
+
   it('would tell of one', () => {
     for (const licence of ['AGPL-3.0-only', 'GPL-3.0', 'LGPL-2.1', 'MPL-2.0', 'MIT AND GPL-2.0', '(none)']) {
       expect(isPermissive(licence)).toBe(false);

@@ -8,10 +8,10 @@ import { createServer, type Server } from 'node:http';
 import { isBuiltin } from 'node:module';
 import { fileURLToPath } from 'node:url';
 import { gzipSync } from 'node:zlib';
-import packagedChromium from '@sparticuz/chromium';
-import { type Browser, chromium } from 'playwright-core';
+import type { Browser } from 'playwright-core';
 import { type OutputChunk, rolldown } from 'rolldown';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { launchChromium } from '../support/chromium.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
@@ -80,17 +80,7 @@ describe('in Chromium', () => {
     const address = site.address();
     origin = `http://127.0.0.1:${typeof address === 'object' ? address?.port : ''}`;
     gateway = await startGateway({ redisUrl: redisUrl(), env: { ALLOWED_ORIGINS: origin } });
-    browser = await chromium.launch({
-      executablePath: process.env.CHROMIUM_PATH ?? (await packagedChromium.executablePath()),
-      headless: true,
-      args: [
-        ...packagedChromium.args,
-        '--disable-background-networking',
-        '--disable-component-update',
-        '--disable-sync',
-        '--no-first-run',
-      ],
-    });
+    browser = await launchChromium();
   });
   afterAll(async () => {
     await browser?.close();

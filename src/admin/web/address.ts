@@ -1,5 +1,4 @@
 /** The page's address: which view, of what, with which filter. It stands in the fragment, so that it can be shared. */
-import { useEffect, useState } from 'preact/hooks';
 
 export const VIEWS = ['overview', 'events', 'sockets', 'devices', 'messages'] as const;
 export type View = (typeof VIEWS)[number];
@@ -30,26 +29,4 @@ function decode(text: string): string | null {
 /** The inverse of {@link parseAddress}; `query` is taken as it is. */
 export function addressOf(view: View, subject: string | null = null, query = ''): string {
   return `#/${view}${subject === null ? '' : `/${encodeURIComponent(subject)}`}${query === '' ? '' : `?${query}`}`;
-}
-
-export function useAddress(): Address {
-  const [address, setAddress] = useState(() => parseAddress(location.hash));
-  useEffect(() => {
-    const read = (): void => setAddress(parseAddress(location.hash));
-    addEventListener('hashchange', read);
-    return () => removeEventListener('hashchange', read);
-  }, []);
-  return address;
-}
-
-/** Goes there; the way back leads to where one was. */
-export function goTo(address: string): void {
-  location.hash = address;
-}
-
-/** Changes the address of what is shown already: no step of the way back. */
-export function amend(address: string): void {
-  if (location.hash === address) return;
-  history.replaceState(null, '', address);
-  dispatchEvent(new HashChangeEvent('hashchange'));
 }

@@ -1,11 +1,12 @@
 /** The frame around every page: who is logged in, where one can go, and how the line is. */
 import { useEffect, useState } from 'preact/hooks';
 import type { AdminAnswer } from '../../protocol/inspector.ts';
-import { addressOf, useAddress, VIEWS, type View } from './address.ts';
+import { addressOf, VIEWS, type View } from './address.ts';
 import { ApiError, api, whenSignedOut } from './api.ts';
 import { count } from './format.ts';
 import { useChanges, useKeys } from './hooks.ts';
 import { createLiveFeed, type LiveFeed } from './live-feed.ts';
+import { useAddress } from './navigation.ts';
 import { createOverviewFeed, type OverviewFeed } from './overview-feed.ts';
 import { DevicesPage } from './pages/devices.tsx';
 import { EventsPage } from './pages/events.tsx';

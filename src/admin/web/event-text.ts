@@ -10,6 +10,8 @@ export const DIRECTION_WORDS: Readonly<Record<Direction, string>> = {
   server: 'inside the server',
 };
 
+type MessageEvent = Extract<StreamEvent, { kind: 'message' }>;
+
 /** The part of a line that says what happened. */
 export function summaryOf(event: StreamEvent): string {
   switch (event.kind) {
@@ -21,7 +23,7 @@ export function summaryOf(event: StreamEvent): string {
     case 'claim':
       return `by ${event.peer}: ${claimText(event)}`;
     case 'message':
-      return `${event.messageId.slice(0, 8)}…${event.peer === null ? '' : ` from ${event.peer}`}${event.reason === null ? '' : `, ${event.reason}`}`;
+      return messageText(event);
     case 'handshakeRefused':
       return event.errorId === null ? 'refused' : `refused, log id ${event.errorId}`;
     case 'socketOpened':
@@ -29,6 +31,11 @@ export function summaryOf(event: StreamEvent): string {
     case 'socketClosed':
       return event.reason;
   }
+}
+
+function messageText({ messageId, envelopeId, peer, reason }: MessageEvent): string {
+  const id = messageId === null ? `envelope ${envelopeId?.slice(0, 8)}…` : `${messageId.slice(0, 8)}…`;
+  return `${id}${peer === null ? '' : ` from ${peer}`}${reason === null ? '' : `, ${reason}`}`;
 }
 
 export function claimText(claim: {

@@ -10,6 +10,7 @@ import {
 } from '../../protocol/inspector.ts';
 import { checkSession } from './api.ts';
 import { createEventLog, type EventLog } from './event-log.ts';
+import { count } from './format.ts';
 import { createServerEvents, type LineStatus } from './server-events.ts';
 
 /** The page keeps so many events; at a few hundred bytes each that is some tens of megabytes. */
@@ -86,7 +87,9 @@ export function createLiveFeed(): LiveFeed {
         if (frame.dropped > 0) {
           droppedCount += frame.dropped;
           lines.push(
-            note(`${frame.dropped} events were left out here: they came faster than they can be shown.`),
+            note(
+              `${count(frame.dropped)} events were left out here: they came faster than they can be shown.`,
+            ),
           );
         }
         for (const event of frame.events) {
@@ -141,7 +144,7 @@ export function createLiveFeed(): LiveFeed {
       if (!paused) {
         forgottenWaitingCount += waiting.forgottenCount;
         if (waiting.forgottenCount > 0) {
-          log.append([note(`${waiting.forgottenCount} events came while paused and were not kept.`)]);
+          log.append([note(`${count(waiting.forgottenCount)} events came while paused and were not kept.`)]);
         }
         log.append(waiting.toArray());
         waiting.clear();

@@ -29,6 +29,11 @@ export function createOverviewFeed(): OverviewFeed {
     onStatus: tell,
     onRefused: checkSession,
   });
+  /** A browser holds few lines to one server at once: a page out of sight leaves its line to others. */
+  function followSight(): void {
+    if (document.hidden) line.close();
+    else line.open(adminRoutes.overview.path);
+  }
   return {
     get status() {
       return line.status;
@@ -36,8 +41,12 @@ export function createOverviewFeed(): OverviewFeed {
     get samples() {
       return samples;
     },
-    start: () => line.open(adminRoutes.overview.path),
+    start() {
+      document.addEventListener('visibilitychange', followSight);
+      followSight();
+    },
     stop() {
+      document.removeEventListener('visibilitychange', followSight);
       line.close();
       samples = [];
     },

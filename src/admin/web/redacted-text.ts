@@ -1,5 +1,5 @@
 /** Payloads as the server lets them be seen, as text. */
-import type { Digested, More, RedactedValue, Withheld } from '../../protocol/inspector.ts';
+import type { Digested, More, RedactedValue, Withheld } from '../../protocol/redact.ts';
 import { bytes, count } from './format.ts';
 
 type Marked =

@@ -8,11 +8,12 @@ import type {
   KeySetFacts,
   PendingFacts,
 } from '../../../protocol/inspector.ts';
-import { addressOf, amend, goTo } from '../address.ts';
+import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { claimText } from '../event-text.ts';
 import { bytes, count, counted } from '../format.ts';
 import { useAsked, useChanges, useKeys } from '../hooks.ts';
+import { amend, goTo } from '../navigation.ts';
 import type { OverviewFeed } from '../overview-feed.ts';
 import { Card, DeviceLink, Empty, Fact, MessageLink, Trouble } from '../parts/bits.tsx';
 import { GateBadge } from '../parts/gate.tsx';
@@ -135,7 +136,13 @@ function Device({
           >
             {answer.sockets.length === 0 && <p class="quiet">None on any node that answers.</p>}
             {answer.sockets.map((socket) => (
-              <SocketCard key={socket.socket} socket={socket} writable={writable} onChanged={askAgain} />
+              <SocketCard
+                key={socket.socket}
+                socket={socket}
+                pendingCount={null}
+                writable={writable}
+                onChanged={askAgain}
+              />
             ))}
           </Card>
           <Pending pending={answer.pending} device={device} />

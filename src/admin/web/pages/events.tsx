@@ -1,7 +1,7 @@
 /** The live stream: a table that follows, stands still, is filtered, searched with keys, and exported. */
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
 import { filterFromQuery, filterToQuery, type StreamFilter } from '../../../protocol/inspector.ts';
-import { addressOf, amend } from '../address.ts';
+import { addressOf } from '../address.ts';
 import {
   bytesOf,
   DIRECTION_SIGNS,
@@ -16,6 +16,7 @@ import {
 import { bytes, count } from '../format.ts';
 import { useChanges, useKeys } from '../hooks.ts';
 import { KEPT_EVENTS_MAX, type LiveFeed, type LogLine } from '../live-feed.ts';
+import { amend } from '../navigation.ts';
 import { Empty, Trouble } from '../parts/bits.tsx';
 import { type Column, DataGrid } from '../parts/data-grid.tsx';
 import { EventDetail } from '../parts/event-detail.tsx';
@@ -115,8 +116,6 @@ export function EventsPage({ live, query }: { live: LiveFeed; query: URLSearchPa
     f: () => setFollows((on) => !on),
     c: () => setCompared((old) => (old !== null && old.id === selected?.id ? null : selected)),
   });
-  // The table has the keys from the start.
-  useEffect(() => document.querySelector<HTMLElement>('.grid-events')?.focus({ preventScroll: true }), []);
 
   const filterCount = Object.keys(filter).length;
   return (
@@ -187,6 +186,7 @@ export function EventsPage({ live, query }: { live: LiveFeed; query: URLSearchPa
           toneOf={toneOf}
           selectedIndex={indexOf(live, selected)}
           comparedIndex={indexOf(live, compared)}
+          canSelect={({ type }) => type === 'event'}
           onSelect={select}
           follow={{ on: follows && !live.isPaused, onChange: setFollows }}
           forgottenCount={log.forgottenCount}
@@ -245,7 +245,7 @@ function StatusLine({ live }: { live: LiveFeed }) {
         <i aria-hidden="true" />
         {live.isPaused ? 'paused' : live.status}
       </span>
-      <span data-testid="kept">{eventsCounted(live.log.length)} listed</span>
+      <span data-testid="kept">{count(live.log.length)} listed</span>
       {live.isPaused && <b>{eventsCounted(live.waitingCount)} waiting</b>}
       <span
         class={live.droppedCount > 0 ? 'warned' : 'quiet'}

@@ -1,10 +1,11 @@
 /** Who is connected, how each gate stands, and what keeps each socket busy. */
 import { useState } from 'preact/hooks';
 import type { GateName, SocketFacts } from '../../../protocol/inspector.ts';
-import { addressOf, amend, goTo } from '../address.ts';
+import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { bytes, count, counted } from '../format.ts';
 import { useAsked, useKeys } from '../hooks.ts';
+import { amend, goTo } from '../navigation.ts';
 import { DeviceLink, Empty, Trouble } from '../parts/bits.tsx';
 import { type Column, DataGrid } from '../parts/data-grid.tsx';
 import { GateBadge } from '../parts/gate.tsx';
@@ -174,11 +175,28 @@ export function SocketsPage({ query, writable }: { query: URLSearchParams; writa
                 ✕
               </button>
             </header>
-            <SocketCard socket={selected} writable={writable} onChanged={askAgain} />
+            <SelectedSocket
+              key={selected.socket}
+              socket={selected}
+              writable={writable}
+              onChanged={askAgain}
+            />
           </aside>
         )}
       </div>
     </div>
+  );
+}
+
+/** The nodes know their sockets; what waits for a device, the store knows. */
+function SelectedSocket(props: { socket: SocketFacts; writable: boolean; onChanged: () => void }) {
+  const { device } = props.socket;
+  const { answer } = useAsked(device, () => api.device(device, {}));
+  return (
+    <>
+      <SocketCard {...props} pendingCount={answer?.pending.count ?? null} />
+      {answer !== null && <p class="diagnosis-brief">{answer.diagnoses[0]!.text}</p>}
+    </>
   );
 }
 

@@ -28,6 +28,8 @@ export interface DataGridProps<Row> {
   selectedIndex: number;
   /** A second row that the selected one is compared with, or -1. */
   comparedIndex?: number;
+  /** Whether keys stop at the row; they do at each where this is absent. */
+  canSelect?: (row: Row) => boolean;
   onSelect: (row: Row, how: { compare: boolean }) => void;
   /** Enter on the selected row. */
   onOpen?: (row: Row) => void;
@@ -43,6 +45,7 @@ const PAGE_ROWS = 20;
 
 export function DataGrid<Row>(props: DataGridProps<Row>) {
   const { columns, count, rowAt, keyOf, selectedIndex, follow, forgottenCount = 0 } = props;
+  const grid = useRef<HTMLDivElement>(null);
   const scroller = useRef<HTMLDivElement>(null);
   const lastTop = useRef(0);
   const lastForgotten = useRef(forgottenCount);
@@ -62,6 +65,11 @@ export function DataGrid<Row>(props: DataGridProps<Row>) {
     if (selectedIndex >= 0) rows.scrollToIndex(selectedIndex, { align: 'auto' });
   }, [selectedIndex < 0 ? null : keyOf(rowAt(selectedIndex)!)]);
 
+  // It has the keys from the start, unless somebody writes somewhere.
+  useEffect(() => {
+    if (document.activeElement?.closest('input') == null) grid.current?.focus({ preventScroll: true });
+  }, []);
+
   const onScroll = (): void => {
     const element = scroller.current;
     if (element === null || follow === undefined) return;
@@ -72,9 +80,15 @@ export function DataGrid<Row>(props: DataGridProps<Row>) {
     lastTop.current = element.scrollTop;
   };
 
-  const move = (index: number): void => {
-    const row = rowAt(Math.max(0, Math.min(count - 1, index)));
-    if (row !== undefined) props.onSelect(row, { compare: false });
+  /** Selects the row there, or the next one on that can be selected; none at the end of the way. */
+  const move = (target: number, step: 1 | -1): void => {
+    const start = Math.max(0, Math.min(count - 1, target));
+    for (let index = start; index >= 0 && index < count; index += step) {
+      const row = rowAt(index)!;
+      if (props.canSelect?.(row) === false) continue;
+      props.onSelect(row, { compare: false });
+      return;
+    }
   };
   const onKeyDown = (event: KeyboardEvent): void => {
     if (event.ctrlKey || event.metaKey || event.altKey || count === 0) return;
@@ -93,7 +107,7 @@ export function DataGrid<Row>(props: DataGridProps<Row>) {
     if (target !== undefined) {
       event.preventDefault();
       if (target < count - 1) follow?.onChange(false);
-      move(target);
+      move(target, target < start || event.key === 'End' ? -1 : 1);
     } else if (event.key === 'Enter' && selectedIndex >= 0) props.onOpen?.(rowAt(selectedIndex)!);
   };
 
@@ -101,6 +115,7 @@ export function DataGrid<Row>(props: DataGridProps<Row>) {
   const selected = rowAt(selectedIndex);
   return (
     <div
+      ref={grid}
       class={`grid grid-${props.name}`}
       role="grid"
       aria-label={props.label}

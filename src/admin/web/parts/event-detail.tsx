@@ -1,5 +1,6 @@
 /** Everything of one event, or the difference of two. */
-import type { RedactedValue, StreamEvent } from '../../../protocol/inspector.ts';
+import type { StreamEvent } from '../../../protocol/inspector.ts';
+import type { RedactedValue } from '../../../protocol/redact.ts';
 import { type Difference, differences } from '../diff.ts';
 import { bytesOf, claimText, DIRECTION_WORDS, latencyOf, nameOf, outcomeOf } from '../event-text.ts';
 import { bytes, counted } from '../format.ts';
@@ -126,9 +127,11 @@ function KindFacts({ event }: { event: StreamEvent }) {
     case 'message':
       return (
         <>
-          <Fact name="Message">
-            <MessageLink messageId={event.messageId} recipient={event.device} />
-          </Fact>
+          {event.messageId !== null && (
+            <Fact name="Message">
+              <MessageLink messageId={event.messageId} recipient={event.device} />
+            </Fact>
+          )}
           <Fact name="Stage">{event.stage}</Fact>
           {event.peer !== null && (
             <Fact name="Sender">

@@ -1,5 +1,5 @@
 /** Payloads as the server lets them be seen, as a tree. */
-import type { RedactedValue } from '../../../protocol/inspector.ts';
+import type { RedactedValue } from '../../../protocol/redact.ts';
 import { markedOf, markedText } from '../redacted-text.ts';
 
 export function RedactedTree({ value }: { value: RedactedValue }) {

@@ -7,8 +7,14 @@ import { clockTime, duration, nowMs, relative } from '../time.ts';
 import { Fact, Trouble } from './bits.tsx';
 import { GateBadge, GateHistory } from './gate.tsx';
 
-export function SocketCard(props: { socket: SocketFacts; writable: boolean; onChanged: () => void }) {
-  const { socket } = props;
+export function SocketCard(props: {
+  socket: SocketFacts;
+  /** What waits in the device's queue; null while it is not known, or told elsewhere. */
+  pendingCount: number | null;
+  writable: boolean;
+  onChanged: () => void;
+}) {
+  const { socket, pendingCount } = props;
   return (
     <div class="socket-card">
       <dl class="facts">
@@ -22,6 +28,7 @@ export function SocketCard(props: { socket: SocketFacts; writable: boolean; onCh
           {clockTime(Date.parse(socket.openedAt))}{' '}
           <span class="quiet">{relative(Date.parse(socket.openedAt), nowMs())}</span>
         </Fact>
+        {pendingCount !== null && <Fact name="Pending">{counted(pendingCount, 'message')}</Fact>}
         <Fact name="Unacknowledged">
           <span class={socket.windowFull ? 'warned' : ''}>
             {counted(socket.windowCount, 'envelope')}, {bytes(socket.windowBytes)}
