@@ -226,6 +226,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     ...keyParts,
     proofs: createValidationProofs({ store, clock }),
     messages,
+    courier,
     bus,
     bounces,
     claims,

@@ -5,7 +5,7 @@
 import { type Clock, every, type Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
 import type { Bus, BusListener } from '../ports/bus.ts';
-import type { MessageStore } from '../ports/message-store.ts';
+import type { MessageStore, QueuedEnvelope, StoredMessage } from '../ports/message-store.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
 import type { DeliveryReports } from './reports.ts';
@@ -23,6 +23,9 @@ export interface CourierParts {
   sweepPeriodMs?: number;
 }
 
+/** @returns whether the message goes out without being read back; where it doesn't, the device is to be looked at */
+export type HandOver = (envelope: QueuedEnvelope, stored: StoredMessage) => boolean;
+
 export interface Courier extends BusListener {
   /**
    * Takes a connected socket in: numbers its connection, displaces older ones of the device on every node, and
@@ -31,6 +34,8 @@ export interface Courier extends BusListener {
    * @throws GatewayError UNAVAILABLE when the store can't be reached
    */
   attach(device: DeviceAddress, socket: ServedSocket): Promise<Session>;
+  /** To be asked for before a message is stored for `device`; null where nothing can be handed over now. */
+  handOverTo(device: DeviceAddress): HandOver | null;
   /** Starts the slow sweep that finds what a lost poke left. */
   start(): void;
   stop(): void;
@@ -81,6 +86,13 @@ export function createCourier(parts: CourierParts): Courier {
       older?.displace();
       if (!(await bus.acquire({ device, fence }))) session.displace();
       return session;
+    },
+
+    handOverTo(device) {
+      const session = sessions.get(addressKey(device));
+      const readCount = session?.readCount() ?? null;
+      if (session === undefined || readCount === null) return null;
+      return (envelope, stored) => session.handOver(envelope, stored, readCount);
     },
 
     onPoke(device) {

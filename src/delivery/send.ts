@@ -1,14 +1,16 @@
 /** Sending: durable for every device of the recipient, or refused for a reason that the sender can mend. */
 import type { Clock } from '../lib/clock.ts';
 import type { Bus } from '../ports/bus.ts';
-import type { MessageStore } from '../ports/message-store.ts';
+import type { MessageStore, QueuedEnvelope } from '../ports/message-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
+import type { Courier } from './courier.ts';
 import type { DeliveryReports } from './reports.ts';
 
 export interface SendParts {
   messages: MessageStore;
+  courier: Pick<Courier, 'handOverTo'>;
   bus: Bus;
   clock: Clock;
   messageLifetimeMs: number;
@@ -31,19 +33,23 @@ export async function sendMessages(
   sender: DeviceAddress,
   input: ParsedInput<'sendMessages'>,
 ): Promise<RequestData<'sendMessages'>> {
-  const { messages, bus, clock, reports } = parts;
+  const { messages, courier, bus, clock, reports } = parts;
   const nowMs = clock.nowMs();
   const sendAnyway = input.onMismatch === 'sendAnyway';
+  const toStore = input.envelopes.map((envelope) => ({
+    deviceId: envelope.deviceId,
+    registrationId: envelope.registrationId,
+    type: envelope.type,
+    content: Buffer.from(envelope.content, 'base64'),
+  }));
+  const handOvers = new Map(
+    toStore.map(({ deviceId }) => [deviceId, courier.handOverTo({ userId: input.userId, deviceId })]),
+  );
   const result = await messages.store({
     sender,
     messageId: input.messageId,
     recipientUserId: input.userId,
-    messages: input.envelopes.map((envelope) => ({
-      deviceId: envelope.deviceId,
-      registrationId: envelope.registrationId,
-      type: envelope.type,
-      content: Buffer.from(envelope.content, 'base64'),
-    })),
+    messages: toStore,
     sendAnyway,
     nowMs,
     expiresAtMs: nowMs + parts.messageLifetimeMs,
@@ -58,7 +64,21 @@ export async function sendMessages(
   }
   const sent = { sender, messageId: input.messageId, recipientUserId: input.userId, deviceIds: accepted };
   reports.stored(sent);
-  bus.poke(accepted.map((deviceId) => ({ userId: input.userId, deviceId })));
+  const handedOver = new Set<number>();
+  for (const stored of result.fresh) {
+    const { type, content } = toStore.find(({ deviceId }) => deviceId === stored.deviceId)!;
+    const envelope: QueuedEnvelope = {
+      sequence: stored.sequence,
+      id: stored.id,
+      messageId: input.messageId,
+      storedAtMs: result.storedAtMs,
+      body: { kind: 'message', sender, type, content },
+    };
+    if (handOvers.get(stored.deviceId)?.(envelope, stored)) handedOver.add(stored.deviceId);
+  }
+  bus.poke(
+    accepted.flatMap((deviceId) => (handedOver.has(deviceId) ? [] : [{ userId: input.userId, deviceId }])),
+  );
   reports.poked(sent);
   return {
     storedAt: new Date(result.storedAtMs).toISOString(),

@@ -4,7 +4,13 @@
  */
 import type { Clock, Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
-import type { DeviceProof, MessageStore, QueuedEnvelope, Reader } from '../ports/message-store.ts';
+import type {
+  DeviceProof,
+  MessageStore,
+  QueuedEnvelope,
+  Reader,
+  StoredMessage,
+} from '../ports/message-store.ts';
 import type { IncomingEnvelope } from '../protocol/envelope.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type {
@@ -66,6 +72,17 @@ export interface Session {
   hasKeys(): Promise<boolean>;
   /** Something of the device may have changed. */
   look(): void;
+  /**
+   * How many reads there have been: what is handed over must not have been in one of them. Null while the session reads.
+   */
+  readCount(): number | null;
+  /**
+   * Takes a message over that was just stored, without its being read back.
+   *
+   * @param readCount what `readCount` said before it was stored
+   * @returns false where it is not proven that it may go out now, before all else: then `look` is due
+   */
+  handOver(envelope: QueuedEnvelope, stored: StoredMessage, readCount: number): boolean;
   /** While paused nothing is handed out; the gate stays as it is. */
   pause(): void;
   resume(): void;
@@ -107,7 +124,8 @@ interface Start {
 
 /** Envelopes that were pushed together, until what became of them is stored. */
 interface PushedPage {
-  sequences: ReadonlyMap<string, number>;
+  /** By envelope id. */
+  sequences: Map<string, number>;
   bytes: number;
   pushedAtMs: number;
   /** The gate was closed after it was pushed: the client may have dropped it, and it may be offered again. */
@@ -137,6 +155,11 @@ export function createSession(parts: SessionParts): Session {
   let ended = false;
   let looking = false;
   let lookAgain = false;
+  let readCount = 0;
+  /** Whether something may wait that is not in the window, as far as the reads have shown. */
+  let mayWait = true;
+  /** What was handed over in this turn, and goes out at its end. */
+  let handed: { page: PushedPage; envelopes: QueuedEnvelope[] } | null = null;
   let timer: Timer | null = null;
   let timerDueMs = Number.POSITIVE_INFINITY;
 
@@ -257,21 +280,32 @@ export function createSession(parts: SessionParts): Session {
     });
   }
 
+  /** What the window still takes; null where an acknowledgement must come first. A page holds its first envelope whatever its size. */
+  function roomInWindow(): { envelopes: number; bytes: number } | null {
+    let envelopes = WINDOW_ENVELOPES_MAX;
+    let bytes = WINDOW_BYTES_MAX;
+    for (const page of window) {
+      envelopes -= page.sequences.size;
+      bytes -= page.bytes;
+    }
+    return envelopes <= 0 || bytes < CONTENT_BYTES_MAX ? null : { envelopes, bytes };
+  }
+
   /** Reads and pushes pages until the queue or the window ends. */
   async function drain(): Promise<void> {
     while (state.name === 'open' && opening !== null && !paused && !ended) {
       const current = opening;
       const closingsAtStart = closings;
-      const { count, bytes, isFull } = session.window();
-      const room = WINDOW_ENVELOPES_MAX - count;
-      const roomBytes = WINDOW_BYTES_MAX - bytes;
-      // An acknowledgement makes room and looks again. A page holds its first envelope whatever its size.
-      if (isFull) return;
+      const room = roomInWindow();
+      mayWait = true;
+      // An acknowledgement makes room and looks again.
+      if (room === null) return;
       const start = now();
+      readCount += 1;
       const page = await messages.read(me, {
         inFlight: inFlight(),
-        envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room),
-        bytesMax: Math.min(PAGE_BYTES_MAX, roomBytes),
+        envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room.envelopes),
+        bytesMax: Math.min(PAGE_BYTES_MAX, room.bytes),
         nowMs: clock.nowMs(),
       });
       if (!learn(page?.proof ?? null, start) || page === null) return;
@@ -284,9 +318,10 @@ export function createSession(parts: SessionParts): Session {
         await messages.bounce(device, page.unreadable);
         await bounces.settle(device);
       }
-      if (page.envelopes.length > 0) {
-        if (closings === closingsAtStart && !paused && !ended) pushPage(page.envelopes);
-      } else if (page.unreadable.length === 0) {
+      if (closings !== closingsAtStart || paused || ended) continue;
+      if (page.envelopes.length > 0) pushPage(page.envelopes);
+      if (!page.more && page.unreadable.length === 0) {
+        mayWait = false;
         return;
       }
     }
@@ -310,18 +345,50 @@ export function createSession(parts: SessionParts): Session {
     return [...window].flatMap((page) => (page.isVoid ? [] : [...page.sequences.values()]));
   }
 
-  function pushPage(envelopes: QueuedEnvelope[]): void {
-    const page: PushedPage = {
-      sequences: new Map(envelopes.map((envelope) => [envelope.id, envelope.sequence])),
-      bytes: envelopes.reduce(
-        (sum, { body }) => sum + (body.kind === 'message' ? body.content.length : 0),
-        0,
-      ),
+  function isInFlight(sequence: number): boolean {
+    for (const page of window) {
+      if (page.isVoid) continue;
+      for (const pushed of page.sequences.values()) if (pushed === sequence) return true;
+    }
+    return false;
+  }
+
+  function emptyPage(): PushedPage {
+    const page = {
+      sequences: new Map<string, number>(),
+      bytes: 0,
       pushedAtMs: clock.nowMs(),
       isVoid: false,
       isSettling: false,
     };
     window.add(page);
+    return page;
+  }
+
+  function addTo(page: PushedPage, envelope: QueuedEnvelope): void {
+    page.sequences.set(envelope.id, envelope.sequence);
+    page.bytes += contentBytesOf(envelope);
+  }
+
+  function pushPage(envelopes: QueuedEnvelope[]): void {
+    const page = emptyPage();
+    for (const envelope of envelopes) addTo(page, envelope);
+    push(page, envelopes);
+  }
+
+  /** At the end of the turn, so that what was stored together goes out together. */
+  function pushHanded(): void {
+    if (handed === null) return;
+    const { page, envelopes } = handed;
+    handed = null;
+    if (page.isVoid || paused || ended) {
+      // It waits in the queue like everything else.
+      window.delete(page);
+      session.look();
+    } else push(page, envelopes);
+  }
+
+  function push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
     reports.pushed(me, envelopes);
     void socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
       if (acknowledgement === null) {
@@ -332,20 +399,23 @@ export function createSession(parts: SessionParts): Session {
         return;
       }
       page.isSettling = true;
+      let isAllGone = false;
       try {
-        await settlePage(page, acknowledgement);
+        isAllGone = await settlePage(page, acknowledgement);
         reports.settled(me, acknowledgement);
       } catch (error) {
         log.warn({ device: addressKey(device), error: error as Error }, 'an acknowledgement was not stored');
         lookAt(clock.nowMs() + RETRY_MS);
       } finally {
         window.delete(page);
-        session.look();
+        // Where the last read found nothing beyond the window, there is nothing to look for.
+        if (!isAllGone || page.isVoid || mayWait || opening?.emptyAnnounced !== true) session.look();
       }
     });
   }
 
-  async function settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<void> {
+  /** @returns whether every envelope of the page was processed, and was this session's to delete */
+  async function settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
     const left = new Map(page.sequences);
     const processed: number[] = [];
     for (const id of acknowledgement.processed) {
@@ -364,8 +434,10 @@ export function createSession(parts: SessionParts): Session {
     // What the client left out it has not processed: it is offered again.
     for (const sequence of left.values()) failures.push({ sequence, reason: 'temporary' });
 
+    let isAllGone = failures.length === 0;
     if (processed.length > 0) {
       const count = await messages.acknowledge(me, processed);
+      isAllGone &&= count === processed.length;
       // What was pushed before a second `clientReady` and processed after it counts for the second.
       if (opening !== null) opening.deliveredCount += count;
     }
@@ -374,6 +446,7 @@ export function createSession(parts: SessionParts): Session {
       if (nextDueAtMs !== null) lookAt(nextDueAtMs);
       if (bounced) await bounces.settle(device);
     }
+    return isAllGone;
   }
 
   /** Looks at `dueMs`, or before. */
@@ -493,6 +566,32 @@ export function createSession(parts: SessionParts): Session {
       return hasKeys;
     },
 
+    readCount: () => (looking ? null : readCount),
+
+    handOver(envelope, stored, readCountBefore) {
+      // Whoever drains may be about to read it himself, or has read it.
+      if (ended || paused || looking || readCount !== readCountBefore) return false;
+      if (state.name !== 'open' || opening?.emptyAnnounced !== true || mayWait) return false;
+      const isCurrent =
+        stored.fence === fence &&
+        stored.keyVersion === state.keyVersion &&
+        stored.identityVersion === opening.identityVersion;
+      if (!isCurrent || stored.waiting === null || !stored.waiting.every(isInFlight)) return false;
+      if (roomInWindow() === null) return false;
+      const bytes = contentBytesOf(envelope);
+      const isFull =
+        handed !== null &&
+        (handed.envelopes.length === PAGE_ENVELOPES_MAX || handed.page.bytes + bytes > PAGE_BYTES_MAX);
+      if (isFull || handed?.page.isVoid) pushHanded();
+      if (handed === null) {
+        handed = { page: emptyPage(), envelopes: [] };
+        setImmediate(pushHanded);
+      }
+      addTo(handed.page, envelope);
+      handed.envelopes.push(envelope);
+      return true;
+    },
+
     look() {
       lookAgain = true;
       if (!looking && !ended) void lookUntilQuiet();
@@ -527,6 +626,10 @@ export function createSession(parts: SessionParts): Session {
 
 function keyVersionOf(state: GateState): number | null {
   return state.name === 'connected' ? null : state.keyVersion;
+}
+
+function contentBytesOf({ body }: QueuedEnvelope): number {
+  return body.kind === 'message' ? body.content.length : 0;
 }
 
 function toWire(envelope: QueuedEnvelope): IncomingEnvelope {

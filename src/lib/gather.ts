@@ -7,6 +7,8 @@ export interface Gatherer<Item, Result> {
 
 export interface GathererOptions<Item, Result> {
   batchMax: number;
+  /** A batch holds no more than `max` in all, but for an item that weighs more alone. */
+  weight?: { of(item: Item): number; max: number };
   /**
    * Where it is given, a second batch runs beside the first as soon as it would have so many items: whoever works on
    * batches then never idles while the results of the last one are handed out, and no batch is too small to be cheap.
@@ -30,7 +32,7 @@ interface Waiting<Item, Result> {
 const BATCHES_MAX = 2;
 
 export function createGatherer<Item, Result>(options: GathererOptions<Item, Result>): Gatherer<Item, Result> {
-  const { batchMax, besideMin = Number.POSITIVE_INFINITY, keyOf = () => '', run } = options;
+  const { batchMax, weight, besideMin = Number.POSITIVE_INFINITY, keyOf = () => '', run } = options;
   let waiting: Waiting<Item, Result>[] = [];
   /** The keys of what is under way. */
   const busy = new Set<string>();
@@ -44,11 +46,21 @@ export function createGatherer<Item, Result>(options: GathererOptions<Item, Resu
     while (underWay < BATCHES_MAX && waiting.length >= (underWay === 0 ? 1 : lookAt)) {
       const batch: Waiting<Item, Result>[] = [];
       const left: Waiting<Item, Result>[] = [];
+      let weightOfBatch = 0;
+      let isFull = false;
       for (const entry of waiting) {
-        const isFree = underWay === 0 || !busy.has(entry.key);
-        (isFree && batch.length < batchMax ? batch : left).push(entry);
+        const itemWeight = weight?.of(entry.item) ?? 0;
+        isFull ||=
+          batch.length === batchMax ||
+          (weight !== undefined && batch.length > 0 && weightOfBatch + itemWeight > weight.max);
+        if (isFull || (underWay > 0 && busy.has(entry.key))) {
+          left.push(entry);
+          continue;
+        }
+        weightOfBatch += itemWeight;
+        batch.push(entry);
       }
-      if (underWay > 0 && batch.length < besideMin) {
+      if (underWay > 0 && batch.length < besideMin && !isFull) {
         lookAt = waiting.length + besideMin;
         return;
       }

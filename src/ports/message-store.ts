@@ -32,7 +32,25 @@ export interface StoreResult extends DeviceLists {
   full: number[];
   /** False where the lists forbade it: then nothing was stored. */
   stored: boolean;
+  /** What was stored now, with what the storing statement itself knows of the recipient device. */
+  fresh: StoredMessage[];
 }
+
+/** A message that was just stored, and what may spare reading it back: it proves as much as a read does. */
+export interface StoredMessage {
+  deviceId: number;
+  sequence: number;
+  id: string;
+  keyVersion: number;
+  identityVersion: number;
+  /** The number of the connection that was served last. */
+  fence: number;
+  /** Everything else of the device that waited, in flight or not; null where it was more than WAITING_TOLD_MAX. */
+  waiting: number[] | null;
+}
+
+/** Of so many waiting envelopes a just-stored message tells. */
+export const WAITING_TOLD_MAX = 32;
 
 /** A queued envelope. `sequence` orders a device's queue and names a row; it is no commit order. */
 export interface QueuedEnvelope {
@@ -86,6 +104,8 @@ export interface Page {
   oldestSequence: number | null;
   /** When the next envelope that was put off falls due; null where none was. */
   nextDueAtMs: number | null;
+  /** Whether anything may be due beyond the page and what was in flight. */
+  more: boolean;
 }
 
 export interface MessageStore {

@@ -48,6 +48,7 @@ function emptyQueues(): MessageStore {
         unreadable: [],
         oldestSequence: null,
         nextDueAtMs: null,
+        more: false,
       };
     },
     async prove(device) {

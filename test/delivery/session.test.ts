@@ -14,6 +14,7 @@ let queue: QueuedEnvelope[];
 /** While set, that question waits; what it found was found when it was asked. */
 let waiting: Partial<Record<'serve' | 'read' | 'prove' | 'acknowledge', Promise<void> | null>>;
 let isKnown: boolean;
+let reads: number;
 let events: string[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let session: Session;
@@ -30,12 +31,15 @@ const messages = {
     return isKnown ? result : null;
   },
   async read(_: unknown, { inFlight, envelopesMax }: { inFlight: readonly number[]; envelopesMax: number }) {
+    reads += 1;
+    const found = queue.filter((envelope) => !inFlight.includes(envelope.sequence));
     const page = {
       proof: { ...proof },
-      envelopes: queue.filter((envelope) => !inFlight.includes(envelope.sequence)).slice(0, envelopesMax),
+      envelopes: found.slice(0, envelopesMax),
       unreadable: [],
       oldestSequence: queue[0]?.sequence ?? null,
       nextDueAtMs: null,
+      more: found.length > envelopesMax,
     };
     await waiting.read;
     return isKnown ? page : null;
@@ -54,14 +58,25 @@ const messages = {
   },
 } as Partial<MessageStore> as MessageStore;
 
-function put(sequence: number): void {
-  queue.push({
+function put(sequence: number): QueuedEnvelope {
+  const envelope: QueuedEnvelope = {
     sequence,
     id: `id ${sequence}`,
     messageId: `message ${sequence}`,
     storedAtMs: 0,
     body: { kind: 'message', sender: { userId: 'alice', deviceId: 1 }, type: 3, content: Buffer.from('x') },
-  });
+  };
+  queue.push(envelope);
+  return envelope;
+}
+
+/** Stores a message and hands it over, as its sender's request does. @returns whether the session took it */
+function putAndHandOver(sequence: number, readCount = session.readCount()): boolean {
+  const others = queue.map((envelope) => envelope.sequence);
+  const envelope = put(sequence);
+  const { keyVersion, identityVersion, fence } = proof;
+  const stored = { deviceId: 1, sequence, id: envelope.id, keyVersion, identityVersion, fence };
+  return readCount !== null && session.handOver(envelope, { ...stored, waiting: others }, readCount);
 }
 
 function gate(): { promise: Promise<void>; open(): void } {
@@ -101,6 +116,7 @@ beforeEach(() => {
   queue = [];
   waiting = {};
   isKnown = true;
+  reads = 0;
   events = [];
   answers = [];
   const socket: ServedSocket = {
@@ -475,5 +491,114 @@ describe('a session', () => {
     answers.shift()!(null);
     await quiet();
     expect(events.slice(3)).toEqual(['messages 1', 'closed']);
+  });
+
+  describe('handed a message that was just stored', () => {
+    beforeEach(async () => {
+      await session.ready(null);
+      await quiet();
+      events = [];
+      reads = 0;
+    });
+
+    it('pushes it without reading it, together with what was stored with it, and looks for nothing more', async () => {
+      expect([1, 2].map((sequence) => putAndHandOver(sequence))).toEqual([true, true]);
+      await quiet();
+      expect(putAndHandOver(3)).toBe(true);
+      await quiet();
+      expect(events).toEqual(['messages 1 2', 'messages 3']);
+      answers.shift()!({ processed: ['id 1', 'id 2'] });
+      answers.shift()!({ processed: ['id 3'] });
+      await quiet();
+      expect([queue, reads]).toEqual([[], 0]);
+    });
+
+    it('refuses one that something else may have to precede', async () => {
+      put(1);
+      expect(putAndHandOver(2)).toBe(false);
+      session.look();
+      await quiet();
+      expect(events).toEqual(['messages 1 2']);
+      // Of a longer queue the store tells no more.
+      const stored = { deviceId: 1, sequence: 3, id: 'id 3', keyVersion: 1, identityVersion: 1, fence: 1 };
+      expect(session.handOver(put(3), { ...stored, waiting: null }, session.readCount()!)).toBe(false);
+    });
+
+    it.each([
+      ['other keys', () => ({ keyVersion: 2 })],
+      ['another identity', () => ({ identityVersion: 2 })],
+      ['a newer connection', () => ({ fence: 2 })],
+    ])('refuses one whose statement saw %s', async (_, change) => {
+      Object.assign(proof, change());
+      expect(putAndHandOver(1)).toBe(false);
+    });
+
+    it('refuses one that a read may have found: it is pushed once', async () => {
+      const read = gate();
+      waiting.read = read.promise;
+      const readCount = session.readCount();
+      session.look();
+      await quiet();
+      expect(session.readCount()).toBeNull();
+      expect(putAndHandOver(1, readCount)).toBe(false);
+      read.open();
+      await quiet();
+      // The read is over, and may have begun after the message was stored.
+      expect(putAndHandOver(2, readCount)).toBe(false);
+      expect(putAndHandOver(3)).toBe(false);
+    });
+
+    it('refuses it before queueEmpty, while paused, behind a closed gate and after the end', async () => {
+      const readCount = session.readCount();
+      session.pause();
+      expect(putAndHandOver(1)).toBe(false);
+      session.resume();
+      await quiet();
+      answers.shift()!({ processed: ['id 1'] });
+      await quiet();
+      put(2);
+      await session.ready(null);
+      await quiet();
+      expect(events).toEqual(['messages 1', 'messages 2']);
+      expect(putAndHandOver(3)).toBe(false);
+      proof.keyVersion = 2;
+      session.look();
+      await quiet();
+      expect(putAndHandOver(4)).toBe(false);
+      session.detach();
+      expect(putAndHandOver(5, readCount)).toBe(false);
+    });
+
+    it('leaves it to the queue where the gate closes before the turn ends', async () => {
+      expect(putAndHandOver(1)).toBe(true);
+      session.pause();
+      await quiet();
+      expect(events).toEqual([]);
+      session.resume();
+      await quiet();
+      expect(events).toEqual(['messages 1']);
+    });
+
+    it('refuses more than the window holds, and goes on by reading once there is room', async () => {
+      const taken = Array.from({ length: 300 }, (_, index) => {
+        const envelope = put(index + 1);
+        const stored = {
+          deviceId: 1,
+          sequence: index + 1,
+          id: envelope.id,
+          keyVersion: 1,
+          identityVersion: 1,
+          fence: 1,
+        };
+        return session.handOver(envelope, { ...stored, waiting: [] }, session.readCount()!);
+      });
+      expect(taken.filter(Boolean)).toHaveLength(256);
+      session.look();
+      await quiet();
+      expect(pushed()).toEqual([100, 100, 56]);
+      answers.shift()!({ processed: Array.from({ length: 100 }, (_, index) => `id ${index + 1}`) });
+      await quiet();
+      expect(pushed()).toEqual([100, 100, 56, 44]);
+    });
   });
 });

@@ -70,3 +70,16 @@ it('runs a second batch beside the first where it is worth it, without the keys 
   batches[3]!.end();
   expect(await Promise.all(all)).toEqual(['a1', 'a2', 'b1', 'b2', 'c1', 'd1', 'd2', 'd3']);
 });
+
+it('takes no more into a batch than may be in one, but for an item that is too heavy for any', async () => {
+  const { batches, run } = heldBatches<number>();
+  const weight = { of: (item: number) => item, max: 10 };
+  const gatherer = createGatherer({ batchMax: 9, weight, run });
+  const all = [4, 6, 1, 20, 3].map((item) => gatherer.submit(item));
+  for (let index = 0; index < 4; index++) {
+    await turn();
+    batches[index]!.end();
+  }
+  expect(await Promise.all(all)).toEqual([4, 6, 1, 20, 3]);
+  expect(batches.map((batch) => batch.items)).toEqual([[4, 6], [1], [20], [3]]);
+});

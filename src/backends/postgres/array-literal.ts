@@ -15,6 +15,13 @@ export function byteaArray(values: readonly (Uint8Array | null)[]): string {
   return `{${values.map((bytes) => (bytes === null ? 'NULL' : `"\\\\x${hex(bytes)}"`)).join(',')}}`;
 }
 
+/** For `text[]` that the statement decodes: two thirds of what hexadecimal digits would take. */
+export function base64Array(values: readonly Uint8Array[]): string {
+  return `{${values
+    .map((bytes) => `"${Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('base64')}"`)
+    .join(',')}}`;
+}
+
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');
 }

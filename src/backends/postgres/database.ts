@@ -231,6 +231,7 @@ function connect(
     types: {
       int8: { to: 20, from: [20], serialize: String, parse: Number },
       int4Array: { to: 1007, from: [1007], serialize: String, parse: parseNumbers },
+      int8Array: { to: 1016, from: [1016], serialize: String, parse: parseNumbers },
     },
     // A failing server is asked again soon but never in a storm.
     backoff: (attempt) => Math.min(2, 0.05 * 2 ** attempt) * (0.5 + Math.random() / 2),

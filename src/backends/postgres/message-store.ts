@@ -1,10 +1,21 @@
 /** Queues in PostgreSQL: every read and deletion proves, in its own statement, who is asking and for which key set. */
 import { randomUUID } from 'node:crypto';
 import { type SQL, sql } from 'drizzle-orm';
-import type { DeviceProof, MessageStore, QueuedEnvelope, StoreRequest } from '../../ports/message-store.ts';
+import { createGatherer } from '../../lib/gather.ts';
+import {
+  type DeviceProof,
+  type MessageStore,
+  type Page,
+  type QueuedEnvelope,
+  type Reader,
+  type StoreRequest,
+  type StoreResult,
+  WAITING_TOLD_MAX,
+} from '../../ports/message-store.ts';
 import type { BounceReason } from '../../protocol/envelope.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
-import { byteaArray, numberArray, textArray } from './array-literal.ts';
+import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
+import { base64Array, numberArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
 
@@ -20,22 +31,51 @@ const UNDECRYPTABLE_OFFERS = UNDECRYPTABLE_DELAYS_MS.length + 1;
 /** A statement that stored under an old stamp ends within this time of the wipe. */
 const STALE_WINDOW_MS = 3_600_000;
 
+/** Requests in one statement, and the bytes and rows that they bring or ask for. */
+const STORE_BATCH = { requests: 128, bytes: 1 << 20 };
+const READ_BATCH = { requests: 64, bytes: 4 << 20 };
+const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
+/** Requests that are worth a statement of their own beside the one under way. */
+const BESIDE_MIN = 32;
+
+interface ReadRequest {
+  reader: Reader;
+  page: Parameters<MessageStore['read']>[1];
+}
+
+interface AcknowledgeRequest {
+  reader: Reader;
+  sequences: readonly number[];
+}
+
 export function createMessageStore(database: Database): MessageStore {
-  return {
-    async store(request) {
-      const [row] = await database.hot(storeStatement, bindStore(request));
-      if (!row!.user_known) return null;
-      const mismatch = row!.missing.length + row!.extra.length + row!.stale.length > 0;
-      return {
-        storedAtMs: row!.stored_at_ms,
-        accepted: row!.accepted,
-        full: row!.full_devices,
-        missingDevices: row!.missing,
-        extraDevices: row!.extra,
-        staleDevices: row!.stale,
-        stored: request.sendAnyway || !mismatch || row!.all_repeated,
-      };
+  const stores = createGatherer<StoreRequest, StoreResult | null>({
+    batchMax: STORE_BATCH.requests,
+    weight: { of: contentBytes, max: STORE_BATCH.bytes },
+    besideMin: BESIDE_MIN,
+    run: async (requests) =>
+      toStoreResults(requests, await database.hot(storeStatement, bindStore(requests))),
+  });
+  const reads = createGatherer<ReadRequest, Page | null>({
+    batchMax: READ_BATCH.requests,
+    weight: { of: ({ page }) => page.bytesMax, max: READ_BATCH.bytes },
+    besideMin: BESIDE_MIN,
+    run: async (requests) => toPages(requests, await database.hot(readStatement, bindRead(requests))),
+  });
+  const acknowledgements = createGatherer<AcknowledgeRequest, number>({
+    batchMax: ACKNOWLEDGE_BATCH.requests,
+    weight: { of: ({ sequences }) => sequences.length, max: ACKNOWLEDGE_BATCH.rows },
+    besideMin: BESIDE_MIN,
+    async run(requests) {
+      const rows = await database.hot(acknowledgeStatement, bindAcknowledge(requests));
+      const counts = requests.map(() => 0);
+      for (const { ord, deleted } of rows) counts[ord] = deleted;
+      return counts;
     },
+  });
+
+  return {
+    store: (request) => stores.submit(request),
 
     async connect(device) {
       const [row] = await database.hot(connectStatement, { ...device });
@@ -53,47 +93,14 @@ export function createMessageStore(database: Database): MessageStore {
       };
     },
 
-    async read({ device, fence }, { inFlight, envelopesMax, bytesMax, nowMs }) {
-      const rows = await database.hot(readStatement, {
-        ...device,
-        fence,
-        inFlight: numberArray(inFlight),
-        envelopesMax,
-        bytesMax,
-        nowMs,
-      });
-      const [first] = rows;
-      if (first === undefined) return null;
-      const envelopes: QueuedEnvelope[] = [];
-      const unreadable: { sequence: number; reason: BounceReason }[] = [];
-      for (const row of rows) {
-        if (row.sequence === null) continue;
-        const reason = unreadableReason(row, first);
-        if (reason === null) envelopes.push(toEnvelope(row as EnvelopeRow));
-        else unreadable.push({ sequence: row.sequence, reason });
-      }
-      return {
-        proof: toProof(first),
-        envelopes,
-        unreadable,
-        oldestSequence: first.oldest_sequence,
-        nextDueAtMs: first.next_due_at_ms,
-      };
-    },
+    read: (reader, page) => reads.submit({ reader, page }),
 
     async prove(device) {
       const [row] = await database.hot(proveStatement, { ...device });
       return row === undefined ? null : toProof(row);
     },
 
-    async acknowledge({ device, fence }, sequences) {
-      const rows = await database.hot(acknowledgeStatement, {
-        ...device,
-        fence,
-        sequences: numberArray(sequences),
-      });
-      return rows.length;
-    },
+    acknowledge: (reader, sequences) => acknowledgements.submit({ reader, sequences }),
 
     async putOff({ device, fence }, unsorted, nowMs) {
       const failures = inOrder(unsorted);
@@ -215,116 +222,216 @@ const ofDevice = sql`user_id = ${placeholder('userId')} AND device_id = ${placeh
 
 // ── Storing ─────────────────────────────────────────────────────────────────────────────────────────────
 
+/** One addressed device of one request, or, where `missing`, one that should have been addressed. */
 interface StoreRow {
+  ord: number;
+  device_id: number;
+  missing: boolean;
+  known: boolean;
+  matches: boolean;
+  is_full: boolean;
+  /** When an earlier request with this `messageId` stored it. */
+  repeated_at_ms: number | null;
   user_known: boolean;
-  stored_at_ms: number;
-  accepted: number[];
-  full_devices: number[];
-  missing: number[];
-  extra: number[];
-  stale: number[];
-  all_repeated: boolean;
+  may_store: boolean;
+  stored: boolean;
+  sequence: number;
+  id: string;
+  key_version: number;
+  identity_version: number;
+  fence: number;
+  waiting: number[];
 }
 
-function bindStore(request: StoreRequest): Record<string, unknown> {
-  const { sender, messages: list } = request;
+function contentBytes(request: StoreRequest): number {
+  return request.messages.reduce((sum, message) => sum + message.content.length, 0);
+}
+
+function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
+  const items = requests.flatMap(({ messages: list }, ord) => list.map((message) => ({ ...message, ord })));
   return {
-    userId: request.recipientUserId,
-    ownDeviceId: request.recipientUserId === sender.userId ? sender.deviceId : 0,
-    senderUserId: sender.userId,
-    senderDeviceId: sender.deviceId,
-    messageId: request.messageId,
-    deviceIds: numberArray(list.map((message) => message.deviceId)),
-    registrationIds: numberArray(list.map((message) => message.registrationId)),
-    types: numberArray(list.map((message) => message.type)),
-    contents: byteaArray(list.map((message) => message.content)),
-    ids: textArray(list.map(() => randomUUID())),
-    sendAnyway: request.sendAnyway,
-    nowMs: request.nowMs,
-    expiresAtMs: request.expiresAtMs,
-    queueMax: request.queueMax,
+    ords: numberArray(requests.map((_, ord) => ord)),
+    userIds: textArray(requests.map((request) => request.recipientUserId)),
+    ownDeviceIds: numberArray(
+      requests.map(({ sender, recipientUserId }) =>
+        recipientUserId === sender.userId ? sender.deviceId : 0,
+      ),
+    ),
+    senderUserIds: textArray(requests.map(({ sender }) => sender.userId)),
+    senderDeviceIds: numberArray(requests.map(({ sender }) => sender.deviceId)),
+    messageIds: textArray(requests.map((request) => request.messageId)),
+    sendAnyways: `{${requests.map((request) => request.sendAnyway).join(',')}}`,
+    nowMss: numberArray(requests.map((request) => request.nowMs)),
+    expiresAtMss: numberArray(requests.map((request) => request.expiresAtMs)),
+    queueMaxs: numberArray(requests.map((request) => request.queueMax)),
+    itemOrds: numberArray(items.map((item) => item.ord)),
+    deviceIds: numberArray(items.map((item) => item.deviceId)),
+    registrationIds: numberArray(items.map((item) => item.registrationId)),
+    types: numberArray(items.map((item) => item.type)),
+    contents: base64Array(items.map((item) => item.content)),
+    ids: textArray(items.map(() => randomUUID())),
   };
 }
 
-const deviceList = (which: SQL): SQL =>
-  sql`ARRAY(SELECT device_id::int4 FROM judged WHERE ${which} ORDER BY device_id)`;
+/** @returns null for a request whose recipient user has no keys */
+function toStoreResults(
+  requests: readonly StoreRequest[],
+  rows: readonly StoreRow[],
+): (StoreResult | null)[] {
+  const rowsOf: StoreRow[][] = requests.map(() => []);
+  for (const row of rows) rowsOf[row.ord]!.push(row);
+  return requests.map((request, ord) => toStoreResult(request, rowsOf[ord]!));
+}
+
+function toStoreResult(request: StoreRequest, rows: readonly StoreRow[]): StoreResult | null {
+  const asked = rows.filter((row) => !row.missing);
+  const repeatedAtMs = asked.flatMap((row) => row.repeated_at_ms ?? []);
+  // What was accepted before stays accepted, whatever has become of the recipient's devices.
+  const allRepeated = repeatedAtMs.length === asked.length;
+  if (!asked[0]!.user_known && !allRepeated) return null;
+  const idsOf = (list: readonly StoreRow[]): number[] =>
+    list.map((row) => row.device_id).sort((one, other) => one - other);
+  return {
+    storedAtMs: allRepeated ? Math.min(...repeatedAtMs) : request.nowMs,
+    accepted: idsOf(asked.filter((row) => row.repeated_at_ms !== null || (row.matches && !row.is_full))),
+    full: idsOf(asked.filter((row) => row.matches && row.is_full && row.repeated_at_ms === null)),
+    missingDevices: idsOf(rows.filter((row) => row.missing)),
+    extraDevices: idsOf(asked.filter((row) => !row.known)),
+    staleDevices: idsOf(asked.filter((row) => row.known && !row.matches)),
+    stored: asked[0]!.may_store || allRepeated,
+    fresh: asked.flatMap((row) =>
+      row.stored
+        ? [
+            {
+              deviceId: row.device_id,
+              sequence: row.sequence,
+              id: row.id,
+              keyVersion: row.key_version,
+              identityVersion: row.identity_version,
+              fence: row.fence,
+              waiting: row.waiting.length > WAITING_TOLD_MAX ? null : row.waiting,
+            },
+          ]
+        : [],
+    ),
+  };
+}
 
 /**
- * Judges the addressed devices and stores in one statement. The stamp is the identity version in the statement's own
- * snapshot: a key set that is replaced beside it gets a newer one, and the message is bounced when it is read.
+ * Judges the addressed devices and stores, for a whole batch of requests in one statement. The stamp is the identity
+ * version in the statement's own snapshot: a key set that is replaced beside it gets a newer one, and the message is
+ * bounced when it is read. What else waits is of that snapshot too: a message that its sender had acknowledged before it
+ * sent this one is in it.
  */
 const storeStatement = hotStatement<StoreRow>(sql`
-WITH asked AS MATERIALIZED (
+WITH requests AS MATERIALIZED (
+  SELECT * FROM unnest(
+    ${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('ownDeviceIds')}::int2[],
+    ${placeholder('senderUserIds')}::text[], ${placeholder('senderDeviceIds')}::int2[], ${placeholder('messageIds')}::uuid[],
+    ${placeholder('sendAnyways')}::bool[], ${placeholder('nowMss')}::float8[], ${placeholder('expiresAtMss')}::float8[],
+    ${placeholder('queueMaxs')}::int4[]
+  ) AS q (ord, user_id, own_device_id, sender_user_id, sender_device_id, message_id, send_anyway, now_ms, expires_at_ms,
+          queue_max)
+),
+asked AS MATERIALIZED (
   SELECT a.*, nextval('message_sequence') AS sequence
   FROM unnest(
-    ${placeholder('deviceIds')}::int2[], ${placeholder('registrationIds')}::int4[], ${placeholder('types')}::int2[],
-    ${placeholder('contents')}::bytea[], ${placeholder('ids')}::uuid[]
-  ) AS a (device_id, registration_id, type, content, id)
+    ${placeholder('itemOrds')}::int4[], ${placeholder('deviceIds')}::int2[], ${placeholder('registrationIds')}::int4[],
+    ${placeholder('types')}::int2[], ${placeholder('contents')}::text[], ${placeholder('ids')}::uuid[]
+  ) AS a (ord, device_id, registration_id, type, content, id)
 ),
 registered AS MATERIALIZED (
-  SELECT device_id, registration_id, identity_version, device_id = ${placeholder('ownDeviceId')}::int2 AS own
-  FROM ${devices}
-  WHERE user_id = ${placeholder('userId')} AND identity_key IS NOT NULL
+  SELECT q.ord, d.*, d.device_id = q.own_device_id AS own
+  FROM requests q
+  CROSS JOIN LATERAL (
+    SELECT v.device_id, v.registration_id, v.identity_version, v.key_version, v.fence
+    FROM ${devices} v
+    WHERE v.user_id = q.user_id AND v.identity_key IS NOT NULL
+    ORDER BY v.user_id, v.device_id
+    LIMIT ${sql.raw(String(DEVICE_ID_MAX))}
+  ) d
 ),
-judged AS MATERIALIZED (
-  SELECT a.*, r.identity_version, r.device_id IS NOT NULL AS known,
-         coalesce(r.registration_id = a.registration_id, false) AS matches,
-         s.stored_at AS repeated_of,
-         (SELECT count(*) FROM (
-            SELECT 1 FROM ${messages} m
-            WHERE m.user_id = ${placeholder('userId')} AND m.device_id = a.device_id AND m.pending AND m.kind = ${MESSAGE}
-            LIMIT ${placeholder('queueMax')}::int4
-          ) held) >= ${placeholder('queueMax')}::int4 AS is_full
+looked_up AS MATERIALIZED (
+  SELECT a.*, q.user_id, q.sender_user_id, q.sender_device_id, q.message_id, q.queue_max,
+         r.identity_version, r.key_version, r.fence, r.device_id IS NOT NULL AS known,
+         coalesce(r.registration_id = a.registration_id, false) AS matches, s.stored_at AS repeated_of, w.waiting
   FROM asked a
-  LEFT JOIN registered r ON r.device_id = a.device_id AND NOT r.own
+  JOIN requests q ON q.ord = a.ord
+  LEFT JOIN registered r ON r.ord = a.ord AND r.device_id = a.device_id AND NOT r.own
   LEFT JOIN LATERAL (
     SELECT c.stored_at FROM ${messageReceipts} c
-    WHERE c.user_id = ${placeholder('userId')} AND c.device_id = a.device_id AND c.kind = ${MESSAGE}
-      AND c.peer_user_id = ${placeholder('senderUserId')} AND c.peer_device_id = ${placeholder('senderDeviceId')}::int2
-      AND c.message_id = ${placeholder('messageId')}::uuid
+    WHERE c.user_id = q.user_id AND c.device_id = a.device_id AND c.kind = ${MESSAGE}
+      AND c.peer_user_id = q.sender_user_id AND c.peer_device_id = q.sender_device_id AND c.message_id = q.message_id
     LIMIT 1
   ) s ON true
+  CROSS JOIN LATERAL (
+    SELECT ARRAY(
+      SELECT m.sequence FROM ${messages} m
+      WHERE m.user_id = q.user_id AND m.device_id = a.device_id AND m.pending
+      ORDER BY m.user_id, m.device_id, m.sequence
+      LIMIT ${sql.raw(String(WAITING_TOLD_MAX + 1))}
+    ) AS waiting
+  ) w
+),
+numbered AS (
+  SELECT *, count(*) FILTER (WHERE matches AND repeated_of IS NULL)
+              OVER (PARTITION BY user_id, device_id ORDER BY sequence) AS nth_of_batch
+  FROM looked_up
+),
+judged AS MATERIALIZED (
+  -- Only a queue that may be full is counted.
+  SELECT n.*, nth_of_batch + CASE
+           WHEN cardinality(waiting) <= ${sql.raw(String(WAITING_TOLD_MAX))} AND nth_of_batch + cardinality(waiting) <= queue_max THEN 0
+           ELSE (
+             SELECT count(*) FROM (
+               SELECT 1 FROM ${messages} m
+               WHERE m.user_id = n.user_id AND m.device_id = n.device_id AND m.pending AND m.kind = ${MESSAGE}
+               LIMIT n.queue_max
+             ) held)
+         END > queue_max AS is_full
+  FROM numbered n
 ),
 missing AS MATERIALIZED (
-  SELECT r.device_id FROM registered r
-  WHERE NOT r.own AND NOT EXISTS (SELECT 1 FROM asked a WHERE a.device_id = r.device_id)
+  SELECT r.ord, r.device_id FROM registered r
+  WHERE NOT r.own AND NOT EXISTS (SELECT 1 FROM asked a WHERE a.ord = r.ord AND a.device_id = r.device_id)
 ),
-verdict AS MATERIALIZED (
-  SELECT ${placeholder('sendAnyway')}::bool
-    OR (bool_and(known AND matches) AND NOT EXISTS (SELECT 1 FROM missing)) AS may_store,
-    -- What was accepted before stays accepted, whatever has become of the recipient's devices.
-    bool_and(repeated_of IS NOT NULL) AS all_repeated,
-    min(repeated_of) AS first_stored_at
-  FROM judged
+verdicts AS MATERIALIZED (
+  SELECT q.ord, q.now_ms, q.expires_at_ms, u.ord IS NOT NULL AS user_known,
+         q.send_anyway OR (j.all_match AND m.ord IS NULL) AS may_store
+  FROM requests q
+  JOIN (SELECT ord, bool_and(known AND matches) AS all_match FROM judged GROUP BY ord) j ON j.ord = q.ord
+  LEFT JOIN (SELECT DISTINCT ord FROM missing) m ON m.ord = q.ord
+  LEFT JOIN (SELECT DISTINCT ord FROM registered) u ON u.ord = q.ord
 ),
 remembered AS (
   INSERT INTO ${messageReceipts}
     (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at, waiting_at)
-  SELECT ${placeholder('userId')}, j.device_id, ${MESSAGE}, ${placeholder('senderUserId')},
-         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.sequence, ${moment('nowMs')}, ${moment('nowMs')}
-  FROM judged j, verdict v
+  SELECT j.user_id, j.device_id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, j.sequence,
+         to_timestamp(v.now_ms / 1000), to_timestamp(v.now_ms / 1000)
+  FROM judged j JOIN verdicts v ON v.ord = j.ord
   WHERE v.may_store AND j.matches AND j.repeated_of IS NULL AND NOT j.is_full
-  ORDER BY j.device_id
+  -- Two batches that share messages wait for each other in one direction.
+  ORDER BY j.user_id, j.device_id, j.sender_user_id, j.sender_device_id, j.message_id
   ON CONFLICT DO NOTHING
-  RETURNING device_id
+  RETURNING sequence
 ),
+fresh AS MATERIALIZED (SELECT sequence FROM remembered),
 stored AS (
   INSERT INTO ${messages}
     (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
      identity_version, stored_at, expires_at)
-  SELECT ${placeholder('userId')}, j.device_id, j.sequence, j.id, ${MESSAGE}, ${placeholder('senderUserId')},
-         ${placeholder('senderDeviceId')}::int2, ${placeholder('messageId')}::uuid, j.type, j.content,
-         j.identity_version, ${moment('nowMs')}, ${moment('expiresAtMs')}
-  FROM remembered m JOIN judged j ON j.device_id = m.device_id
+  SELECT j.user_id, j.device_id, j.sequence, j.id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, j.type,
+         decode(j.content, 'base64'), j.identity_version, to_timestamp(v.now_ms / 1000),
+         to_timestamp(v.expires_at_ms / 1000)
+  FROM fresh f JOIN judged j ON j.sequence = f.sequence JOIN verdicts v ON v.ord = j.ord
 )
-SELECT EXISTS (SELECT 1 FROM registered) OR v.all_repeated AS user_known, v.all_repeated,
-       CASE WHEN v.all_repeated THEN ${ms('v.first_stored_at')} ELSE ${placeholder('nowMs')}::float8 END AS stored_at_ms,
-       ${deviceList(sql`repeated_of IS NOT NULL OR (matches AND NOT is_full)`)} AS accepted,
-       ${deviceList(sql`matches AND is_full AND repeated_of IS NULL`)} AS full_devices,
-       ARRAY(SELECT device_id::int4 FROM missing ORDER BY device_id) AS missing,
-       ${deviceList(sql`NOT known`)} AS extra,
-       ${deviceList(sql`known AND NOT matches`)} AS stale
-FROM verdict v`);
+SELECT j.ord, j.device_id::int4, false AS missing, j.known, j.matches, j.is_full, ${ms('j.repeated_of')} AS repeated_at_ms,
+       v.user_known, v.may_store, f.sequence IS NOT NULL AS stored, j.sequence, j.id, j.key_version, j.identity_version,
+       j.fence, j.waiting
+FROM judged j JOIN verdicts v ON v.ord = j.ord LEFT JOIN fresh f ON f.sequence = j.sequence
+UNION ALL
+SELECT ord, device_id::int4, true, true, false, false, NULL, true, false, false, NULL, NULL, NULL, NULL, NULL, NULL
+FROM missing`);
 
 // ── Proofs ──────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -405,40 +512,96 @@ interface EnvelopeRow {
   stored_at_ms: number;
 }
 
-type PageRow = ProofRow & { oldest_sequence: number | null; next_due_at_ms: number | null } & (
-    | EnvelopeRow
-    | (Partial<Record<keyof EnvelopeRow, null>> & { sequence: null })
-  );
+type PageRow = ProofRow & {
+  ord: number;
+  oldest_sequence: number | null;
+  next_due_at_ms: number | null;
+  /** Rows found before the bytes were counted; null where none was. */
+  found: number | null;
+} & (EnvelopeRow | (Partial<Record<keyof EnvelopeRow, null>> & { sequence: null }));
+
+function bindRead(requests: readonly ReadRequest[]): Record<string, unknown> {
+  return {
+    ords: numberArray(requests.map((_, ord) => ord)),
+    userIds: textArray(requests.map(({ reader }) => reader.device.userId)),
+    deviceIds: numberArray(requests.map(({ reader }) => reader.device.deviceId)),
+    fences: numberArray(requests.map(({ reader }) => reader.fence)),
+    inFlights: textArray(requests.map(({ page }) => numberArray(page.inFlight))),
+    envelopesMaxs: numberArray(requests.map(({ page }) => page.envelopesMax)),
+    bytesMaxs: numberArray(requests.map(({ page }) => page.bytesMax)),
+    nowMss: numberArray(requests.map(({ page }) => page.nowMs)),
+  };
+}
+
+/** @returns null for a device that is unknown */
+function toPages(requests: readonly ReadRequest[], rows: readonly PageRow[]): (Page | null)[] {
+  const rowsOf: PageRow[][] = requests.map(() => []);
+  for (const row of rows) rowsOf[row.ord]!.push(row);
+  return requests.map(({ page }, ord) => toPage(page.envelopesMax, rowsOf[ord]!));
+}
+
+function toPage(envelopesMax: number, rows: readonly PageRow[]): Page | null {
+  const [first] = rows;
+  if (first === undefined) return null;
+  const envelopes: QueuedEnvelope[] = [];
+  const unreadable: { sequence: number; reason: BounceReason }[] = [];
+  for (const row of rows) {
+    if (row.sequence === null) continue;
+    const reason = unreadableReason(row, first);
+    if (reason === null) envelopes.push(toEnvelope(row as EnvelopeRow));
+    else unreadable.push({ sequence: row.sequence, reason });
+  }
+  const found = first.found ?? 0;
+  return {
+    proof: toProof(first),
+    envelopes,
+    unreadable,
+    oldestSequence: first.oldest_sequence,
+    nextDueAtMs: first.next_due_at_ms,
+    more: found === envelopesMax || found > envelopes.length + unreadable.length,
+  };
+}
 
 const readStatement = hotStatement<PageRow>(sql`
-WITH page AS MATERIALIZED (
-  SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
-         m.identity_version AS stamp, m.expires_at <= ${moment('nowMs')} AS expired, ${ms('m.stored_at')} AS stored_at_ms
-  FROM ${messages} m
-  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.pending
-    AND m.sequence <> ALL (${placeholder('inFlight')}::int8[])
-    AND (m.due_at IS NULL OR m.due_at <= ${moment('nowMs')})
-  ORDER BY m.user_id, m.device_id, m.sequence
-  LIMIT ${placeholder('envelopesMax')}::int4
-),
-sized AS (
-  SELECT *, row_number() OVER (ORDER BY sequence) AS nth,
-         sum(coalesce(octet_length(content), 0)) OVER (ORDER BY sequence) AS bytes
-  FROM page
+WITH asked AS MATERIALIZED (
+  SELECT a.ord, a.user_id, a.device_id, a.fence, a.in_flight::int8[] AS in_flight, a.envelopes_max, a.bytes_max,
+         to_timestamp(a.now_ms / 1000) AS now
+  FROM unnest(
+    ${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[],
+    ${placeholder('fences')}::int8[], ${placeholder('inFlights')}::text[], ${placeholder('envelopesMaxs')}::int4[],
+    ${placeholder('bytesMaxs')}::int8[], ${placeholder('nowMss')}::float8[]
+  ) AS a (ord, user_id, device_id, fence, in_flight, envelopes_max, bytes_max, now_ms)
 )
-SELECT ${PROOF_COLUMNS}, (
-    SELECT o.sequence FROM ${messages} o
-    WHERE o.user_id = d.user_id AND o.device_id = d.device_id AND o.pending
-    ORDER BY o.user_id, o.device_id, o.sequence LIMIT 1
-  ) AS oldest_sequence, (
-    SELECT ${ms('min(o.due_at)')} FROM ${messages} o
-    WHERE o.user_id = d.user_id AND o.device_id = d.device_id AND o.due_at > ${moment('nowMs')}
-  ) AS next_due_at_ms, s.*
-FROM ${devices} d
-LEFT JOIN sized s ON d.fence = ${placeholder('fence')}::int8
-  AND (s.nth = 1 OR s.bytes <= ${placeholder('bytesMax')}::int8)
-WHERE d.user_id = ${placeholder('userId')} AND d.device_id = ${placeholder('deviceId')}
-ORDER BY s.sequence`);
+SELECT a.ord, d.*, s.*
+FROM asked a
+CROSS JOIN LATERAL (
+  SELECT ${PROOF_COLUMNS}, (
+      SELECT o.sequence FROM ${messages} o
+      WHERE o.user_id = v.user_id AND o.device_id = v.device_id AND o.pending
+      ORDER BY o.user_id, o.device_id, o.sequence LIMIT 1
+    ) AS oldest_sequence, (
+      SELECT ${ms('min(o.due_at)')} FROM ${messages} o
+      WHERE o.user_id = v.user_id AND o.device_id = v.device_id AND o.due_at > a.now
+    ) AS next_due_at_ms
+  FROM ${devices} v
+  WHERE v.user_id = a.user_id AND v.device_id = a.device_id
+  LIMIT 1
+) d
+LEFT JOIN LATERAL (
+  SELECT p.*, row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
+         sum(coalesce(octet_length(p.content), 0)) OVER (ORDER BY p.sequence) AS bytes
+  FROM (
+    SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
+           m.identity_version AS stamp, m.expires_at <= a.now AS expired, ${ms('m.stored_at')} AS stored_at_ms
+    FROM ${messages} m
+    WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
+      AND m.sequence <> ALL (a.in_flight)
+      AND (m.due_at IS NULL OR m.due_at <= a.now)
+    ORDER BY m.user_id, m.device_id, m.sequence
+    LIMIT a.envelopes_max
+  ) p
+) s ON d.fence = a.fence AND (s.nth = 1 OR s.bytes <= a.bytes_max)
+ORDER BY a.ord, s.sequence`);
 
 function unreadableReason(row: PageRow, proof: ProofRow): BounceReason | null {
   if (row.kind !== ENVELOPE_KIND.message) return null;
@@ -485,10 +648,47 @@ WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR
 
 const isServed = sql`EXISTS (SELECT 1 FROM ${devices} WHERE ${ofDevice} AND fence = ${placeholder('fence')}::int8)`;
 
-const acknowledgeStatement = hotStatement<{ sequence: number }>(sql`
-DELETE FROM ${messages}
-WHERE ${ofDevice} AND sequence = ANY (${placeholder('sequences')}::int8[]) AND pending AND ${isServed}
-RETURNING sequence`);
+function bindAcknowledge(requests: readonly AcknowledgeRequest[]): Record<string, unknown> {
+  const items = requests.flatMap(({ reader, sequences }, ord) =>
+    sequences.map((sequence) => ({ ...reader.device, fence: reader.fence, sequence, ord })),
+  );
+  return {
+    ords: numberArray(items.map((item) => item.ord)),
+    userIds: textArray(items.map((item) => item.userId)),
+    deviceIds: numberArray(items.map((item) => item.deviceId)),
+    fences: numberArray(items.map((item) => item.fence)),
+    sequences: numberArray(items.map((item) => item.sequence)),
+  };
+}
+
+/**
+ * Who holds a row is bouncing it, or acknowledging it too: the row is left to him. Nobody waits, so that nobody waits in
+ * a circle; a message whose bounce does not come about is offered again.
+ */
+const acknowledgeStatement = hotStatement<{ ord: number; deleted: number }>(sql`
+WITH processed AS MATERIALIZED (
+  SELECT a.ord, m.row_place
+  FROM unnest(
+    ${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[],
+    ${placeholder('fences')}::int8[], ${placeholder('sequences')}::int8[]
+  ) AS a (ord, user_id, device_id, fence, sequence)
+  CROSS JOIN LATERAL (
+    SELECT 1 FROM ${devices} v
+    WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.fence = a.fence
+    LIMIT 1
+  ) served
+  CROSS JOIN LATERAL (
+    SELECT v.ctid AS row_place FROM ${messages} v
+    WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.sequence = a.sequence AND v.pending
+    LIMIT 1
+    FOR UPDATE SKIP LOCKED
+  ) m
+),
+deleted AS (
+  DELETE FROM ${messages} WHERE ctid = ANY (ARRAY(SELECT row_place FROM processed))
+)
+-- One that is acknowledged twice at once was deleted once.
+SELECT ord, count(*)::int4 AS deleted FROM (SELECT min(ord) AS ord FROM processed GROUP BY row_place) first GROUP BY ord`);
 
 /** `delays` in seconds by how often it has failed before; the last one repeats. */
 function delayOf(countColumn: string, delaysMs: readonly number[]): SQL {
