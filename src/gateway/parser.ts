@@ -1,7 +1,8 @@
 /** Socket.IO's own packets, bounded: it spreads their arguments over the stack, in a turn where nobody catches. */
 import { createRequire } from 'node:module';
 import type * as Parser from 'socket.io-parser';
-import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
+import { nestsDeeper } from '../lib/json-depth.ts';
+import { FRAME_BYTES_MAX, JSON_DEPTH_MAX } from '../protocol/limits.ts';
 
 // The build that Socket.IO itself runs on: an `import` would bring the one with debugging in it.
 const { Decoder, Encoder } = createRequire(import.meta.url)('socket.io-parser') as typeof Parser;
@@ -35,6 +36,7 @@ class BoundedDecoder extends Decoder {
     this.bytes = (typeof frame === 'string' ? 0 : this.bytes) + frame.length;
     // Attachments pile up until the last of them has come.
     if (this.bytes > FRAME_BYTES_MAX) throw new Error('too many bytes of attachments');
+    if (typeof frame === 'string' && nestsDeeper(frame, JSON_DEPTH_MAX)) throw new Error('nested too deep');
     super.add(frame);
   }
 }

@@ -4,12 +4,19 @@ import { METHODS, type Server, STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
 import type { Clock } from '../lib/clock.ts';
+import { nestsDeeper } from '../lib/json-depth.ts';
 import { ERRORS, type ErrorObject, GatewayError, type Issue } from '../protocol/errors.ts';
 import type { RequestName } from '../protocol/events.ts';
 import { httpRoutes } from '../protocol/http-routes.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 import type { DeviceBundle } from '../protocol/keys.ts';
-import { DEVICE_ID_MAX, FRAME_BYTES_MAX, ISSUES_MAX, USER_ID_LENGTH_MAX } from '../protocol/limits.ts';
+import {
+  DEVICE_ID_MAX,
+  FRAME_BYTES_MAX,
+  ISSUES_MAX,
+  JSON_DEPTH_MAX,
+  USER_ID_LENGTH_MAX,
+} from '../protocol/limits.ts';
 import type { Authenticator } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { Observer } from '../requests/observe.ts';
@@ -86,8 +93,6 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     connectionTimeout: STALLED_TIMEOUT_MS,
     // A claim must not happen by a look.
     exposeHeadRoutes: false,
-    onProtoPoisoning: 'error',
-    onConstructorPoisoning: 'error',
     // What comes while the door closes gets an answer of the same form as before.
     return503OnClosing: false,
     routerOptions: { maxParamLength: PARAMETER_LENGTH_MAX },
@@ -98,7 +103,12 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     },
     clientErrorHandler: refuseUnreadable,
   });
-  app.removeContentTypeParser('text/plain');
+  app.removeContentTypeParser(['text/plain', 'application/json']);
+  const parseJson = app.getDefaultJsonParser('error', 'error');
+  app.addContentTypeParser('application/json', { parseAs: 'string' }, (request, body: string, done) => {
+    if (nestsDeeper(body, JSON_DEPTH_MAX)) return done(malformed('the body is nested too deep'));
+    return parseJson(request, body, done);
+  });
   for (const method of METHODS) {
     if (!app.supportedMethods.includes(method)) app.addHttpMethod(method);
   }

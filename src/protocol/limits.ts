@@ -29,6 +29,8 @@ export const CONTENT_BYTES_MAX = 96 * 1024;
 export const REQUEST_CONTENT_BYTES_MAX = 1024 * 1024;
 /** One frame or HTTP body: a full request in base64 and its frame. */
 export const FRAME_BYTES_MAX = 2 * 1024 * 1024;
+/** Lists and objects within each other: a frame or HTTP body of more than 1 KiB has no deeper ones. */
+export const JSON_DEPTH_MAX = 16;
 
 /** One push of envelopes. */
 export const PAGE_ENVELOPES_MAX = 100;

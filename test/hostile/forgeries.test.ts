@@ -10,7 +10,8 @@ import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { connectClient, RefusedError, TEST_SECRET } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
-import { BYSTANDER, createProbe, PEAK_BYTES_MAX, startTarget, type Target } from './target.ts';
+import { createProbe, PEAK_BYTES_MAX } from './probe.ts';
+import { BYSTANDER, startTarget, type Target } from './target.ts';
 
 const KEY_ID = 'current';
 const AUDIENCE = 'keygate';

@@ -17,6 +17,8 @@ export interface RawPeer {
   write(bytes: string | Buffer): Promise<void>;
   /** Resolves true when `text` has come, false when the connection was cut without it. */
   seen(text: string): Promise<boolean>;
+  /** Hears of every text message that the other side sends in one frame. */
+  onText: (message: string) => void;
   destroy(): void;
 }
 
@@ -44,6 +46,8 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
       socket.once('close', () => clearInterval(timer));
     });
     let received = '';
+    let rest: Buffer = Buffer.alloc(0);
+    const peer: { onText: ((message: string) => void) | null } = { onText: null };
     let isClosed = false;
     const isCut = (): boolean => isClosed || CLOSE_FRAMES.some((close) => received.includes(close));
     const watchers = new Set<() => void>();
@@ -56,6 +60,7 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
     });
     socket.on('data', (chunk) => {
       received = (received + chunk.toString('latin1')).slice(-KEPT_BYTES_MAX);
+      if (peer.onText !== null) rest = readFrames(Buffer.concat([rest, chunk]), peer.onText);
       for (const look of watchers) look();
     });
     socket.on('error', reject);
@@ -88,10 +93,38 @@ export function openPeer(url: string, localAddress = '127.0.0.1'): Promise<RawPe
             watchers.add(look);
             look();
           }),
+        get onText() {
+          return peer.onText ?? (() => {});
+        },
+        set onText(listener) {
+          peer.onText = listener;
+        },
         destroy: () => socket.destroy(),
       }),
     );
   });
+}
+
+/** Hands on each text message that is whole. @returns the bytes of what is not whole yet */
+function readFrames(bytes: Buffer, onText: (message: string) => void): Buffer {
+  let at = 0;
+  while (bytes.length - at >= 2) {
+    let length = bytes[at + 1]! & 0x7f;
+    let start = at + 2;
+    if (length === 126) {
+      if (bytes.length < start + 2) break;
+      length = bytes.readUInt16BE(start);
+      start += 2;
+    } else if (length === 127) {
+      if (bytes.length < start + 8) break;
+      length = Number(bytes.readBigUInt64BE(start));
+      start += 8;
+    }
+    if (bytes.length < start + length) break;
+    if (bytes[at] === (0x80 | OPCODE.text)) onText(bytes.toString('utf8', start, start + length));
+    at = start + length;
+  }
+  return bytes.subarray(at);
 }
 
 export function upgradeRequest(url: string, more: { query?: string; headers?: string[] } = {}): string {
