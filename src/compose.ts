@@ -17,20 +17,24 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
+import { examinePostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
+import { missingMigrations } from './backends/postgres/migrations.ts';
 import { createStatistics } from './backends/postgres/statistics.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis } from './backends/redis/connect.ts';
+import { examineRedis } from './backends/redis/examine.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import { createRedisRateLimiter } from './backends/redis/rate-limiter.ts';
 import { createRedisRelay } from './backends/redis/relay.ts';
 import type { Config } from './config.ts';
 import { configReference } from './config-reference.ts';
-import { createBounces } from './delivery/bounce.ts';
+import { type Bounces, createBounces } from './delivery/bounce.ts';
 import { createCourier } from './delivery/courier.ts';
+import { noReports } from './delivery/reports.ts';
 import { sweepMessages } from './delivery/retention.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { createSocketDoor } from './gateway/server.ts';
@@ -42,8 +46,10 @@ import { type Clock, every, systemClock } from './lib/clock.ts';
 import { type Log, silentLog } from './lib/log.ts';
 import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
+import type { KeyStore } from './ports/key-store.ts';
 import type { DeviceLocks } from './ports/lock.ts';
 import type { Maintenance } from './ports/maintenance.ts';
+import type { MessageStore } from './ports/message-store.ts';
 import type { Limit, RateLimiter } from './ports/rate-limiter.ts';
 import type { Relay } from './ports/relay.ts';
 import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
@@ -69,6 +75,10 @@ export interface NodeTiming {
   bus?: Partial<RedisBusTiming>;
   sweepPeriodMs?: number;
 }
+
+/** PostgreSQL 14, as it numbers itself. */
+const POSTGRES_VERSION_MIN = 140_000;
+const REDIS_VERSION_MIN = '6.2';
 
 const RETENTION_PERIOD_MS = 60_000;
 /** Clients of a draining node come back spread over this time, two milliseconds each. */
@@ -123,32 +133,108 @@ export async function migrateDatabase(config: Config): Promise<void> {
 /** What an operator's commands work with, beside running gateways or without any. */
 export interface Operator {
   maintenance: Maintenance;
+  store: KeyStore;
+  messages: MessageStore;
+  bounces: Bounces;
   close(): Promise<void>;
 }
 
 /**
  * Opens the configured store for a command; nobody is served.
  *
- * @throws Error where the store can't be reached, or an embedded one is in use
+ * @param options.migrates brings the schema up to date first, as a starting gateway does; otherwise it must be
+ * @throws Error where the store can't be reached, is behind, or is an embedded one that is in use
  */
 export async function openOperator(
   config: Config,
-  { log = silentLog }: { log?: Log } = {},
+  { migrates, log = silentLog }: { migrates: boolean; log?: Log },
 ): Promise<Operator> {
-  const undo: (() => Promise<void> | void)[] = [];
+  return await opened(async (undo) => {
+    const address = await openStore(config, { log, undo });
+    if (migrates) await migrate(address);
+    const database = openDatabase({ address, clock: systemClock, log });
+    undo.push(() => database.close());
+    const missing = await missingMigrations(database);
+    if (missing > 0) throw new Error(`the schema is ${missing} migrations behind: run keygate migrate`);
+    const messages = createMessageStore(database);
+    const bounces = createBounces({
+      messages,
+      // Nobody is told: the gateways' own sweeps find what came home.
+      bus: createInProcessBus({ log }),
+      clock: systemClock,
+      messageLifetimeMs: config.messages.lifetimeMs,
+      reports: noReports,
+    });
+    return { maintenance: createMaintenance(database), store: createKeyStore(database), messages, bounces };
+  });
+}
+
+/** What an engine tells of itself. */
+export interface EngineFacts {
+  version: string;
+  isNewEnough: boolean;
+  nowMs: number;
+}
+
+/**
+ * Asks the configured PostgreSQL who it is and how its schema stands; changes nothing.
+ *
+ * @throws Error where it can't be reached
+ */
+export async function examineStore(config: Config): Promise<EngineFacts & { missingMigrations: number }> {
+  const log = silentLog;
+  const examiner = await opened(async (undo) => {
+    const address = await openStore(config, { log, undo });
+    const database = openDatabase({ address, clock: systemClock, log });
+    undo.push(() => database.close());
+    return { database };
+  });
+  try {
+    const { version, versionNumber, nowMs } = await examinePostgres(examiner.database);
+    const missing = await missingMigrations(examiner.database).catch(() => null);
+    if (missing === null) throw new Error('there is no schema: run keygate migrate');
+    return {
+      version,
+      isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
+      nowMs,
+      missingMigrations: missing,
+    };
+  } finally {
+    await examiner.close();
+  }
+}
+
+/** The same of Redis; null where none is configured. */
+export async function examineRedisOf(config: Config): Promise<EngineFacts | null> {
+  if (config.redisUrl === null) return null;
+  const link = connectRedis({ url: config.redisUrl, name: 'doctor', log: silentLog });
+  try {
+    const { version, nowMs } = await examineRedis(link);
+    return { version, isNewEnough: compareVersions(version, REDIS_VERSION_MIN) >= 0, nowMs };
+  } finally {
+    link.disconnect();
+  }
+}
+
+/** Runs `open`, and gives what it made a `close` that undoes it; where it fails, what was begun is undone. */
+async function opened<Made extends object>(
+  open: (undo: Frame['undo']) => Promise<Made>,
+): Promise<Made & { close(): Promise<void> }> {
+  const undo: Frame['undo'] = [];
   const close = async (): Promise<void> => {
     for (const step of undo.splice(0).reverse()) await step();
   };
   try {
-    const address = await openStore(config, { log, undo });
-    await migrate(address);
-    const database = openDatabase({ address, clock: systemClock, log });
-    undo.push(() => database.close());
-    return { maintenance: createMaintenance(database), close };
+    return { ...(await open(undo)), close };
   } catch (error) {
     await close();
     throw error;
   }
+}
+
+/** By numbers, part by part. */
+function compareVersions(a: string, b: string): number {
+  return a.localeCompare(b, 'en', { numeric: true });
 }
 
 interface Frame {
@@ -294,6 +380,14 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
       check: async () => {
         await store.devicesOf('-');
         return null;
+      },
+    },
+    {
+      name: 'migrations',
+      required: true,
+      check: async () => {
+        const missing = await missingMigrations(database);
+        return missing === 0 ? null : `${missing} migrations are missing: run keygate migrate`;
       },
     },
     { name: 'bus', required: false, check: async () => trouble() },

@@ -1,34 +1,207 @@
 /** Commands for those who run gateways: they work on the configured store, beside running gateways or without any. */
-import { answer, type Command, JSON_OPTION, progressBar, type Values } from './command.ts';
-import type { Operator } from './compose.ts';
-import { parseConfig } from './config.ts';
+import {
+  answer,
+  BadNewsError,
+  type Command,
+  DEVICE_OPTIONS,
+  deviceOf,
+  JSON_OPTION,
+  print,
+  progressBar,
+  type Values,
+} from './command.ts';
+import type { EngineFacts, Operator } from './compose.ts';
+import { type Config, parseConfig } from './config.ts';
+import { configReference } from './config-reference.ts';
+import { messagesCut, sweepMessages } from './delivery/retention.ts';
 import { withdrawAfterRestore } from './keys/restored.ts';
+import { keysCut, sweepKeys } from './keys/retention.ts';
 import { systemClock } from './lib/clock.ts';
+import { markdownTable } from './lib/markdown-table.ts';
+import type { PoolTotals } from './ports/maintenance.ts';
+import { addressKey } from './protocol/ids.ts';
 
 export const operatorCommands: Record<string, Command> = {
+  stats: {
+    summary: 'count devices, one-time prekeys and waiting messages',
+    help: `Usage: keygate stats [--user <user id> --device <1-127>] [--json]
+
+Counts what the store holds, of all devices or of one. Exact, so it takes seconds where there are millions.
+
+  --user, --device  of this device only
+  --json            print the counts as JSON`,
+    options: { ...DEVICE_OPTIONS, ...JSON_OPTION },
+    run: stats,
+  },
+  sweep: {
+    summary: 'clean up now what is past its time, as gateways do each minute',
+    help: `Usage: keygate sweep [--dry-run] [--json]
+
+Folds claims that are older than CLAIMED_PREKEY_RETENTION_DAYS into used ids, drops signed prekeys that were replaced
+more than 30 days ago, sends expired messages back to their senders, and forgets message ids that were finished more
+than a day ago. Running gateways do so too, one of them at a time, in small batches. Ids stay used for ever.
+
+  --dry-run  only count what is due
+  --json     print the counts as JSON`,
+    options: { 'dry-run': { type: 'boolean' }, ...JSON_OPTION },
+    run: sweep,
+  },
   restored: {
     summary: 'make a store safe to serve after a backup was restored into it',
-    help: 'Usage: keygate restored [--json]\n\nTo be run once after a backup was restored, before the gateways are started again. In the time that was lost,\nkeys that the backup still offers may have been handed out. So every unclaimed one-time prekey is withdrawn for good,\nthe versions of every device rise beyond all that clients have seen, and every gate closes (serverRestored): each\nclient compares its keys, and uploads new one-time prekeys under new ids.\nSafe to be run again.\n\n  --json  print the counts as JSON',
+    help: `Usage: keygate restored [--json]
+
+To be run once after a backup was restored, before the gateways are started again. In the time that was lost,
+keys that the backup still offers may have been handed out. So every unclaimed one-time prekey is withdrawn for good,
+the versions of every device rise beyond all that clients have seen, and every gate closes (serverRestored): each
+client compares its keys, and uploads new one-time prekeys under new ids.
+Safe to be run again.
+
+  --json  print the counts as JSON`,
     options: JSON_OPTION,
     run: restored,
+  },
+  doctor: {
+    summary: 'look whether everything that the gateway needs is there and in step',
+    help: `Usage: keygate doctor [--json]
+
+Asks PostgreSQL, Redis and the token keys' address, whichever are configured: can they be reached, are they new
+enough, is the schema in step, do the clocks agree. Changes nothing. Ends with 1 where something is wrong.
+
+  --json  print the findings as JSON`,
+    options: JSON_OPTION,
+    run: doctor,
+  },
+  'config-reference': {
+    summary: 'list every environment variable, its default and its meaning',
+    help: `Usage: keygate config-reference [--json]
+
+Prints a table in Markdown. Reads nothing of the environment.
+
+  --json  print the list as JSON`,
+    options: JSON_OPTION,
+    run: async (values) =>
+      answer(values, configReference(), [
+        markdownTable(
+          ['variable', 'default', 'meaning'],
+          configReference().map(({ name, byDefault, meaning }) => [`\`${name}\``, byDefault, meaning]),
+        ),
+      ]),
   },
 };
 
 /** Runs `action` on the configured store, and closes it however it ends. */
-async function withOperator(action: (operator: Operator) => Promise<void>): Promise<void> {
+async function withOperator(
+  how: { migrates: boolean },
+  action: (operator: Operator, config: Config) => Promise<void>,
+): Promise<void> {
   const config = parseConfig(process.env);
   // Loaded only here: help and faults of usage are told without waiting for it.
   const { openOperator } = await import('./compose.ts');
-  const operator = await openOperator(config);
+  const operator = await openOperator(config, how);
   try {
-    await action(operator);
+    await action(operator, config);
   } finally {
     await operator.close();
   }
 }
 
+async function stats(values: Values): Promise<void> {
+  const device = values.user === undefined && values.device === undefined ? null : deviceOf(values);
+  await withOperator({ migrates: false }, async ({ maintenance }) => {
+    if (device === null) {
+      const totals = await maintenance.totals();
+      answer(values, { ...totals, ec: withTotal(totals.ec), pq: withTotal(totals.pq) }, [
+        `devices             ${totals.deviceCount}, of them with keys ${totals.deviceWithKeysCount}`,
+        `one-time prekeys    ${poolLine(totals.ec)}`,
+        `  post-quantum      ${poolLine(totals.pq)}`,
+        `messages that wait  ${totals.pendingCount}`,
+      ]);
+      return;
+    }
+    const totals = await maintenance.totalsOf(device);
+    if (totals === null) throw new Error(`${addressKey(device)} is unknown: it has never uploaded keys`);
+    const { ec, pq, updatedAtMs, restoredAtMs, ...rest } = totals;
+    const gate = gateOf(totals);
+    const lastUpdated = updatedAtMs === null ? null : new Date(updatedAtMs).toISOString();
+    answer(
+      values,
+      {
+        ...device,
+        ...rest,
+        ec: withTotal(ec),
+        pq: withTotal(pq),
+        gate,
+        lastUpdated,
+        mustCompareKeys: restoredAtMs !== null,
+      },
+      [
+        `device              ${addressKey(device)}, ${totals.hasKeys ? `key version ${totals.keyVersion}` : 'no keys'}`,
+        `one-time prekeys    ${poolLine(ec)}`,
+        `  post-quantum      ${poolLine(pq)}`,
+        `last updated        ${lastUpdated ?? 'never'}`,
+        `gate                ${gate}`,
+        `messages that wait  ${totals.pendingCount}`,
+      ],
+    );
+  });
+}
+
+function withTotal(pool: PoolTotals): PoolTotals & { total: number } {
+  return { total: pool.available + pool.consumed, ...pool };
+}
+
+function poolLine(pool: PoolTotals): string {
+  return `${pool.available + pool.consumed} in all, ${pool.available} available, ${pool.consumed} consumed`;
+}
+
+/** What the store knows of it: whether an open gate still stands, the gateway knows that serves the device. */
+function gateOf(totals: { hasKeys: boolean; servedFence: number; restoredAtMs: number | null }): string {
+  if (!totals.hasKeys) return 'closed: there are no keys';
+  if (totals.restoredAtMs !== null)
+    return 'closed: a backup was restored, and the client has not compared its keys';
+  if (totals.servedFence === 0) return 'never opened';
+  return `opened last by connection ${totals.servedFence}`;
+}
+
+async function sweep(values: Values): Promise<void> {
+  await withOperator({ migrates: false }, async ({ maintenance, store, messages, bounces }, config) => {
+    const nowMs = systemClock.nowMs();
+    const claimedPreKeyRetentionMs = config.preKeys.claimedRetentionMs;
+    const due = await maintenance.dueForSweep({
+      nowMs,
+      ...keysCut(nowMs, claimedPreKeyRetentionMs),
+      ...messagesCut(nowMs),
+    });
+    if (values['dry-run'] === true) {
+      answer(values, due, [
+        `claims to be folded into used ids  ${due.claimCount}`,
+        `replaced signed prekeys to drop    ${due.signedPreKeyCount}`,
+        `expired messages to bounce         ${due.expiredMessageCount}`,
+        `finished message ids to forget     ${due.rememberedMessageCount}`,
+      ]);
+      return;
+    }
+    const bar = progressBar(
+      'rows',
+      due.claimCount + due.signedPreKeyCount + due.expiredMessageCount + due.rememberedMessageCount,
+    );
+    const onBatch = (rowCount: number): void => bar.advance(rowCount);
+    const clock = systemClock;
+    try {
+      const keyRowCount = await sweepKeys({ store, clock, claimedPreKeyRetentionMs, onBatch });
+      const messageRowCount = await sweepMessages({ messages, bounces, clock, onBatch });
+      bar.end();
+      answer(values, { keyRowCount, messageRowCount }, [
+        `swept ${keyRowCount} rows of keys and ${messageRowCount} of messages`,
+      ]);
+    } finally {
+      bar.end();
+    }
+  });
+}
+
 async function restored(values: Values): Promise<void> {
-  await withOperator(async ({ maintenance }) => {
+  await withOperator({ migrates: true }, async ({ maintenance }) => {
     const bar = progressBar('devices', await maintenance.countDevices());
     const { deviceCount, withdrawnCount } = await withdrawAfterRestore({
       maintenance,
@@ -40,4 +213,80 @@ async function restored(values: Values): Promise<void> {
       'open gates close within 15 seconds; each client compares its keys and uploads new ones when it comes back',
     ]);
   });
+}
+
+interface Finding {
+  what: string;
+  good: boolean;
+  found: string;
+}
+
+/** Tokens are checked to the second, and proofs between nodes last ten minutes. */
+const CLOCK_DIFFERENCE_MAX_MS = 2_000;
+const JWKS_WAIT_MAX_MS = 5_000;
+
+async function doctor(values: Values): Promise<void> {
+  const config = parseConfig(process.env);
+  const { examineStore, examineRedisOf } = await import('./compose.ts');
+  const findings: Finding[] = [];
+  const look = async (what: string, examine: () => Promise<Omit<Finding, 'what'>[]>): Promise<void> => {
+    const found = await examine().catch((error: Error) => [{ good: false, found: error.message }]);
+    findings.push(...found.map((finding) => ({ what, ...finding })));
+  };
+  await look('postgres', async () => {
+    const { missingMigrations, ...facts } = await examineStore(config);
+    return [
+      ...engineFindings('PostgreSQL', 14, facts),
+      missingMigrations === 0
+        ? { good: true, found: 'the schema is in step' }
+        : { good: false, found: `${missingMigrations} migrations are missing: run keygate migrate` },
+    ];
+  });
+  await look('redis', async () => {
+    const facts = await examineRedisOf(config);
+    return facts === null
+      ? [{ good: true, found: 'not configured: one node' }]
+      : engineFindings('Redis', 6.2, facts);
+  });
+  const { keys } = config.tokens;
+  if (keys.kind === 'jwks') {
+    await look('tokens', async () => {
+      const response = await fetch(keys.url, { signal: AbortSignal.timeout(JWKS_WAIT_MAX_MS) });
+      const body = (await response.json().catch(() => null)) as { keys?: unknown[] } | null;
+      const count = Array.isArray(body?.keys) ? body.keys.length : 0;
+      return [
+        {
+          good: response.ok && count > 0,
+          found: `JWT_JWKS_URL answers ${response.status} with ${count} keys`,
+        },
+      ];
+    });
+  }
+  const good = findings.every((finding) => finding.good);
+  if (values.json === true) print(JSON.stringify({ good, findings }));
+  else
+    print(
+      findings
+        .map(({ what, good, found }) => `${good ? 'good' : 'BAD '}  ${what.padEnd(8)}  ${found}`)
+        .join('\n'),
+    );
+  if (!good) throw new BadNewsError();
+}
+
+function engineFindings(
+  name: string,
+  versionMin: number,
+  { version, isNewEnough, nowMs }: EngineFacts,
+): Omit<Finding, 'what'>[] {
+  const differenceMs = Math.round(nowMs - systemClock.nowMs());
+  return [
+    {
+      good: isNewEnough,
+      found: `${name} ${version}${isNewEnough ? '' : `: needs ${versionMin} or newer`}`,
+    },
+    {
+      good: Math.abs(differenceMs) <= CLOCK_DIFFERENCE_MAX_MS,
+      found: `its clock differs by ${differenceMs} ms`,
+    },
+  ];
 }

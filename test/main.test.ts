@@ -46,16 +46,20 @@ describe('keygate', () => {
   it('tells its commands and its version', async () => {
     const help = await keygate(['--help']);
     expect(help).toMatchObject({ code: 0, stderr: '' });
-    for (const name of ['serve', 'token', 'migrate', 'check-config', 'load-test']) expect(help.stdout).toContain(name);
+    for (const name of ['serve', 'token', 'migrate', 'check-config', 'load-test'])
+      expect(help.stdout).toContain(name);
     const version = JSON.parse(readFileSync('package.json', 'utf8')).version;
     expect(await keygate(['--version'])).toEqual({ code: 0, stdout: `${version}\n`, stderr: '' });
   });
 
-  it.each(['serve', 'token', 'migrate', 'check-config', 'load-test'])('tells how %s is used', async (name) => {
-    const { code, stdout } = await keygate([name, '--help'], { PORT: 'bad' });
-    expect(code).toBe(0);
-    expect(stdout).toContain(`Usage: keygate ${name}`);
-  });
+  it.each(['serve', 'token', 'migrate', 'check-config', 'load-test'])(
+    'tells how %s is used',
+    async (name) => {
+      const { code, stdout } = await keygate([name, '--help'], { PORT: 'bad' });
+      expect(code).toBe(0);
+      expect(stdout).toContain(`Usage: keygate ${name}`);
+    },
+  );
 
   it.each([
     ['no command', []],

@@ -6,10 +6,16 @@ import type { Bounces } from './bounce.ts';
 
 const SWEEP_ROWS_MAX = 500;
 
+/** Before which time finished message ids are forgotten. */
+export function messagesCut(nowMs: number): { forgetBeforeMs: number } {
+  return { forgetBeforeMs: nowMs - MESSAGE_ID_MEMORY_MS };
+}
+
 /**
  * Brings home what an interrupted bounce left, bounces expired and stale messages, and forgets message ids that were
  * finished long ago. A step that fails keeps none of the others from being done.
  *
+ * @param parts.onBatch is told how many rows were touched, batch by batch
  * @returns rows touched
  * @throws what failed first, when the others are done
  */
@@ -17,6 +23,7 @@ export async function sweepMessages(parts: {
   messages: MessageStore;
   bounces: Bounces;
   clock: Clock;
+  onBatch?: (rowCount: number) => void;
 }): Promise<number> {
   let total = 0;
   const failures: unknown[] = [];
@@ -40,10 +47,11 @@ export async function sweepMessages(parts: {
       const nowMs = parts.clock.nowMs();
       const touched = await parts.messages.sweep({
         nowMs,
-        forgetBeforeMs: nowMs - MESSAGE_ID_MEMORY_MS,
+        ...messagesCut(nowMs),
         limit: SWEEP_ROWS_MAX,
       });
       total += touched;
+      parts.onBatch?.(touched);
       if (touched < SWEEP_ROWS_MAX) return;
     }
   }

@@ -1,7 +1,59 @@
 /** What an operator's commands need of storage, beyond what serves clients. */
 import type { DeviceAddress } from '../protocol/ids.ts';
 
+/** Pools of one-time prekeys; `consumed` counts what was handed out under present identities. */
+export interface PoolTotals {
+  available: number;
+  consumed: number;
+}
+
+export interface StoreTotals {
+  deviceCount: number;
+  /** Devices that have a key set. */
+  deviceWithKeysCount: number;
+  ec: PoolTotals;
+  pq: PoolTotals;
+  pendingCount: number;
+}
+
+export interface DeviceTotals {
+  hasKeys: boolean;
+  keyVersion: number;
+  countVersion: number;
+  ec: PoolTotals;
+  pq: PoolTotals;
+  updatedAtMs: number | null;
+  pendingCount: number;
+  /** The number of the connection whose gate was opened last; 0 where none ever was, or a restore took it away. */
+  servedFence: number;
+  restoredAtMs: number | null;
+}
+
+/** Before which times things are due to be swept. */
+export interface SweepCut {
+  nowMs: number;
+  claimedBeforeMs: number;
+  replacedBeforeMs: number;
+  forgetBeforeMs: number;
+}
+
+export interface SweepDue {
+  claimCount: number;
+  signedPreKeyCount: number;
+  expiredMessageCount: number;
+  rememberedMessageCount: number;
+}
+
 export interface Maintenance {
+  /** Counts everything, exactly: seconds at ten million rows. */
+  totals(): Promise<StoreTotals>;
+
+  /** Null for a device that never uploaded. */
+  totalsOf(device: DeviceAddress): Promise<DeviceTotals | null>;
+
+  /** What a sweep would find; changes nothing. */
+  dueForSweep(cut: SweepCut): Promise<SweepDue>;
+
   /** How many devices there are, with or without keys. */
   countDevices(): Promise<number>;
 

@@ -1,22 +1,108 @@
 /** What an operator's commands do in PostgreSQL. */
-import { sql } from 'drizzle-orm';
-import type { Maintenance } from '../../ports/maintenance.ts';
+import { type SQL, sql } from 'drizzle-orm';
+import type { Maintenance, PoolTotals } from '../../ports/maintenance.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
-import { connectionFence, devices, messageSequence, oneTimePreKeys, usedPreKeyIds } from './schema.ts';
+import {
+  connectionFence,
+  devices,
+  messageReceipts,
+  messageSequence,
+  messages,
+  oneTimePreKeys,
+  prekeyClaims,
+  signedPreKeys,
+  usedPreKeyIds,
+} from './schema.ts';
 
 /** More messages than this are not stored within a millisecond. */
 const MESSAGES_PER_MS_MAX = 1_000;
 
-export function createMaintenance(database: Database): Maintenance {
+interface PoolRow {
+  ec_available: number;
+  ec_claimed: number;
+  pq_available: number;
+  pq_claimed: number;
+}
+
+function poolsOf(row: PoolRow): { ec: PoolTotals; pq: PoolTotals } {
   return {
+    ec: { available: row.ec_available, consumed: row.ec_claimed },
+    pq: { available: row.pq_available, consumed: row.pq_claimed },
+  };
+}
+
+export function createMaintenance(database: Database): Maintenance {
+  async function one<Row>(statement: SQL): Promise<Row | undefined> {
+    const [row] = await database.run(async (db) => (await db.execute(statement)) as unknown as Row[]);
+    return row;
+  }
+
+  return {
+    async totals() {
+      const row = await one<PoolRow & { device_count: number; with_keys: number; pending: number }>(sql`
+        SELECT count(*)::float8 AS device_count, count(identity_key)::float8 AS with_keys,
+               coalesce(sum(ec_available), 0)::float8 AS ec_available, coalesce(sum(ec_claimed), 0)::float8 AS ec_claimed,
+               coalesce(sum(pq_available), 0)::float8 AS pq_available, coalesce(sum(pq_claimed), 0)::float8 AS pq_claimed,
+               (SELECT count(*)::float8 FROM ${messages} WHERE pending) AS pending
+        FROM ${devices}`);
+      return {
+        deviceCount: row!.device_count,
+        deviceWithKeysCount: row!.with_keys,
+        ...poolsOf(row!),
+        pendingCount: row!.pending,
+      };
+    },
+
+    async totalsOf({ userId, deviceId }) {
+      const row = await one<
+        PoolRow & {
+          has_keys: boolean;
+          key_version: number;
+          count_version: number;
+          fence: number;
+          updated_ms: number | null;
+          restored_ms: number | null;
+          pending: number;
+        }
+      >(sql`
+        SELECT identity_key IS NOT NULL AS has_keys, key_version, count_version, fence, ec_available, ec_claimed,
+               pq_available, pq_claimed, extract(epoch FROM updated_at)::float8 * 1000 AS updated_ms,
+               extract(epoch FROM restored_at)::float8 * 1000 AS restored_ms,
+               (SELECT count(*)::float8 FROM ${messages} m
+                WHERE m.user_id = d.user_id AND m.device_id = d.device_id AND m.pending) AS pending
+        FROM ${devices} d WHERE user_id = ${userId} AND device_id = ${deviceId}`);
+      if (row === undefined) return null;
+      return {
+        hasKeys: row.has_keys,
+        keyVersion: row.key_version,
+        countVersion: row.count_version,
+        ...poolsOf(row),
+        updatedAtMs: row.updated_ms,
+        pendingCount: row.pending,
+        servedFence: row.fence,
+        restoredAtMs: row.restored_ms,
+      };
+    },
+
+    async dueForSweep(cut) {
+      const at = (ms: number): SQL => sql`to_timestamp(${ms}::float8 / 1000)`;
+      const row = await one<Record<'claims' | 'signed' | 'expired' | 'remembered', number>>(sql`
+        SELECT (SELECT count(*)::float8 FROM ${prekeyClaims} WHERE claimed_at < ${at(cut.claimedBeforeMs)}) AS claims,
+               (SELECT count(*)::float8 FROM ${signedPreKeys} WHERE replaced_at < ${at(cut.replacedBeforeMs)}) AS signed,
+               (SELECT count(*)::float8 FROM ${messages} WHERE expires_at <= ${at(cut.nowMs)}) AS expired,
+               (SELECT count(*)::float8 FROM ${messageReceipts}
+                WHERE finished_at <= ${at(cut.forgetBeforeMs)}) AS remembered`);
+      return {
+        claimCount: row!.claims,
+        signedPreKeyCount: row!.signed,
+        expiredMessageCount: row!.expired,
+        rememberedMessageCount: row!.remembered,
+      };
+    },
+
     async countDevices() {
-      const [row] = await database.run(
-        async (db) =>
-          (await db.execute(sql`SELECT count(*)::float8 AS count FROM ${devices}`)) as unknown as {
-            count: number;
-          }[],
-      );
+      const row = await one<{ count: number }>(sql`SELECT count(*)::float8 AS count FROM ${devices}`);
       return row!.count;
     },
 

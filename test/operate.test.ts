@@ -1,0 +1,148 @@
+/** The operators' commands, as they are run, on a store that a gateway serves at the same time. */
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import postgres from 'postgres';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { environment } from '../src/config.ts';
+import { operatorCommands } from '../src/operate.ts';
+import { keygate } from './support/command-line.ts';
+import { createDatabase, redisUrl } from './support/engines.ts';
+import { enrol, open, send, startGateway, TEST_SECRET, type TestGateway } from './support/gateway.ts';
+
+const ALICE = { userId: 'alice', deviceId: 1 };
+const BOB = { userId: 'bob', deviceId: 1 };
+const DAY_MS = 86_400_000;
+let gateway: TestGateway;
+let env: NodeJS.ProcessEnv;
+
+beforeAll(async () => {
+  gateway = await startGateway();
+  env = { DATABASE_URL: gateway.databaseUrl, JWT_SECRET: TEST_SECRET };
+  const alice = await enrol(gateway, ALICE);
+  const bob = await enrol(gateway, BOB);
+  await open(alice);
+  for (let index = 0; index < 3; index++) {
+    await alice.client.call('requestBundle', {
+      claimId: `00000000-0000-4000-8000-00000000000${index}`,
+      ...BOB,
+    });
+  }
+  await send(alice.client, bob, 'waits');
+  await bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
+});
+afterAll(() => gateway.stop());
+
+async function json(args: string[], more: NodeJS.ProcessEnv = {}): Promise<Record<string, unknown>> {
+  const { code, stdout, stderr } = await keygate([...args, '--json'], { ...env, ...more });
+  expect({ args, code, stderr }).toEqual({ args, code: 0, stderr: '' });
+  return JSON.parse(stdout);
+}
+
+it('tells how each is used, and that each speaks JSON too', () => {
+  for (const [name, { help, options, summary }] of Object.entries(operatorCommands)) {
+    expect(help).toMatch(new RegExp(`^Usage: keygate ${name} `));
+    expect(summary).not.toBe('');
+    for (const option of Object.keys(options)) expect(help, name).toContain(`--${option}`);
+    expect(Object.keys(options)).toContain('json');
+  }
+});
+
+describe('keygate stats', () => {
+  it('counts the whole store', async () => {
+    expect(await json(['stats'])).toEqual({
+      deviceCount: 2,
+      deviceWithKeysCount: 2,
+      ec: { total: 20, available: 17, consumed: 3 },
+      pq: { total: 10, available: 7, consumed: 3 },
+      pendingCount: 1,
+    });
+    const { stdout } = await keygate(['stats'], env);
+    expect(stdout).toContain('one-time prekeys    20 in all, 17 available, 3 consumed');
+  });
+
+  it('counts one device, and tells what is known of its gate', async () => {
+    expect(await json(['stats', '--user', 'bob', '--device', '1'])).toMatchObject({
+      userId: 'bob',
+      ec: { total: 10, available: 7, consumed: 3 },
+      pendingCount: 1,
+      keyVersion: 2,
+      gate: 'never opened',
+      lastUpdated: expect.stringMatching(/^20\d\d-/),
+    });
+    const alice = await json(['stats', '--user', 'alice', '--device', '1']);
+    expect(alice.gate).toMatch(/^opened last by connection \d+$/);
+    expect(await keygate(['stats', '--user', 'nobody', '--device', '1'], env)).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: 'keygate: nobody.1 is unknown: it has never uploaded keys\n',
+    });
+    expect((await keygate(['stats', '--user', 'bob'], env)).code).toBe(2);
+  });
+});
+
+describe('keygate sweep', () => {
+  it('counts with --dry-run what is due, and changes nothing; then it is swept, and ids stay used', async () => {
+    const sql = postgres(gateway.databaseUrl, { max: 1, onnotice: () => {} });
+    const longAgo = new Date(Date.now() - 40 * DAY_MS);
+    await sql`UPDATE prekey_claims SET claimed_at = ${longAgo}`;
+    await sql`UPDATE signed_prekeys SET replaced_at = ${longAgo} WHERE replaced_at IS NOT NULL`;
+    await sql`UPDATE messages SET expires_at = ${longAgo}`;
+    const due = {
+      claimCount: 3,
+      signedPreKeyCount: 1,
+      expiredMessageCount: 1,
+      rememberedMessageCount: 0,
+    };
+    expect(await json(['sweep', '--dry-run'])).toEqual(due);
+    expect(await json(['sweep', '--dry-run'])).toEqual(due);
+    expect(await json(['sweep'])).toEqual({ keyRowCount: 4, messageRowCount: 1 });
+    expect(await json(['sweep', '--dry-run'])).toMatchObject({ claimCount: 0, expiredMessageCount: 0 });
+    expect((await sql`SELECT 1 FROM prekey_claims`).length).toBe(0);
+    expect(await sql`SELECT ids::text FROM used_prekey_ids WHERE NOT signed ORDER BY kind`).toMatchObject([
+      { ids: '{[1,4)}' },
+      { ids: expect.stringMatching(/^\{\[\d,\d\)\}$/) },
+    ]);
+    expect(await sql`SELECT bounce_reason FROM messages`).toEqual([{ bounce_reason: 'EXPIRED' }]);
+    await sql.end();
+  });
+});
+
+describe('keygate doctor', () => {
+  it('finds everything good', async () => {
+    const { good, findings } = await json(['doctor'], { REDIS_URL: redisUrl() });
+    expect(good).toBe(true);
+    expect(findings).toHaveLength(5);
+    const { stdout } = await keygate(['doctor'], env);
+    expect(stdout).toContain('good  postgres  the schema is in step\n');
+    expect(stdout).toContain('good  redis     not configured: one node\n');
+  });
+
+  it('names every fault at once, and ends with 1', async () => {
+    const empty = await createDatabase();
+    const keySet = createServer((_, response) => response.writeHead(404).end());
+    await new Promise<void>((resolve) => keySet.listen(0, '127.0.0.1', resolve));
+    const { port } = keySet.address() as AddressInfo;
+    const { code, stdout } = await keygate(['doctor', '--json'], {
+      DATABASE_URL: empty.url,
+      REDIS_URL: 'redis://127.0.0.1:1',
+      JWT_JWKS_URL: `http://127.0.0.1:${port}/keys`,
+    });
+    expect(code).toBe(1);
+    expect(JSON.parse(stdout)).toEqual({
+      good: false,
+      findings: [
+        { what: 'postgres', good: false, found: 'there is no schema: run keygate migrate' },
+        { what: 'redis', good: false, found: 'no connection to Redis' },
+        { what: 'tokens', good: false, found: 'JWT_JWKS_URL answers 404 with 0 keys' },
+      ],
+    });
+    expect(await keygate(['stats'], { ...env, DATABASE_URL: empty.url })).toMatchObject({ code: 1 });
+    keySet.close();
+    await empty.drop();
+  });
+});
+
+it('keygate config-reference lists every variable', async () => {
+  const { stdout } = await keygate(['config-reference'], {});
+  for (const name of Object.keys(environment.shape)) expect(stdout).toContain(`| \`${name}\` |`);
+});
