@@ -25,7 +25,7 @@ import { createMessageStore } from './backends/postgres/message-store.ts';
 import { missingMigrations } from './backends/postgres/migrations.ts';
 import { createStatistics } from './backends/postgres/statistics.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
-import { connectRedis } from './backends/redis/connect.ts';
+import { connectRedis, connectSubscriber } from './backends/redis/connect.ts';
 import { examineRedis } from './backends/redis/examine.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import { createRedisRateLimiter } from './backends/redis/rate-limiter.ts';
@@ -460,7 +460,7 @@ function openEngines(
   undo.push(() => {
     commands.disconnect();
   });
-  const subscriber = connectRedis({ url: config.redisUrl, name: 'subscriber', log });
+  const subscriber = connectSubscriber({ url: config.redisUrl, name: 'subscriber', log });
   undo.push(() => {
     subscriber.disconnect();
   });
@@ -494,7 +494,7 @@ function openRelay(config: Config, { log, undo }: Pick<Frame, 'log' | 'undo'>): 
   undo.push(() => {
     commands.disconnect();
   });
-  const subscriber = connectRedis({ url, name: 'inspector-subscriber', log });
+  const subscriber = connectSubscriber({ url, name: 'inspector-subscriber', log });
   undo.push(() => {
     subscriber.disconnect();
   });

@@ -73,6 +73,9 @@ const HOUR_MS = 3_600_000;
 const DAY_MS = 24 * HOUR_MS;
 const ADMIN_TOKEN_LENGTH_MIN = 16;
 const LIMIT_MAX = 999_999_999;
+/** Credentials, hosts with their ports, and what ioredis takes besides. */
+const REDIS_HOSTS =
+  /^[^:]*:\/\/(?:[^@\s/]*@)?(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?(?:,(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?)*(?:[/?]\S*)?$/;
 
 declare module 'zod' {
   interface GlobalMeta {
@@ -94,8 +97,17 @@ export const environment = z.object({
     meaning: '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` for a pooler in transaction mode',
     unset: 'not set: embedded',
   }),
-  REDIS_URL: optional(z.string().regex(/^rediss?:\/\/\S+$/, 'must begin with redis:// or rediss://')).meta({
-    meaning: '`redis://…` or `rediss://…`, Redis 6.2 or newer; needs `DATABASE_URL`',
+  REDIS_URL: optional(
+    z
+      .string()
+      .regex(/^rediss?:\/\/\S+$/, { error: 'must begin with redis:// or rediss://', abort: true })
+      .regex(
+        REDIS_HOSTS,
+        'must name a host, or several separated by commas, as in redis://one:6379,two:6379',
+      ),
+  ).meta({
+    meaning:
+      '`redis://…` or `rediss://…`, Redis 6.2 or newer; nodes of a Redis Cluster separated by commas (`redis://one:6379,two:6379`), or one of them with `?cluster=true`; needs `DATABASE_URL`',
     unset: 'not set: one node',
   }),
   DATA_DIR: z

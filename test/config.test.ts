@@ -140,6 +140,9 @@ describe('configuration', () => {
     ['HOST', 'http://host'],
     ['ADMIN_HOST', 'a b'],
     ['DATABASE_URL', 'mysql://db'],
+    ['REDIS_URL', 'http://cache'],
+    ['REDIS_URL', 'redis://one:6379,,two:6379'],
+    ['REDIS_URL', 'redis://one:port,two'],
     ['JWT_SECRET', 'short'],
     ['JWT_SECRET', `${JWT_SECRET}\n`],
     ['JWT_PUBLIC_KEY', 'nonsense'],
@@ -157,7 +160,8 @@ describe('configuration', () => {
     ['MESSAGE_TTL_DAYS', '1e3'],
     ['LOG_LEVEL', 'loud'],
   ])('refuses %s=%j in a line that names it', (name, value) => {
-    const env = name === 'DATABASE_URL' ? { JWT_SECRET } : {};
+    const url = { DATABASE_URL: 'postgres://db/keygate', JWT_SECRET };
+    const env = name === 'DATABASE_URL' ? { JWT_SECRET } : name === 'REDIS_URL' ? url : {};
     expect(problemsOf({ ...env, [name]: value })).toEqual([expect.stringMatching(`^${name} `)]);
   });
 

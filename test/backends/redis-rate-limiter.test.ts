@@ -1,7 +1,7 @@
 // Limits over a real Redis: the contract, what it costs Redis, and a Redis that breaks.
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { connectRedis } from '../../src/backends/redis/connect.ts';
+import { connectRedis, type RedisLink } from '../../src/backends/redis/connect.ts';
 import { createRedisRateLimiter } from '../../src/backends/redis/rate-limiter.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
@@ -24,7 +24,7 @@ afterAll(async () => {
   await redis.stop();
 });
 
-async function openLink(): Promise<Redis> {
+async function openLink(): Promise<RedisLink> {
   const link = connectRedis({
     url: redis.url,
     name: 'test',

@@ -3,7 +3,7 @@ import { connect, createServer, type Server, type Socket } from 'node:net';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { createRedisBus, type RedisBus, type RedisBusTiming } from '../../src/backends/redis/bus.ts';
-import { connectRedis } from '../../src/backends/redis/connect.ts';
+import { connectSubscriber } from '../../src/backends/redis/connect.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
@@ -39,7 +39,7 @@ afterEach(() => {
 });
 
 function link(options: { url?: string; log?: Log } = {}): Redis {
-  return connectRedis({ url: redis.url, name: 'test', log: silentLog, retryDelayMaxMs: 20, ...options });
+  return connectSubscriber({ url: redis.url, name: 'test', log: silentLog, retryDelayMaxMs: 20, ...options });
 }
 
 interface Node {

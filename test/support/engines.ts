@@ -44,6 +44,9 @@ export interface PostgresEngineOptions {
 
 /** Another process may take a free port between the look and the start. */
 const PORT_ATTEMPTS_MAX = 5;
+const CLUSTER_SLOTS = 16_384;
+/** The nodes of a Cluster talk on ports ten thousand higher. */
+const CLUSTER_PORT_MAX = 55_535;
 const DEBIAN_POSTGRES_DIR = '/usr/lib/postgresql';
 const NOT_DEADLY: readonly NodeJS.Signals[] = [
   'SIGSTOP',
@@ -114,19 +117,70 @@ async function startPostgresIn(dir: string, options: PostgresEngineOptions): Pro
  */
 export async function startRedis({ appendOnly = false }: { appendOnly?: boolean } = {}): Promise<Engine> {
   const binary = await findRedis();
-  return inTemporaryFolder((dir) => startRedisIn(dir, binary, appendOnly));
+  const more = ['--appendonly', appendOnly ? 'yes' : 'no', '--appendfsync', 'always'];
+  return inTemporaryFolder((dir) => startRedisIn(dir, binary, more));
 }
 
-async function startRedisIn(dir: string, binary: RedisBinary, appendOnly: boolean): Promise<Engine> {
+/** A Redis Cluster without replicas: what a lost node held is lost, and the others serve on. */
+export interface RedisCluster {
+  /** Names all of them. */
+  url: string;
+  nodes: readonly Engine[];
+  stop(): Promise<void>;
+}
+
+/** @throws MissingEngineError with one line that says what to install */
+export async function startRedisCluster({ nodeCount = 3 } = {}): Promise<RedisCluster> {
+  const binary = await findRedis();
+  const more = [
+    ...['--appendonly', 'no', '--cluster-enabled', 'yes', '--cluster-config-file', 'nodes.conf'],
+    ...['--cluster-node-timeout', '1000', '--cluster-require-full-coverage', 'no'],
+  ];
+  const nodes: Engine[] = [];
+  const stop = async (): Promise<void> => void (await Promise.all(nodes.map((node) => node.stop())));
+  try {
+    for (let i = 0; i < nodeCount; i++) {
+      nodes.push(await inTemporaryFolder((dir) => startRedisIn(dir, binary, more, CLUSTER_PORT_MAX)));
+    }
+    const shareSize = Math.ceil(CLUSTER_SLOTS / nodeCount);
+    for (const [index, { port }] of nodes.entries()) {
+      const first = index * shareSize;
+      const slots = Array.from({ length: Math.min(shareSize, CLUSTER_SLOTS - first) }, (_, i) => first + i);
+      await tellRedis(port, `CLUSTER ADDSLOTS ${slots.join(' ')}`);
+      await tellRedis(port, `CLUSTER MEET 127.0.0.1 ${nodes[0]!.port}`);
+    }
+    await eventually(
+      async () => {
+        for (const { port } of nodes) {
+          const info = await tellRedis(port, 'CLUSTER INFO');
+          if (!info.includes('cluster_state:ok') || !info.includes(`cluster_known_nodes:${nodeCount}`))
+            return false;
+        }
+        return true;
+      },
+      { waitMaxMs: 20_000, that: 'the Redis Cluster being whole' },
+    );
+    return { url: `redis://${nodes.map(({ port }) => `127.0.0.1:${port}`).join(',')}`, nodes, stop };
+  } catch (error) {
+    await stop();
+    throw error;
+  }
+}
+
+async function startRedisIn(
+  dir: string,
+  binary: RedisBinary,
+  more: readonly string[],
+  portMax = Number.POSITIVE_INFINITY,
+): Promise<Engine> {
   const logFile = join(dir, 'redis.log');
   const engine = await startOnFreePort(dir, async (port) => {
+    if (port > portMax)
+      throw new Error(`port ${port} is too high for a Cluster, which takes another one above it`);
     const outputFd = openSync(logFile, 'a', 0o600);
     const server = await startGuarded({
       command: binary.command,
-      args: [
-        ...['--bind', '127.0.0.1', '--port', String(port), '--dir', dir, '--save', ''],
-        ...['--appendonly', appendOnly ? 'yes' : 'no', '--appendfsync', 'always'],
-      ],
+      args: [...['--bind', '127.0.0.1', '--port', String(port), '--dir', dir, '--save', ''], ...more],
       cwd: dir,
       env: binary.env,
       user: null,
@@ -291,5 +345,19 @@ function answersPing(port: number): Promise<boolean> {
     });
     socket.on('error', () => resolve(false));
     socket.once('close', () => resolve(false));
+  });
+}
+
+/** One command without arguments that need quoting. @returns the raw answer */
+function tellRedis(port: number, command: string): Promise<string> {
+  return new Promise((resolve, reject) => {
+    const socket = connect(port, '127.0.0.1', () => socket.write(`${command}\r\n`));
+    socket.once('data', (answer) => {
+      socket.destroy();
+      const text = answer.toString();
+      if (text.startsWith('-')) reject(new Error(`Redis refused ${command.slice(0, 40)}: ${text}`));
+      else resolve(text);
+    });
+    socket.on('error', reject);
   });
 }

@@ -5,6 +5,7 @@
  * Redis may lose anything at any time: leases are renewed, and announced again whenever a connection was lost.
  */
 import { randomBytes } from 'node:crypto';
+import type { Redis } from 'ioredis';
 import { type Clock, every, type Timer } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener, Lease } from '../../ports/bus.ts';
@@ -19,6 +20,8 @@ const POKES_PER_BATCH_MAX = 512;
 /** Pokes that wait for Redis; more than these are lost, and found by the sweeps of the nodes that they were for. */
 const POKES_WAITING_MAX = 10_000;
 const MESSAGE_LENGTH_MAX = 256 * 1024;
+/** In a Cluster any node passes a message on: where one is away, the next attempt finds another. */
+const CLUSTER_PUBLISH_ATTEMPTS = 3;
 
 /**
  * A lease is `<number> <node>`; one that was given up keeps its number and names no node until it expires.
@@ -69,7 +72,7 @@ export interface RedisBusOptions {
   /** May be shared with others; the bus doesn't close it. */
   commands: RedisLink;
   /** The bus's own: it subscribes on it, and `stop` closes it. */
-  subscriber: RedisLink;
+  subscriber: Redis;
   clock: Clock;
   log: Log;
   timing?: Partial<RedisBusTiming>;
@@ -249,7 +252,14 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   // ——— the node's channel
 
   async function publish(node: string, message: string): Promise<void> {
-    await commands.publish(channelOf(node), message);
+    for (let attempt = commands.isCluster ? CLUSTER_PUBLISH_ATTEMPTS : 1; ; attempt--) {
+      try {
+        await commands.publish(channelOf(node), message);
+        return;
+      } catch (error) {
+        if (attempt === 1) throw error;
+      }
+    }
   }
 
   /** Whatever stands on the channel, nothing but a look, a displacement or a probe comes of it. */
@@ -346,6 +356,10 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     connection++;
     isGapDue = true;
   };
+  /** One node of a Cluster was lost, and may come back without its leases: they are renewed with every probe until then. */
+  const onNodeLost = (): void => {
+    isRenewalDue = true;
+  };
 
   return {
     nodeId,
@@ -357,6 +371,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       subscriber.on('message', hear);
       commands.on('ready', onCommandsReady);
       commands.on('close', onCommandsClose);
+      commands.on('-node', onNodeLost);
       timers.push(every(clock, timing.probeMs, probe), every(clock, timing.leaseMs / 3, renewSoon));
       const opened = new Promise<void>((resolve) => {
         reportOpen = resolve;
@@ -421,6 +436,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       subscriber.off('message', hear);
       commands.off('ready', onCommandsReady);
       commands.off('close', onCommandsClose);
+      commands.off('-node', onNodeLost);
       toForward.clear();
       const all = [...leases.values()];
       leases.clear();

@@ -2,11 +2,13 @@
  * Links to Redis that come back by themselves, fail at once rather than queue, and never end the process.
  * The truth is in PostgreSQL: whoever asks Redis would rather hear "no" now than "yes" later.
  */
-import { type Cluster, Redis, type RedisOptions } from 'ioredis';
+import { connect as connectTcp } from 'node:net';
+import { connect as connectTls } from 'node:tls';
+import { AbstractConnector, Cluster, Redis, type RedisOptions } from 'ioredis';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 
-/** What the backends of this room work with; a Cluster's must have `enableAutoPipelining`, see `scripts.ts`. */
+/** One Redis, or a Cluster of them. */
 export type RedisLink = Redis | Cluster;
 
 const CONNECT_WAIT_MAX_MS = 2_000;
@@ -14,29 +16,118 @@ const CONNECT_WAIT_MAX_MS = 2_000;
 const SILENCE_MAX_MS = 2_000;
 const GOODBYE_WAIT_MAX_MS = 500;
 const RETRY_DELAY_MIN_MS = 50;
+/** How soon a Cluster's new division of the slots, and a node that is back, are noticed. */
+const SLOTS_LOOK_PERIOD_MS = 2_000;
+const DEFAULT_PORT = 6379;
 
 export interface RedisLinkOptions {
-  /** `redis://` or, for TLS, `rediss://`. */
+  /**
+   * `redis://` or, for TLS, `rediss://`. Several hosts, separated by commas, are nodes of a Cluster, which tell of the
+   * others; so is a single one with `?cluster=true`.
+   */
   url: string;
   /** Shown by Redis's `CLIENT LIST`. */
   name: string;
   log: Log;
-  /** Whether the commands of one turn go out in one write, at its end. */
-  isPipelined?: boolean;
   /** The longest pause between two attempts to connect. */
   retryDelayMaxMs?: number;
 }
 
 /**
- * Opens a link; returns at once, and never throws for a Redis that is away. Every command settles within about
- * SILENCE_MAX_MS: those sent while there is no connection fail at once.
+ * Opens a link for commands; returns at once, and never throws for a Redis that is away. Every command settles within
+ * about SILENCE_MAX_MS: those sent while there is no connection fail at once.
+ *
+ * @param link.isPipelined whether the commands of one turn go out in one write, at its end; to a Cluster they always do
  */
-export function connectRedis(options: RedisLinkOptions): Redis {
-  const { url, name, log, isPipelined = false, retryDelayMaxMs = 2_000 } = options;
-  const link = new Redis(url, {
-    ...linkOptions({ name, retryDelayMaxMs }),
-    enableAutoPipelining: isPipelined,
+export function connectRedis(link: RedisLinkOptions & { isPipelined?: boolean }): RedisLink {
+  const { url, name, log, isPipelined = false, retryDelayMaxMs = 2_000 } = link;
+  const { nodes, options } = readUrl(url);
+  if (nodes === null) {
+    const single = { ...linkOptions({ name, retryDelayMaxMs }), enableAutoPipelining: isPipelined };
+    return reporting(new Redis(url, single), { name, log });
+  }
+  const { retryStrategy, enableOfflineQueue, ...perNode } = linkOptions({ name, retryDelayMaxMs });
+  const cluster = new Cluster(nodes, {
+    redisOptions: { ...perNode, ...options },
+    enableOfflineQueue,
+    clusterRetryStrategy: retryStrategy,
+    slotsRefreshInterval: SLOTS_LOOK_PERIOD_MS,
+    // What was sent in one tick goes in one write to each node.
+    enableAutoPipelining: true,
+    // A message has no slot: any node that is there passes it on.
+    autoPipeliningIgnoredCommands: ['publish'],
+    // A node that is away is away: its part of a batch fails now, and the others' parts are answered.
+    retryDelayOnFailover: 0,
+    retryDelayOnClusterDown: 0,
   });
+  return reporting(cluster, { name, log });
+}
+
+/**
+ * Opens a link to subscribe on. In a Cluster it leads to one of the nodes, which pass all messages on, and to the next
+ * one when that is lost. Its loss shows, as ioredis's own change of nodes would not.
+ */
+export function connectSubscriber({ url, name, log, retryDelayMaxMs = 2_000 }: RedisLinkOptions): Redis {
+  const { nodes, options } = readUrl(url);
+  const common = linkOptions({ name, retryDelayMaxMs });
+  const link =
+    nodes === null
+      ? new Redis(url, common)
+      : new Redis({ ...common, ...options, Connector: inTurn(nodes, options.tls) });
+  return reporting(link, { name, log });
+}
+
+interface Node {
+  host: string;
+  port: number;
+}
+
+/** `nodes` is null for one Redis, whose URL ioredis reads itself. @throws Error where it names no host */
+function readUrl(url: string): {
+  nodes: Node[] | null;
+  options: Pick<RedisOptions, 'username' | 'password' | 'tls'>;
+} {
+  const [, scheme, credentials, hosts, query] =
+    /^(rediss?):\/\/(?:([^@/]*)@)?([^/?]+)\/?\d*(\?.*)?$/.exec(url) ?? [];
+  const isCluster = hosts?.includes(',') || new URLSearchParams(query).get('cluster') === 'true';
+  if (hosts === undefined || !isCluster) return { nodes: null, options: {} };
+  const { username, password } = new URL(`redis://${credentials ?? ''}@host`);
+  return {
+    nodes: hosts.split(',').map((host) => {
+      const { hostname, port } = new URL(`redis://${host}`);
+      return { host: hostname.replace(/^\[|\]$/g, ''), port: port === '' ? DEFAULT_PORT : Number(port) };
+    }),
+    options: {
+      ...(username === '' ? {} : { username: decodeURIComponent(username) }),
+      ...(password === '' ? {} : { password: decodeURIComponent(password) }),
+      ...(scheme === 'rediss' ? { tls: {} } : {}),
+    },
+  };
+}
+
+/** Each attempt to connect goes to the next node. */
+function inTurn(nodes: readonly Node[], tls: RedisOptions['tls']): NonNullable<RedisOptions['Connector']> {
+  let turn = Math.floor(Math.random() * nodes.length);
+  return class extends AbstractConnector {
+    constructor() {
+      super(GOODBYE_WAIT_MAX_MS);
+    }
+
+    override async connect() {
+      this.connecting = true;
+      const node = nodes[turn++ % nodes.length]!;
+      const stream = tls === undefined ? connectTcp(node) : connectTls({ ...node, ...tls });
+      stream.once('error', (error) => {
+        this.firstError = error;
+      });
+      this.stream = stream;
+      return stream;
+    }
+  };
+}
+
+/** Says once that a link is broken, and once that it works again. */
+function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: string; log: Log }): Link {
   let isTroubleLogged = false;
   // Without a listener, ioredis prints every attempt. An error object isn't logged as a whole: it carries the
   // command's arguments, for a refused log-in the password.
