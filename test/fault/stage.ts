@@ -101,7 +101,7 @@ export async function startStage(
       },
       onGatewayEnd: () => {},
       async readiness(gateway) {
-        const response = await fetch(`${gateway.adminUrl}/readyz`);
+        const response = await fetch(`${gateway.adminUrl}/readyz`, { signal: AbortSignal.timeout(3_000) });
         return { status: response.status, text: await response.text() };
       },
       async stop() {

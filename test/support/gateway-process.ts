@@ -50,17 +50,22 @@ const DEADLY: readonly NodeJS.Signals[] = ['SIGKILL', 'SIGTERM', 'SIGINT'];
 
 /**
  * @param options.program the file and its arguments; it writes what `keygate serve` writes
+ * @param options.through a command that becomes the gateway: its last arguments are what to run
  * @throws Error with the process's own words where it does not start to serve
  */
 export async function startGatewayProcess(
   store: GatewayProcessStore,
   env: Record<string, string> = {},
-  { program = ['src/main.ts', 'serve'] }: { program?: readonly string[] } = {},
+  {
+    program = ['src/main.ts', 'serve'],
+    through = [],
+  }: { program?: readonly string[]; through?: readonly string[] } = {},
 ): Promise<GatewayProcess> {
   const outputDir = await mkdtemp(join(tmpdir(), 'keygate-process-'));
   const outputFile = join(outputDir, 'output.log');
   const output = (): Promise<string> => readFile(outputFile, 'utf8');
   const clients: Client[] = [];
+  const [command, ...args] = [...through, process.execPath];
   const ports = { PORT: '0', ADMIN_PORT: '0' };
 
   /** Serves when it resolves. */
@@ -68,8 +73,8 @@ export async function startGatewayProcess(
     const outputFd = openSync(outputFile, 'a', 0o600);
     const saidBefore = (await output()).length;
     const child = await startGuarded({
-      command: process.execPath,
-      args: ['--import', 'tsx', ...program],
+      command: command!,
+      args: [...args, '--import', 'tsx', ...program],
       cwd: ROOT,
       env: { ...environmentOf(store), ...env, ...ports },
       user: null,
