@@ -1,7 +1,7 @@
 // Limits over a real Redis: the contract, what it costs Redis, and a Redis that breaks.
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it, vi } from 'vitest';
-import { connectRedis, type RedisLink } from '../../src/backends/redis/connect.ts';
+import { connectRedis } from '../../src/backends/redis/connect.ts';
 import { createRedisRateLimiter } from '../../src/backends/redis/rate-limiter.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
@@ -24,14 +24,14 @@ afterAll(async () => {
   await redis.stop();
 });
 
-async function openLink(): Promise<RedisLink> {
+async function openLink(): Promise<Redis> {
   const link = connectRedis({
     url: redis.url,
     name: 'test',
     isPipelined: true,
     log: silentLog,
     retryDelayMaxMs: 20,
-  });
+  }) as Redis;
   await eventually(() => link.status === 'ready');
   return link;
 }
