@@ -12,6 +12,7 @@ import type { Fault, Scene } from './run.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const WAIT = { waitMaxMs: 90_000 };
+const CONNECTIONS_PER_GATEWAY_MAX = 12;
 
 export const gatewayKilled: Fault = async ({ stage, random, actions, broken }) => {
   const gateway = random.pick(stage.gateways);
@@ -261,6 +262,12 @@ export const postgresKilled: Fault = async (scene) => {
   await stage.postgres.restart();
   await saysReady(scene);
   await actions(5);
+  // On its return nobody storms it.
+  const [row] = await stage.sql<{ count: number }[]>`
+    SELECT count(*)::int AS count FROM pg_stat_activity WHERE application_name = 'keygate'`;
+  if (row!.count > stage.gateways.length * CONNECTIONS_PER_GATEWAY_MAX) {
+    throw new Error(`${row!.count} connections from ${stage.gateways.length} gateways`);
+  }
 };
 
 /** At moments that fall into the midst of statements and transactions. */

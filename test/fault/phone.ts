@@ -63,11 +63,14 @@ export interface Phone extends Peer {
   /** Reads nothing from the network until it is told to. */
   pauseReading(): void;
   resumeReading(): void;
+  /** For whoever wonders why it is stuck. */
+  state(): string;
   stop(): void;
 }
 
 /** A gateway that says nothing for so long is taken for dead. */
 const ANSWER_WAIT_MAX_MS = 2_500;
+const CONNECT_WAIT_MAX_MS = 6_000;
 const RETRY_MS = 60;
 const REGISTRATION_ID = 77;
 
@@ -119,6 +122,16 @@ export function createPhone(options: PhoneOptions): Phone {
     const mine: Line = { socket, connection: 0 };
     line = mine;
     waiting.set(mine, new Set());
+    // A gateway that falls silent between its greeting and its answer to the token is not noticed by Socket.IO's client.
+    const watch = (): void => {
+      setTimeout(() => {
+        if (line !== mine || stopped.signal.aborted || socket.connected) return;
+        socket.io.reconnection(false);
+        socket.disconnect();
+        renew();
+      }, CONNECT_WAIT_MAX_MS);
+    };
+    watch();
     const again = (delayMs: number): void => {
       setTimeout(() => {
         if (line === mine && !stopped.signal.aborted) socket.connect();
@@ -134,6 +147,7 @@ export function createPhone(options: PhoneOptions): Phone {
     });
     socket.on('disconnect', () => {
       if (line === mine) gateIsOpen = false;
+      watch();
       for (const giveUp of [...waiting.get(mine)!]) giveUp();
       if (!socket.active) again(RETRY_MS);
     });
@@ -435,6 +449,13 @@ export function createPhone(options: PhoneOptions): Phone {
 
     pauseReading: () => networkOf(line)?.pause(),
     resumeReading: () => networkOf(line)?.resume(),
+
+    state() {
+      const link = line?.socket.connected ? `connected (${line.connection})` : 'not connected';
+      const engine = line?.socket.io.engine?.readyState ?? 'none';
+      const asked = line === null ? [] : [...waiting.get(line)!.keys()];
+      return `${device}: ${link}, engine ${engine}, gate ${gateIsOpen ? 'open' : 'closed'}, ${asked.length} asked, ${JSON.stringify(Object.fromEntries(troubles))}`;
+    },
 
     stop() {
       stopped.abort();

@@ -101,8 +101,7 @@ export async function run<S extends Stage>(options: RunOptions<S>): Promise<Outc
     all.reduce((sum, phone) => sum + (phone.troubles.get(what) ?? 0), 0);
   const soon = (check: () => boolean | Promise<boolean>, that: string): Promise<unknown> =>
     eventually(check, { waitMaxMs, that }).catch((error: Error) => {
-      const troubles = all.map((phone) => JSON.stringify(Object.fromEntries(phone.troubles)));
-      throw new Error(`${error.message}; troubles: ${troubles.join(' ')}`, { cause: error });
+      throw new Error([error.message, ...all.map((phone) => phone.state())].join('\n'), { cause: error });
     });
 
   try {
