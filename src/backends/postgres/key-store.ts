@@ -218,37 +218,40 @@ export function createKeyStore(database: Database): KeyStore {
             ) old ORDER BY user_id, device_id`,
           ),
       );
-      let removed = 0;
-      for (const { user_id: userId, device_id: deviceId } of due) {
-        const device = { userId, deviceId };
-        removed += await database.transaction(async (tx) => {
+      const replaced = sql`replaced_at < ${moment(replacedBeforeMs)}`;
+
+      async function sweepDevice(device: DeviceAddress): Promise<number> {
+        return await database.transaction(async (tx) => {
           const current = await readKeys(tx, device, true);
           // Claims and signed prekeys are of the present identity alone; without one there are none.
           if (current?.identity == null) return 0;
           const canonicalKey = sql`${current.identity.canonicalKey}`;
-          const claimCount = await foldClaims(
-            tx,
-            device,
-            canonicalKey,
-            sql`claimed_at < ${moment(claimedBeforeMs)}`,
-            limit,
-          );
-          const signedCount = await foldReplacedSignedPreKeys(
-            tx,
-            device,
-            canonicalKey,
-            sql`replaced_at < ${moment(replacedBeforeMs)}`,
-          );
-          // A record that names a dropped key is no answer any more; its claim is older than the key's replacement.
-          const orphanCount =
-            signedCount === 0 ? 0 : await foldClaims(tx, device, canonicalKey, namesDroppedKey, null);
-          const count = claimCount + signedCount + orphanCount;
+          const old = sql`claimed_at < ${moment(claimedBeforeMs)}`;
+          let count = await foldClaims(tx, device, canonicalKey, old, limit);
+          // A record that names a dropped key is no answer any more: such go first, and the key with the last of them.
+          // Each was claimed before the key was replaced.
+          if (count < limit && (await hasReplaced(tx, device, replaced))) {
+            const naming = sql`claimed_at < ${moment(replacedBeforeMs)} AND ${namesOne(replaced)}`;
+            count += await foldClaims(tx, device, canonicalKey, naming, limit - count);
+            if (count < limit) count += await foldReplacedSignedPreKeys(tx, device, canonicalKey, replaced);
+          }
           if (count > 0) {
             await tx.execute(sql`
-              UPDATE ${devices} SET revision = revision + 1 WHERE user_id = ${userId} AND device_id = ${deviceId}`);
+              UPDATE ${devices} SET revision = revision + 1
+              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId}`);
           }
           return count;
         });
+      }
+
+      let removed = 0;
+      for (let at = 0; at < due.length; at += SWEPT_AT_ONCE) {
+        const counts = await Promise.all(
+          due
+            .slice(at, at + SWEPT_AT_ONCE)
+            .map((row) => sweepDevice({ userId: row.user_id, deviceId: row.device_id })),
+        );
+        removed += counts.reduce((sum, count) => sum + count, 0);
       }
       return removed;
     },
@@ -270,6 +273,9 @@ const devicesOfStatement = hotStatement<{ device_id: number; registration_id: nu
   SELECT device_id, registration_id FROM ${devices}
   WHERE user_id = ${sql.placeholder('userId')} AND identity_key IS NOT NULL
   ORDER BY user_id, device_id LIMIT ${sql.raw(String(DEVICE_ID_MAX))}`);
+
+/** Devices that a sweep has in hand at once: half of the connections are left to those who wait for an answer. */
+const SWEPT_AT_ONCE = 3;
 
 interface ClaimHow {
   nowMs: number;
@@ -712,13 +718,23 @@ async function foldClaims(
   return folded.length;
 }
 
-const storedSignedPreKey = (kind: PreKeyKind, idColumn: string): SQL => sql`EXISTS (
+/** Whether a claim record names a signed or last-resort prekey of which `which` holds. */
+function namesOne(which: SQL): SQL {
+  const named = (kind: PreKeyKind, idColumn: string): SQL => sql`EXISTS (
   SELECT 1 FROM ${signedPreKeys} s
   WHERE s.user_id = ${prekeyClaims}.user_id AND s.device_id = ${prekeyClaims}.device_id
-    AND s.kind = ${sql.raw(String(PRE_KEY_KIND[kind]))} AND s.key_id = ${sql.raw(idColumn)})`;
+    AND s.kind = ${sql.raw(String(PRE_KEY_KIND[kind]))} AND s.key_id = ${prekeyClaims}.${sql.raw(idColumn)} AND s.${which})`;
+  return sql`(${named('ec', 'signed_prekey_id')} OR ${named('pq', 'pq_last_resort_prekey_id')})`;
+}
 
-const namesDroppedKey = sql`(NOT ${storedSignedPreKey('ec', 'signed_prekey_id')}
-  OR (pq_last_resort_prekey_id IS NOT NULL AND NOT ${storedSignedPreKey('pq', 'pq_last_resort_prekey_id')}))`;
+async function hasReplaced(tx: Transaction, device: DeviceAddress, replaced: SQL): Promise<boolean> {
+  const found = await select<unknown>(
+    tx,
+    sql`SELECT 1 FROM ${signedPreKeys}
+        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${replaced} LIMIT 1`,
+  );
+  return found.length > 0;
+}
 
 async function foldReplacedSignedPreKeys(
   tx: Transaction,
