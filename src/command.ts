@@ -13,7 +13,7 @@ export interface Command {
   help: string;
   options: Options;
   /** @throws UsageError, ConfigError, or any Error whose message tells the operator what went wrong */
-  run(values: Values): Promise<void>;
+  run(values: Values, env: NodeJS.ProcessEnv): Promise<void>;
 }
 
 /** The answer was given, and it is no good news: the process ends with 1 and says nothing more. */

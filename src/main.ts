@@ -73,7 +73,7 @@ async function main(args: readonly string[]): Promise<number> {
     if (command !== undefined) {
       const values = parsed(rest, { ...command.options, ...HELP });
       if (values.help === true) print(command.help);
-      else await command.run(values);
+      else await command.run(values, process.env);
       return 0;
     }
     if (name !== undefined && !name.startsWith('-')) throw new UsageError(`unknown command ${shown(name)}`);

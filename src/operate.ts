@@ -91,10 +91,11 @@ Prints a table in Markdown. Reads nothing of the environment.
 
 /** Runs `action` on the configured store, and closes it however it ends. */
 async function withOperator(
+  env: NodeJS.ProcessEnv,
   how: { migrates: boolean },
   action: (operator: Operator, config: Config) => Promise<void>,
 ): Promise<void> {
-  const config = parseConfig(process.env);
+  const config = parseConfig(env);
   // Loaded only here: help and faults of usage are told without waiting for it.
   const { openOperator } = await import('./compose.ts');
   const operator = await openOperator(config, how);
@@ -105,9 +106,9 @@ async function withOperator(
   }
 }
 
-async function stats(values: Values): Promise<void> {
+async function stats(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
   const device = values.user === undefined && values.device === undefined ? null : deviceOf(values);
-  await withOperator({ migrates: false }, async ({ maintenance }) => {
+  await withOperator(env, { migrates: false }, async ({ maintenance }) => {
     if (device === null) {
       const totals = await maintenance.totals();
       answer(values, { ...totals, ec: withTotal(totals.ec), pq: withTotal(totals.pq) }, [
@@ -163,8 +164,8 @@ function gateOf(totals: { hasKeys: boolean; servedFence: number; restoredAtMs: n
   return `opened last by connection ${totals.servedFence}`;
 }
 
-async function sweep(values: Values): Promise<void> {
-  await withOperator({ migrates: false }, async ({ maintenance, store, messages, bounces }, config) => {
+async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
+  await withOperator(env, { migrates: false }, async ({ maintenance, store, messages, bounces }, config) => {
     const nowMs = systemClock.nowMs();
     const claimedPreKeyRetentionMs = config.preKeys.claimedRetentionMs;
     const due = await maintenance.dueForSweep({
@@ -200,8 +201,8 @@ async function sweep(values: Values): Promise<void> {
   });
 }
 
-async function restored(values: Values): Promise<void> {
-  await withOperator({ migrates: true }, async ({ maintenance }) => {
+async function restored(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
+  await withOperator(env, { migrates: true }, async ({ maintenance }) => {
     const bar = progressBar('devices', await maintenance.countDevices());
     const { deviceCount, withdrawnCount } = await withdrawAfterRestore({
       maintenance,
@@ -225,8 +226,8 @@ interface Finding {
 const CLOCK_DIFFERENCE_MAX_MS = 2_000;
 const JWKS_WAIT_MAX_MS = 5_000;
 
-async function doctor(values: Values): Promise<void> {
-  const config = parseConfig(process.env);
+async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
+  const config = parseConfig(env);
   const { examineStore, examineRedisOf } = await import('./compose.ts');
   const findings: Finding[] = [];
   const look = async (what: string, examine: () => Promise<Omit<Finding, 'what'>[]>): Promise<void> => {

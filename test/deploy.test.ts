@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { environment, parseConfig } from '../src/config.ts';
+import { FRAME_BYTES_MAX } from '../src/protocol/limits.ts';
 
 interface Instruction {
   name: string;
@@ -120,40 +121,52 @@ interface Service {
   depends_on?: Record<string, { condition: string }>;
   healthcheck?: { test: string[] };
   ports?: string[];
+  stop_signal?: string;
+  stop_grace_period?: string;
 }
 
 describe('compose.yaml', () => {
   const text = readFileSync('compose.yaml', 'utf8');
-  const { services } = parse(text) as { services: Record<string, Service> };
-  const gateway = services.gateway!;
+  const { services, networks } = parse(text, { merge: true }) as {
+    services: Record<string, Service>;
+    networks: { default: { ipam: { config: { subnet: string }[] } } };
+  };
+  const gateways = ['gateway-1', 'gateway-2'];
 
-  it('starts PostgreSQL, Redis and the gateway, in versions that the gateway supports', () => {
-    expect(Object.keys(services).sort()).toEqual(['gateway', 'postgres', 'redis']);
+  it('starts PostgreSQL, Redis, two gateways and a proxy, in versions that the gateway supports', () => {
+    expect(Object.keys(services).sort()).toEqual([...gateways, 'postgres', 'proxy', 'redis']);
     expect(Number(/^postgres:(\d+)/.exec(services.postgres!.image!)?.[1])).toBeGreaterThanOrEqual(14);
     expect(Number(/^redis:(\d+)/.exec(services.redis!.image!)?.[1])).toBeGreaterThanOrEqual(7);
   });
 
-  it('starts the gateway once both answer', () => {
+  it.each(gateways)('starts %s once both engines answer, and gives it time to end', (name) => {
+    const gateway = services[name]!;
     expect(Object.keys(gateway.depends_on ?? {}).sort()).toEqual(['postgres', 'redis']);
-    for (const [name, { condition }] of Object.entries(gateway.depends_on ?? {})) {
+    for (const [engine, { condition }] of Object.entries(gateway.depends_on ?? {})) {
       expect(condition).toBe('service_healthy');
-      expect(services[name]?.healthcheck?.test[0]).toBe('CMD');
+      expect(services[engine]?.healthcheck?.test[0]).toBe('CMD');
     }
+    expect(gateway).toMatchObject({ stop_signal: 'SIGTERM', stop_grace_period: '30s' });
   });
 
-  it('sets variables that the gateway knows, to values that it accepts without a warning', () => {
-    const env: Record<string, string> = {};
-    for (const [name, value] of Object.entries(gateway.environment ?? {})) {
-      expect(Object.keys(environment.shape)).toContain(name);
-      env[name] = value
-        .replace(/\$\{\w+:\?[^}]*\}/g, 's'.repeat(32))
-        .replace(/\$\{\w+:-([^}]*)\}/g, (_, byDefault: string) => byDefault);
-    }
-    expect(JSON.stringify(env)).not.toContain('${');
-    const config = parseConfig(env);
-    expect(config.store.kind).toBe('url');
-    expect(config.warnings).toEqual([]);
-  });
+  it.each(gateways)(
+    'sets variables of %s that it knows, to values that it accepts without a warning',
+    (name) => {
+      const env: Record<string, string> = {};
+      for (const [variable, value] of Object.entries(services[name]!.environment ?? {})) {
+        expect(Object.keys(environment.shape)).toContain(variable);
+        env[variable] = value
+          .replace(/\$\{\w+:\?[^}]*\}/g, 's'.repeat(32))
+          .replace(/\$\{\w+:-([^}]*)\}/g, (_, byDefault: string) => byDefault);
+      }
+      expect(JSON.stringify(env)).not.toContain('${');
+      const config = parseConfig(env);
+      expect(config.store.kind).toBe('url');
+      expect(config.redisUrl).not.toBeNull();
+      expect(config.warnings).toEqual([]);
+      expect(config.trustedProxies).toEqual(networks.default.ipam.config.map(({ subnet }) => subnet));
+    },
+  );
 
   it('demands its secrets, and has none of its own', () => {
     for (const name of ['JWT_SECRET', 'POSTGRES_PASSWORD']) {
@@ -163,9 +176,20 @@ describe('compose.yaml', () => {
     }
   });
 
-  it('publishes the gateway alone, to this machine alone', () => {
-    expect(gateway.ports).toEqual(['127.0.0.1:3000:3000']);
-    expect(services.postgres?.ports).toBeUndefined();
-    expect(services.redis?.ports).toBeUndefined();
+  it('publishes the proxy alone, to this machine alone', () => {
+    expect(services.proxy?.ports).toEqual(['127.0.0.1:3000:3000']);
+    for (const name of [...gateways, 'postgres', 'redis']) expect(services[name]?.ports).toBeUndefined();
+  });
+
+  it('has a proxy that knows both gateways, lets WebSockets through, and says who calls', () => {
+    const proxy = readFileSync('deploy/nginx.conf', 'utf8');
+    const named = [...proxy.matchAll(/^\s*server (\S+):3000 /gm)].map(([, name]) => name);
+    expect(named).toEqual(gateways);
+    expect(Object.keys(services.proxy!.depends_on ?? {})).toEqual(gateways);
+    expect(proxy).toContain('proxy_set_header Upgrade $http_upgrade;');
+    expect(proxy).toContain('proxy_set_header X-Forwarded-For $remote_addr;');
+    // As much as the gateway itself takes, and quiet for longer than its pings are apart.
+    expect(proxy).toContain(`client_max_body_size ${FRAME_BYTES_MAX / 1024 ** 2}m;`);
+    expect(Number(/proxy_read_timeout (\d+)s/.exec(proxy)?.[1])).toBeGreaterThan(45);
   });
 });
