@@ -162,7 +162,10 @@ export const environment = z.object({
   }),
   ADMIN_HOST: hostName().default('127.0.0.1').meta({ meaning: 'where the second listener listens' }),
   ADMIN_TOKEN: optional(
-    secret().min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`),
+    secret()
+      .min(ADMIN_TOKEN_LENGTH_MIN, `must have at least ${ADMIN_TOKEN_LENGTH_MIN} characters`)
+      // It travels in a header.
+      .regex(/^[!-~]*$/, 'must hold only ASCII letters, digits and signs'),
   ).meta({
     meaning: `opens the inspector, which is off without it; at least ${ADMIN_TOKEN_LENGTH_MIN} characters`,
     unset: 'not set; embedded: a file',

@@ -13,7 +13,7 @@ import {
 } from './command.ts';
 import { type Config, ConfigError, parseConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
-import { systemClock } from './lib/clock.ts';
+import { stayAwake, systemClock } from './lib/clock.ts';
 import { unreachable } from './lib/unreachable.ts';
 import { LOAD_TEST_HELP, LOAD_TEST_OPTIONS, runLoadTest } from './load-test-command.ts';
 import { createLogger } from './logger.ts';
@@ -178,13 +178,14 @@ async function tail(values: Values): Promise<void> {
   // Whoever reads, `head` say, may have seen enough.
   process.stdout.on('error', end);
   const isTerminal = process.stdout.isTTY === true;
+  const awake = stayAwake();
   await runTail(values, parseConfig(process.env), {
     isTerminal,
     colours: isTerminal && !process.env.NO_COLOR,
     line: print,
     notice: complain,
     signal: ending.signal,
-  });
+  }).finally(() => awake.cancel());
 }
 
 async function loadTest(values: Values): Promise<void> {

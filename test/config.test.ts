@@ -152,6 +152,7 @@ describe('configuration', () => {
     ['ALLOWED_ORIGINS', 'https://chat.example.org/'],
     ['ALLOWED_ORIGINS', 'https://chat.example.org,chat.example.org'],
     ['ADMIN_TOKEN', 'short'],
+    ['ADMIN_TOKEN', 'long enough, but with spaces'],
     ['PREKEY_LOW_THRESHOLD', 'ten'],
     ['PREKEY_POOL_MAX', '0'],
     ['QUEUE_MAX', '0'],

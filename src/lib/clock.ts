@@ -56,3 +56,9 @@ export function every(clock: Clock, periodMs: number, action: () => Promise<void
     },
   };
 }
+
+/** Keeps the process alive until it is cancelled: the timers of a clock never do, and a command may wait for nothing else. */
+export function stayAwake(): Timer {
+  const handle = setInterval(() => {}, TIMER_DELAY_MAX_MS);
+  return { cancel: () => clearInterval(handle) };
+}
