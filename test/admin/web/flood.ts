@@ -65,7 +65,8 @@ for (let turn = 0; performance.now() < endAt; turn++) {
 }
 const fed = flood.stop();
 await new Promise((resolve) => setTimeout(resolve, 500));
-const frames = (await page.evaluate<number[]>('globalThis.frames')).toSorted((one, other) => one - other);
+const taken = await page.evaluate<number[]>('globalThis.frames');
+const frames = taken.toSorted((one, other) => one - other);
 const quantile = (part: number): string =>
   frames[Math.min(frames.length - 1, Math.floor(frames.length * part))]!.toFixed(1);
 const heapAfter = await heapBytes(page);
@@ -75,7 +76,7 @@ console.info(
 );
 console.info(`status line ${(await page.locator('.status').textContent())!.split('/')[0]}`);
 console.info(
-  `frames      ${frames.length} in ${SECONDS} s; p50 ${quantile(0.5)}, p95 ${quantile(0.95)}, p99 ${quantile(0.99)}, longest ${quantile(1)} ms`,
+  `frames      ${frames.length} in ${SECONDS} s; p50 ${quantile(0.5)}, p95 ${quantile(0.95)}, p99 ${quantile(0.99)}, longest ${quantile(1)} ms; ${frames.filter((ms) => ms > 100).length} over 100 ms, the longest was the ${taken.indexOf(frames.at(-1)!)}th`,
 );
 console.info(`page's heap ${mebibytes(heapBefore)} before, ${mebibytes(heapAfter)} after a collection`);
 console.info(

@@ -32,7 +32,19 @@ const cellOf =
     line.type === 'event' ? draw(line.event) : null;
 
 const COLUMNS: readonly Column<LogLine>[] = [
-  { name: 'time', title: 'Time', cell: cellOf(({ time }) => clockTime(Date.parse(time))) },
+  {
+    name: 'time',
+    title: 'Time',
+    cell: cellOf(({ time }) => {
+      const [seconds, milliseconds] = clockTime(Date.parse(time)).split('.');
+      return (
+        <>
+          {seconds}
+          <span class="milliseconds">.{milliseconds}</span>
+        </>
+      );
+    }),
+  },
   { name: 'node', title: 'Node', cell: cellOf(({ node }) => node) },
   { name: 'device', title: 'Device', cell: cellOf(({ device }) => device ?? '–') },
   {
