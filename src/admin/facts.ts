@@ -3,7 +3,7 @@
 import type { Clock } from '../lib/clock.ts';
 import type { InspectionStore, WaitingEnvelope } from '../ports/inspection.ts';
 import type { KeyStore } from '../ports/key-store.ts';
-import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
+import { addressKey, addressOfKey, type DeviceAddress } from '../protocol/ids.ts';
 import { type AdminAnswer, SOCKETS_MAX, type StreamEvent } from '../protocol/inspector.ts';
 import { diagnose, type MessageFacts, type PutOff } from './diagnose.ts';
 import { isoTime, type SocketQuery } from './live-sockets.ts';
@@ -47,10 +47,17 @@ export function createFacts(parts: {
   return {
     async sockets(query) {
       const { answers, nodes: states } = await nodes.askAll({ about: 'sockets', query });
-      const all = answers.flatMap((answer) => answer.sockets);
+      const sockets = answers
+        .flatMap((answer) => answer.sockets)
+        .sort((a, b) => (a.device < b.device ? -1 : 1))
+        .slice(0, SOCKETS_MAX);
+      const counts = await store.waitingCounts(sockets.map(({ device }) => addressOfKey(device)));
       return {
         nodes: states,
-        sockets: all.sort((a, b) => (a.device < b.device ? -1 : 1)).slice(0, SOCKETS_MAX),
+        sockets: sockets.map((socket) => ({
+          ...socket,
+          pendingCount: counts === null ? null : (counts.get(socket.device) ?? 0),
+        })),
         total: answers.reduce((sum, { total }) => sum + total, 0),
       };
     },

@@ -53,6 +53,13 @@ export interface InspectionStore {
   /** The first in the order of delivery, and how many there are. */
   waitingOf(device: DeviceAddress, limit: number): Promise<{ count: number; first: WaitingEnvelope[] }>;
 
+  /**
+   * How many envelopes wait for each of the devices.
+   *
+   * @returns by `addressKey`, without those for whom none waits; null where they could not be counted in half a second
+   */
+  waitingCounts(devices: readonly DeviceAddress[]): Promise<ReadonlyMap<string, number> | null>;
+
   /** One per recipient device that the message was stored for, as long as it is remembered; sorted by device. */
   trace(messageId: string, recipient: { userId: string; deviceId: number | null }): Promise<MessageTrace[]>;
 

@@ -489,7 +489,12 @@ export const adminRoutes = {
     answer: z.object({
       nodes: z.array(nodeState),
       /** Sorted by device; at most {@link SOCKETS_MAX}. */
-      sockets: z.array(socketFacts),
+      sockets: z.array(
+        socketFacts.extend({
+          /** In the device's queue; null where the store did not say in time. */
+          pendingCount: count.nullable(),
+        }),
+      ),
       /** How many match in all. */
       total: count,
     }),

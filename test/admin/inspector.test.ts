@@ -292,6 +292,7 @@ describe('sockets', () => {
         { to: 'open', keyVersion: 2 },
       ],
       bufferedBytes: 0,
+      pendingCount: 0,
     });
     expect((await viewer.sockets({ device, gate: 'connected' })).sockets).toEqual([]);
 

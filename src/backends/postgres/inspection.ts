@@ -2,14 +2,29 @@
 import { type SQL, sql } from 'drizzle-orm';
 import type { InspectionStore, MessageTrace } from '../../ports/inspection.ts';
 import type { BounceReason } from '../../protocol/envelope.ts';
+import { addressKey } from '../../protocol/ids.ts';
+import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages, prekeyClaims } from './schema.ts';
 
-const LOW_DEVICES_TIMEOUT_MS = 500;
+/** For what is asked again and again while a page is open. */
+const SOON_MS = 500;
 
 export function createInspectionStore(database: Database): InspectionStore {
   async function rowsOf<Row>(statement: SQL): Promise<Row[]> {
     return await database.run(async (db) => (await db.execute(statement)) as unknown as Row[]);
+  }
+
+  /** Null where it takes too long, or fails. */
+  async function rowsSoon<Row>(statement: SQL): Promise<Row[] | null> {
+    try {
+      return await database.transaction(async (tx) => {
+        await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${SOON_MS}`));
+        return (await tx.execute(statement)) as unknown as Row[];
+      });
+    } catch {
+      return null;
+    }
   }
 
   return {
@@ -88,26 +103,39 @@ export function createInspectionStore(database: Database): InspectionStore {
       );
     },
 
+    async waitingCounts(addresses) {
+      if (addresses.length === 0) return new Map();
+      const rows = await rowsSoon<WaitingCountRow>(sql`
+        SELECT d.user_id, d.device_id, waiting.count
+        FROM unnest(
+          ${textArray(addresses.map(({ userId }) => userId))}::text[],
+          ${numberArray(addresses.map(({ deviceId }) => deviceId))}::int2[]
+        ) AS d (user_id, device_id)
+        CROSS JOIN LATERAL (
+          SELECT count(*)::float8 AS count FROM ${messages} m
+          WHERE m.user_id = d.user_id AND m.device_id = d.device_id
+        ) waiting
+        WHERE waiting.count > 0`);
+      if (rows === null) return null;
+      return new Map(
+        rows.map((row) => [addressKey({ userId: row.user_id, deviceId: row.device_id }), row.count]),
+      );
+    },
+
     async lowDevices(threshold, limit) {
-      try {
-        const rows = await database.transaction(async (tx) => {
-          await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${LOW_DEVICES_TIMEOUT_MS}`));
-          return (await tx.execute(sql`
-            SELECT user_id, device_id, ec_available, pq_available
-            FROM ${devices}
-            WHERE identity_key IS NOT NULL
-              AND (ec_available < ${threshold} OR (pq_available + pq_claimed > 0 AND pq_available < ${threshold}))
-            ORDER BY ec_available, pq_available, user_id, device_id
-            LIMIT ${limit}`)) as unknown as LowRow[];
-        });
-        return rows.map((row) => ({
-          device: { userId: row.user_id, deviceId: row.device_id },
-          availableCount: row.ec_available,
-          pqAvailableCount: row.pq_available,
-        }));
-      } catch {
-        return null;
-      }
+      const rows = await rowsSoon<LowRow>(sql`
+        SELECT user_id, device_id, ec_available, pq_available
+        FROM ${devices}
+        WHERE identity_key IS NOT NULL
+          AND (ec_available < ${threshold} OR (pq_available + pq_claimed > 0 AND pq_available < ${threshold}))
+        ORDER BY ec_available, pq_available, user_id, device_id
+        LIMIT ${limit}`);
+      if (rows === null) return null;
+      return rows.map((row) => ({
+        device: { userId: row.user_id, deviceId: row.device_id },
+        availableCount: row.ec_available,
+        pqAvailableCount: row.pq_available,
+      }));
     },
   };
 
@@ -168,6 +196,12 @@ interface ReceiptRow {
   pending: boolean | null;
   bounce_reason: BounceReason | null;
   put_off: boolean;
+}
+
+interface WaitingCountRow {
+  user_id: string;
+  device_id: number;
+  count: number;
 }
 
 interface LowRow {

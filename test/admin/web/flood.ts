@@ -28,6 +28,7 @@ const inspector = await createInspector({
     claimsOf: async () => [],
     waitingOf: async () => ({ count: 0, first: [] }),
     trace: async () => [],
+    waitingCounts: async () => new Map(),
     lowDevices: async () => [],
   },
   token: TOKEN,

@@ -394,7 +394,7 @@ describe('sockets', () => {
     const line = sockets.filter({ hasText: addressKey(far.address) });
     await line.locator('.col-gate').click();
     const detail = page.getByRole('complementary', { name: 'Detail' });
-    await detail.getByText('0 messages').waitFor();
+    expect(await line.locator('.col-pending').textContent()).toBe('0');
     expect(await detail.getByRole('list', { name: 'Gate history' }).textContent()).toMatch(
       /connected.*validated v1.*open v1/,
     );
@@ -411,9 +411,12 @@ describe('sockets', () => {
   it('are found by device and gate, and the address says so', async () => {
     const validated = await enrol(here, named('half'), FEW_KEYS);
     await validated.client.call('validateKeys', validated.device.validateInput());
+    await send((await opened(there)).client, validated, 'waits');
     await goTo('#/sockets?gate=validated');
     const sockets = page.locator('.grid-sockets .row');
-    await sockets.filter({ hasText: addressKey(validated.address) }).waitFor();
+    const line = sockets.filter({ hasText: addressKey(validated.address) });
+    await line.waitFor();
+    expect(await line.locator('.col-pending').textContent()).toBe('1');
     await page.getByRole('button', { name: 'open', exact: true }).click();
     await eventually(async () => expect(await sockets.filter({ hasText: 'half' }).count()).toBe(0));
     expect(page.url()).toContain('gate=open');

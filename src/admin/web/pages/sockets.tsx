@@ -1,6 +1,6 @@
 /** Who is connected, how each gate stands, and what keeps each socket busy. */
 import { useState } from 'preact/hooks';
-import type { GateName, SocketFacts } from '../../../protocol/inspector.ts';
+import type { AdminAnswer, GateName } from '../../../protocol/inspector.ts';
 import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { bytes, count, counted } from '../format.ts';
@@ -12,9 +12,11 @@ import { GateBadge } from '../parts/gate.tsx';
 import { SocketCard } from '../parts/socket-card.tsx';
 import { clockTime, duration, nowMs, relative } from '../time.ts';
 
+type ListedSocket = AdminAnswer<'sockets'>['sockets'][number];
+
 const GATES: readonly GateName[] = ['connected', 'validated', 'open'];
 
-const COLUMNS: readonly Column<SocketFacts>[] = [
+const COLUMNS: readonly Column<ListedSocket>[] = [
   { name: 'device', title: 'Device', cell: ({ device }) => <DeviceLink device={device} /> },
   {
     name: 'gate',
@@ -22,6 +24,13 @@ const COLUMNS: readonly Column<SocketFacts>[] = [
     cell: ({ gate, keyVersion }) => <GateBadge gate={gate} keyVersion={keyVersion} />,
   },
   { name: 'node', title: 'Node', cell: ({ node }) => node },
+  {
+    name: 'pending',
+    title: 'Pending',
+    cell: ({ pendingCount }) => (
+      <span class={pendingCount ? '' : 'quiet'}>{pendingCount === null ? '–' : count(pendingCount)}</span>
+    ),
+  },
   {
     name: 'window',
     title: 'Unacknowledged',
@@ -188,18 +197,18 @@ export function SocketsPage({ query, writable }: { query: URLSearchParams; writa
   );
 }
 
-/** The nodes know their sockets; what waits for a device, the store knows. */
-function SelectedSocket(props: { socket: SocketFacts; writable: boolean; onChanged: () => void }) {
+/** With why it does not get what waits for it. */
+function SelectedSocket(props: { socket: ListedSocket; writable: boolean; onChanged: () => void }) {
   const { device } = props.socket;
   const { answer } = useAsked(device, () => api.device(device, {}));
   return (
     <>
-      <SocketCard {...props} pendingCount={answer?.pending.count ?? null} />
+      <SocketCard {...props} pendingCount={props.socket.pendingCount} />
       {answer !== null && <p class="diagnosis-brief">{answer.diagnoses[0]!.text}</p>}
     </>
   );
 }
 
-function keyOf({ node, socket }: SocketFacts): string {
+function keyOf({ node, socket }: ListedSocket): string {
   return `${node}-${socket}`;
 }

@@ -28,7 +28,7 @@ export function SocketCard(props: {
           {clockTime(Date.parse(socket.openedAt))}{' '}
           <span class="quiet">{relative(Date.parse(socket.openedAt), nowMs())}</span>
         </Fact>
-        {pendingCount !== null && <Fact name="Pending">{counted(pendingCount, 'message')}</Fact>}
+        {pendingCount !== null && <Fact name="Pending">{counted(pendingCount, 'envelope')}</Fact>}
         <Fact name="Unacknowledged">
           <span class={socket.windowFull ? 'warned' : ''}>
             {counted(socket.windowCount, 'envelope')}, {bytes(socket.windowBytes)}
