@@ -39,7 +39,9 @@ const foreign: string[] = [];
 beforeAll(async () => {
   mkdirSync(PICTURES, { recursive: true });
   const env = { ...WITH_INSPECTOR, ADMIN_WRITE: 'true' };
-  here = await startGateway({ redisUrl: redisUrl(), env });
+  // No sweep makes good what is shown to be stuck.
+  const timing = { sweepPeriodMs: 3_600_000 };
+  here = await startGateway({ redisUrl: redisUrl(), env, timing });
   there = await startGateway({ redisUrl: redisUrl(), env, databaseUrl: here.databaseUrl });
   browser = await launchChromium();
   page = await openPage();
