@@ -6,7 +6,7 @@ import { Worker } from 'node:worker_threads';
 import { expect } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { createDatabase } from '../support/engines.ts';
-import { connectClient, tokenFor } from '../support/gateway.ts';
+import { connectClient, NO_LIMITS, tokenFor } from '../support/gateway.ts';
 import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
 import { KeyMaker } from '../support/key-maker.ts';
 import { complaintsOf, createProbe, type Figures, PEAK_BYTES_MAX } from './probe.ts';
@@ -25,6 +25,11 @@ export interface Target {
   serveNewcomer(): Promise<void>;
   stop(): Promise<void>;
 }
+
+/** As an operator starts it: the harness of the other tests lifts them. */
+export const DEFAULT_LIMITS: Readonly<Record<string, string>> = Object.fromEntries(
+  Object.keys(NO_LIMITS).map((name) => [name, '']),
+);
 
 export const BYSTANDER = { userId: 'bystander', deviceId: 1 };
 
