@@ -222,7 +222,13 @@ export function parseRequest<Name extends RequestName>(
   name: Name,
   input: unknown,
 ): z.ZodSafeParseResult<ParsedInput<Name>> {
-  return (requests[name].input as unknown as z.ZodType<ParsedInput<Name>>).safeParse(input);
+  const schema = requests[name].input as unknown as z.ZodType<ParsedInput<Name>>;
+  try {
+    return schema.safeParse(input);
+  } catch {
+    // zod compares the `length` of whatever stands in a text's place, and that may be an object that is no number.
+    return schema.safeParse(undefined);
+  }
 }
 
 /** Whether the event may come with the acknowledgement alone: its input holds nothing that must be there. */

@@ -77,11 +77,18 @@ export function createDispatch(parts: {
 
 /** The longest list of any request: a longer one is refused before its items are looked at. */
 const LIST_LENGTH_MAX = VALIDATE_PRE_KEYS_MAX;
+/** No request has so many; more are refused before their names are looked at. */
+const FIELDS_MAX = 1_000;
 
 /** @throws GatewayError BAD_REQUEST with the path of each fault, PAYLOAD_TOO_LARGE where size is the only fault */
 function parseInput<Name extends RequestName>(name: Name, input: unknown): ParsedInput<Name> {
   if (typeof input === 'object' && input !== null) {
-    for (const [field, value] of Object.entries(input)) {
+    let fields = 0;
+    // Not by `Object.entries`: of a hundred thousand names it would take a third of a second to make a list.
+    for (const field in input) {
+      fields += 1;
+      if (fields > FIELDS_MAX) throw badRequest([{ path: [], message: 'has too many fields' }]);
+      const value = (input as Record<string, unknown>)[field];
       if (Array.isArray(value) && value.length > LIST_LENGTH_MAX) {
         throw badRequest([{ path: [shortened(field)], message: 'has too many items' }]);
       }

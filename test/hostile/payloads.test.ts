@@ -116,6 +116,22 @@ describe('texts in the place of every text of every request by socket', () => {
     });
   });
 
+  it('objects that are like texts and lists, and are none, in the place of each, are refused', async () => {
+    const odd = { toString: 1, valueOf: null };
+    const likenesses = [{ length: odd }, { length: 1 }, { length: -1, 0: 'a' }, odd, { size: odd }];
+    const attempts = requestNames.flatMap((name) => {
+      const sample = samples.get(name);
+      const { texts, objects, lists } = placesOf(sample);
+      return [...texts, ...objects, ...lists].flatMap((path) =>
+        likenesses.map((likeness) => ({ name, input: withValueAt(sample, path, likeness) })),
+      );
+    });
+    await target.attack(`${attempts.length} requests with likenesses`, async () => {
+      const codes = await codesOf(attempts);
+      expect(unexpected(attempts, codes, () => ['BAD_REQUEST'])).toEqual([]);
+    });
+  });
+
   it('names of prototypes and worse, in every object, are refused', async () => {
     const attempts = requestNames.flatMap((name) => {
       const sample = samples.get(name);

@@ -67,16 +67,16 @@ export const samples: ReadonlyMap<RequestName, unknown> = new Map(
   requestNames.map((name) => [name, sampleOf(requests[name].input)]),
 );
 
-/** Where texts stand, and where objects do, from the outside in. */
-export function placesOf(value: unknown, path: Path = []): { texts: Path[]; objects: Path[] } {
-  if (typeof value === 'string') return { texts: [path], objects: [] };
-  if (typeof value !== 'object' || value === null) return { texts: [], objects: [] };
-  const inner = Object.entries(value).map(([name, one]) =>
-    placesOf(one, [...path, Array.isArray(value) ? Number(name) : name]),
-  );
+/** Where texts, objects and lists stand, from the outside in. */
+export function placesOf(value: unknown, path: Path = []): { texts: Path[]; objects: Path[]; lists: Path[] } {
+  const isList = Array.isArray(value);
+  const isObject = !isList && typeof value === 'object' && value !== null;
+  const inner = !isList && !isObject ? [] : Object.entries(value as object);
+  const within = inner.map(([name, one]) => placesOf(one, [...path, isList ? Number(name) : name]));
   return {
-    texts: inner.flatMap(({ texts }) => texts),
-    objects: [...(Array.isArray(value) ? [] : [path]), ...inner.flatMap(({ objects }) => objects)],
+    texts: [...(typeof value === 'string' ? [path] : []), ...within.flatMap(({ texts }) => texts)],
+    objects: [...(isObject ? [path] : []), ...within.flatMap(({ objects }) => objects)],
+    lists: [...(isList ? [path] : []), ...within.flatMap(({ lists }) => lists)],
   };
 }
 

@@ -47,7 +47,7 @@ const { peakBytes, heldBytes, isPolluted } = await probe.figures(gateway);
 const serves = (await bystander.call('keyStatus')).keyVersion > 0;
 const mib = (bytes: number): string => `${Math.round(bytes / 2 ** 20)} MiB`;
 process.stdout.write(
-  `${cases} cases in ${seconds()} s, seed ${seed}: ${JSON.stringify(counts)}\n` +
+  `${counts.requests + counts.frames + counts.http} cases in ${seconds()} s, seed ${seed}: ${JSON.stringify(counts)}\n` +
     `memory at most ${mib(peakBytes)}, held at the end ${mib(heldBytes)}; ${findings.length} findings\n`,
 );
 for (const { seed: batchSeed, what, cases: tried } of findings) {
