@@ -132,7 +132,12 @@ export async function startTcpProxy(
 
     /** The number of the request whose answer is to be lost on this connection. */
     let awaited: { number: string; trap: Trap } | null = null;
+    // A connection that ends by itself before the answer has come springs nothing: the next such request will.
+    client.on('close', () => {
+      if (awaited !== null) trap ??= awaited.trap;
+    });
     const spring = (sprung: Trap): false => {
+      awaited = null;
       connection.cut();
       sprung.sprung();
       return false;
