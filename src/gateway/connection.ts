@@ -145,6 +145,7 @@ export async function acceptConnection(
     session.detach();
     return;
   }
+  forgetHandshake(socket);
   const attached = session;
   observer.socketOpened({
     device,
@@ -238,6 +239,16 @@ export async function acceptConnection(
   });
 }
 
+/**
+ * What the connection began with, its token too, is of no more use, and a good part of what an idle socket would hold.
+ * The engine keeps the request itself for as long as the connection lives, so it is emptied.
+ */
+function forgetHandshake({ handshake, conn }: GatewaySocket): void {
+  Object.assign(handshake, { headers: {}, query: {}, auth: {} });
+  Object.assign(conn.request, { headers: {}, rawHeaders: [], _query: {} });
+  (conn as { request: unknown }).request = null;
+}
+
 interface WaitingRequest {
   name: RequestName;
   input: unknown;
@@ -257,23 +268,25 @@ function watchToken(
   clock: Clock,
   listener: { onExpiring(expiresAt: string): void; onExpired(): void; onGraceOver(): void },
 ): TokenWatch {
-  let timers: Timer[] = [];
+  let timer: Timer | null = null;
   let expiresAtMs = first.expiresAtMs;
 
   function stop(): void {
-    for (const timer of timers) timer.cancel();
-    timers = [];
+    timer?.cancel();
+    timer = null;
   }
 
+  // One timer at a time: a socket that idles for hours holds no more than it needs.
   function watch(): void {
     stop();
     const leftMs = expiresAtMs - clock.nowMs();
-    const noticeMs = Math.max(leftMs - TOKEN_NOTICE_MS, leftMs * 0.9);
-    timers = [
-      clock.after(noticeMs, () => listener.onExpiring(new Date(expiresAtMs).toISOString())),
-      clock.after(leftMs, () => listener.onExpired()),
-      clock.after(leftMs + TOKEN_GRACE_MS, () => listener.onGraceOver()),
-    ];
+    timer = clock.after(Math.max(leftMs - TOKEN_NOTICE_MS, leftMs * 0.9), () => {
+      timer = clock.after(expiresAtMs - clock.nowMs(), () => {
+        timer = clock.after(TOKEN_GRACE_MS, () => listener.onGraceOver());
+        listener.onExpired();
+      });
+      listener.onExpiring(new Date(expiresAtMs).toISOString());
+    });
   }
 
   watch();
