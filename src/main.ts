@@ -106,6 +106,7 @@ async function serve(): Promise<void> {
       `Keygate ${packageVersion()}`,
       `  gateway  ${gateway.url}`,
       `  health   ${gateway.adminUrl}/readyz`,
+      ...(config.admin.token === null ? [] : [`  inspect  ${gateway.adminUrl}/`]),
       `  a token  ${tokenHint(config)}`,
     ].join('\n'),
   );

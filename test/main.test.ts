@@ -174,6 +174,7 @@ describe('keygate serve', () => {
         child.on('close', () => resolve(text));
       });
       expect(printed).toMatch(/gateway {2}http:\/\/127\.0\.0\.1:\d+\n/);
+      expect(printed).toMatch(/inspect {2}http:\/\/127\.0\.0\.1:\d+\/\n/);
       expect(printed).toContain('token --user alice --device 1');
       child.kill(signal);
       expect((await end).code).toBe(0);
