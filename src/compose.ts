@@ -41,6 +41,7 @@ import { createSocketDoor } from './gateway/server.ts';
 import { createHttpDoor } from './http/door.ts';
 import { createBundleClaims } from './keys/claim-bundle.ts';
 import { sweepKeys } from './keys/retention.ts';
+import { revokeDevice } from './keys/revoke.ts';
 import { createValidationProofs } from './keys/validation.ts';
 import { type Clock, every, systemClock } from './lib/clock.ts';
 import { type Log, silentLog } from './lib/log.ts';
@@ -52,7 +53,8 @@ import type { Maintenance } from './ports/maintenance.ts';
 import type { MessageStore } from './ports/message-store.ts';
 import type { Limit, RateLimiter } from './ports/rate-limiter.ts';
 import type { Relay } from './ports/relay.ts';
-import { createAuthenticator, type TokenKeys } from './requests/authenticate.ts';
+import type { DeviceAddress } from './protocol/ids.ts';
+import { createAuthenticator, refusingRevoked, type TokenKeys } from './requests/authenticate.ts';
 import { createClientAddressOf } from './requests/client-address.ts';
 import { createDispatch } from './requests/dispatch.ts';
 import { createHandlers } from './requests/handlers.ts';
@@ -136,6 +138,8 @@ export interface Operator {
   store: KeyStore;
   messages: MessageStore;
   bounces: Bounces;
+  /** Revokes a device, and tells the gateways; those without Redis find out by themselves, on their next sweep. */
+  revoke(device: DeviceAddress): Promise<{ keyVersion: number; revokedAtMs: number; hadKeys: boolean }>;
   close(): Promise<void>;
 }
 
@@ -165,7 +169,28 @@ export async function openOperator(
       messageLifetimeMs: config.messages.lifetimeMs,
       reports: noReports,
     });
-    return { maintenance: createMaintenance(database), store: createKeyStore(database), messages, bounces };
+    const store = createKeyStore(database);
+    return {
+      maintenance: createMaintenance(database),
+      store,
+      messages,
+      bounces,
+      async revoke(device) {
+        const { bus, locks } = openEngines(config, { clock: systemClock, log, timing: {}, undo });
+        await bus.start({ onPoke() {}, onDisplaced() {}, onGap() {} });
+        undo.push(() => bus.stop());
+        const { data } = await revokeDevice({ store, locks, clock: systemClock }, device);
+        bus.poke([device]);
+        await createBounces({
+          messages,
+          bus,
+          clock: systemClock,
+          messageLifetimeMs: config.messages.lifetimeMs,
+          reports: noReports,
+        }).settle(device);
+        return data;
+      },
+    };
   });
 }
 
@@ -348,7 +373,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
 
   const http = await createHttpDoor({
     dispatch,
-    authenticator,
+    authenticator: refusingRevoked(authenticator, messages),
     origins: config.origins,
     clock,
     observer,

@@ -87,6 +87,20 @@ Prints a table in Markdown. Reads nothing of the environment.
         ),
       ]),
   },
+  revoke: {
+    summary: 'shut a device out: its tokens, its sockets, its keys',
+    help: `Usage: keygate revoke --user <user id> --device <1-127> [--json]
+
+Ends every token of the device that was issued until now and those that do not say when, closes its sockets on all
+nodes, removes its keys, and returns what waits for it to its senders (DEVICE_REVOKED). A token issued later lets the
+device start afresh. Gateways without REDIS_URL notice within 15 seconds.
+
+  --user    the user id, as in alice
+  --device  the device id, a number from 1 to 127
+  --json    print what was done as JSON`,
+    options: { ...DEVICE_OPTIONS, ...JSON_OPTION },
+    run: revoke,
+  },
 };
 
 /** Runs `action` on the configured store, and closes it however it ends. */
@@ -290,4 +304,16 @@ function engineFindings(
       found: `its clock differs by ${differenceMs} ms`,
     },
   ];
+}
+
+async function revoke(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
+  const device = deviceOf(values);
+  await withOperator(env, { migrates: false }, async (operator) => {
+    const { keyVersion, revokedAtMs, hadKeys } = await operator.revoke(device);
+    const revokedAt = new Date(revokedAtMs).toISOString();
+    answer(values, { ...device, revokedAt, keyVersion, hadKeys }, [
+      `device ${device.deviceId} of ${device.userId} is revoked: tokens issued until ${revokedAt} are refused`,
+      hadKeys ? 'its keys are gone, and what waited for it returns to its senders' : 'it had no keys',
+    ]);
+  });
 }

@@ -6,9 +6,11 @@ import { type Clock, every, type Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
 import type { Bus, BusListener } from '../ports/bus.ts';
 import type { MessageStore, QueuedEnvelope, StoredMessage } from '../ports/message-store.ts';
+import { GatewayError } from '../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
 import type { DeliveryReports } from './reports.ts';
+import { isRevoked, type TokenAge } from './revocation.ts';
 import { createSession, type ServedSocket, type Session } from './session.ts';
 
 export interface CourierParts {
@@ -31,9 +33,10 @@ export interface Courier extends BusListener {
    * Takes a connected socket in: numbers its connection, displaces older ones of the device on every node, and
    * resolves when pokes for it can arrive. Nothing is handed out before the session's `ready`.
    *
-   * @throws GatewayError UNAVAILABLE when the store can't be reached
+   * @param token by default one that does not say when it was issued
+   * @throws GatewayError FORBIDDEN where the token was revoked, UNAVAILABLE when the store can't be reached
    */
-  attach(device: DeviceAddress, socket: ServedSocket): Promise<Session>;
+  attach(device: DeviceAddress, socket: ServedSocket, token?: TokenAge): Promise<Session>;
   /** To be asked for before a message is stored for `device`; null where nothing can be handed over now. */
   handOverTo(device: DeviceAddress): HandOver | null;
   /** Starts the slow sweep that finds what a lost poke left. */
@@ -42,6 +45,9 @@ export interface Courier extends BusListener {
 }
 
 const SWEEP_PERIOD_MS = 15_000;
+/** Revocations of so long ago are looked at again: whoever revokes may have another clock. */
+const REVOKED_LATELY_MS = 5 * 60_000;
+const REVOKED_MAX = 1_000;
 /** Devices asked about in one statement of the sweep. */
 const SWEEP_DEVICES_MAX = 500;
 
@@ -58,6 +64,9 @@ export function createCourier(parts: CourierParts): Courier {
   }
 
   async function sweep(): Promise<void> {
+    for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {
+      sessions.get(addressKey(device))?.look();
+    }
     const open = [...sessions.values()].filter((session) => session.gate().name === 'open');
     for (let start = 0; start < open.length; start += SWEEP_DEVICES_MAX) {
       const readers = open.slice(start, start + SWEEP_DEVICES_MAX).map((session) => session.reader());
@@ -68,9 +77,10 @@ export function createCourier(parts: CourierParts): Courier {
   }
 
   return {
-    async attach(device, socket) {
-      const { fence, lowNoticeVersion } = await messages.connect(device);
-      const session = createSession({ ...parts, device, fence, lowNoticeVersion, socket, forget });
+    async attach(device, socket, token = { issuedAtMs: null }) {
+      const { fence, lowNoticeVersion, revokedAtMs } = await messages.connect(device);
+      if (isRevoked(token, revokedAtMs)) throw new GatewayError('FORBIDDEN', 'the device was revoked');
+      const session = createSession({ ...parts, device, token, fence, lowNoticeVersion, socket, forget });
       if (!socket.isOpen()) {
         // One that ended while it was numbered must not displace one that came after it.
         session.detach();

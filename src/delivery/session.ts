@@ -31,6 +31,7 @@ import {
 import type { Bounces } from './bounce.ts';
 import { CONNECTED, type GateEffect, type GateEvent, type GateState, step } from './gate.ts';
 import type { DeliveryReports } from './reports.ts';
+import { isRevoked, type TokenAge } from './revocation.ts';
 
 /** What a session needs of its socket. */
 export interface ServedSocket {
@@ -85,13 +86,15 @@ export interface Session {
   handOver(envelope: QueuedEnvelope, stored: StoredMessage, readCount: number): boolean;
   /** While paused nothing is handed out; the gate stays as it is. */
   pause(): void;
-  resume(): void;
+  /** Goes on under a newer token. */
+  resume(token: TokenAge): void;
   displace(): void;
   detach(): void;
 }
 
 export interface SessionParts {
   device: DeviceAddress;
+  token: TokenAge;
   fence: number;
   lowNoticeVersion: number;
   socket: ServedSocket;
@@ -151,6 +154,7 @@ export function createSession(parts: SessionParts): Session {
   let knownToHaveKeys = false;
   /** Changes of this socket's own that have ended: what was asked before the last of them says nothing of now. */
   let ownChanges = 0;
+  let { token } = parts;
   let paused = false;
   let ended = false;
   let looking = false;
@@ -223,6 +227,7 @@ export function createSession(parts: SessionParts): Session {
       if (start.state.name !== 'connected') findRestored(0);
       return false;
     }
+    if (leftAsRevoked(proof)) return false;
     knowKeys(proof.hasKeys, start);
     // An open gate was served under its number: a backup was restored that had not heard of it.
     if (proof.fence < fence && start.state.name === 'open') {
@@ -240,6 +245,15 @@ export function createSession(parts: SessionParts): Session {
     }
     follow(proof, start);
     return state.name === 'open' && state.keyVersion === proof.keyVersion;
+  }
+
+  /** Whether this socket's token was revoked: then it is told so, and ends. */
+  function leftAsRevoked({ revokedAtMs, keyVersion }: DeviceProof): boolean {
+    if (!isRevoked(token, revokedAtMs)) return false;
+    socket.push('gateClosed', { reason: 'deviceRevoked', keyVersion });
+    session.detach();
+    socket.close('its device was revoked');
+    return true;
   }
 
   /** Voids all that was proven: of the keys that the client compared with, the store may know nothing any more. */
@@ -509,6 +523,7 @@ export function createSession(parts: SessionParts): Session {
       }
       const result = await messages.serve(me, keyVersion, clock.nowMs());
       if (result === null) learn(null, start);
+      if (result !== null && leftAsRevoked(result.proof)) throw new GatewayError('FORBIDDEN');
       if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
       follow(result.proof, start);
       if (!result.served) {
@@ -601,7 +616,8 @@ export function createSession(parts: SessionParts): Session {
       paused = true;
     },
 
-    resume() {
+    resume(newer) {
+      token = newer;
       paused = false;
       session.look();
     },

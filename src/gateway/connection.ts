@@ -140,7 +140,7 @@ export async function acceptConnection(
     onGraceOver: () => close('its token ran out'),
   });
 
-  session = await courier.attach(device, served);
+  session = await courier.attach(device, served, caller);
   if (ended) {
     session.detach();
     return;
@@ -173,7 +173,7 @@ export async function acceptConnection(
       session: attached,
       extend(newer) {
         token.extend(newer);
-        attached.resume();
+        attached.resume(newer);
       },
     },
   };

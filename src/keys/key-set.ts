@@ -8,6 +8,7 @@ import {
   PRE_KEY_KINDS,
   type PreKeyKind,
   type SignedPreKey,
+  type WipeReason,
 } from '../ports/key-store.ts';
 import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -85,6 +86,30 @@ export function refuseLateChange(
       details: { keyVersion: current.keyVersion },
     });
   }
+}
+
+/** Leaves nothing of a key set but its versions and the ids that were used. @returns the new key version */
+export async function wipeKeySet(
+  keys: KeySetTransaction,
+  reason: WipeReason,
+  nowMs: number,
+): Promise<number> {
+  const { current } = keys;
+  await keys.wipe(reason, nowMs);
+  const keyVersion = current.keyVersion + 1;
+  await keys.save({
+    ...draftOf(current),
+    registrationId: null,
+    identity: null,
+    signedPreKeyExpiresAtMs: null,
+    availableCounts: { ec: 0, pq: 0 },
+    claimedCounts: { ec: 0, pq: 0 },
+    keyVersion,
+    countVersion: current.countVersion + 1,
+    identityVersion: current.identityVersion + 1,
+    updatedAtMs: nowMs,
+  });
+  return keyVersion;
 }
 
 /**

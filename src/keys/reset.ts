@@ -4,7 +4,7 @@ import type { KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
-import { draftOf, type KeyChange, refuseLateChange, untouched, withCourtesyLock } from './key-set.ts';
+import { type KeyChange, refuseLateChange, untouched, wipeKeySet, withCourtesyLock } from './key-set.ts';
 
 /**
  * Wipes the key set; messages that wait for it turn into bounces. Doing it twice is one reset.
@@ -21,21 +21,7 @@ export async function resetKeys(
       const { current } = keys;
       if (current.identity === null) return untouched({ keyVersion: current.keyVersion });
       refuseLateChange(input.ifKeyVersion, current, true);
-      const nowMs = parts.clock.nowMs();
-      await keys.wipe('RECIPIENT_KEYS_RESET', nowMs);
-      const keyVersion = current.keyVersion + 1;
-      await keys.save({
-        ...draftOf(current),
-        registrationId: null,
-        identity: null,
-        signedPreKeyExpiresAtMs: null,
-        availableCounts: { ec: 0, pq: 0 },
-        claimedCounts: { ec: 0, pq: 0 },
-        keyVersion,
-        countVersion: current.countVersion + 1,
-        identityVersion: current.identityVersion + 1,
-        updatedAtMs: nowMs,
-      });
+      const keyVersion = await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', parts.clock.nowMs());
       return { data: { keyVersion }, keysChanged: true, rotation: false, ranLow: false, wiped: true };
     }),
   );

@@ -58,6 +58,9 @@ export type SignedPreKeyIdState =
   | { state: 'wiped'; matches: (publicKey: Uint8Array) => boolean }
   | { state: 'retired' };
 
+/** Why a key set was wiped: what its senders are told of the messages that waited. */
+export type WipeReason = 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET' | 'DEVICE_REVOKED';
+
 /** The fields that a change of a key set ends with. */
 export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys'>;
 
@@ -98,7 +101,9 @@ export interface KeySetTransaction {
    * Wipes signed prekeys, pools and claims, keeping only the used ids under the identity that ends; pending
    * messages turn into bounces, since nobody can decrypt them any more.
    */
-  wipe(reason: 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET', nowMs: number): Promise<void>;
+  wipe(reason: WipeReason, nowMs: number): Promise<void>;
+  /** Notes that tokens issued until `atMs` speak for the device no more; an earlier moment than the noted one changes nothing. */
+  revoke(atMs: number): Promise<void>;
   /** Writes the device's row. `ranLow`: a pool fell below the threshold, or to zero, as its `countVersion` tells. */
   save(update: DeviceKeysUpdate, how?: { ranLow: boolean }): Promise<void>;
 }

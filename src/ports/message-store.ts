@@ -92,6 +92,8 @@ export interface DeviceProof {
   countVersion: number;
   /** `countVersion` when a pool last crossed the threshold or reached zero. */
   lowNoticeVersion: number;
+  /** Tokens issued until then speak for the device no more; null where it was never revoked. */
+  revokedAtMs: number | null;
 }
 
 export interface Page {
@@ -121,9 +123,12 @@ export interface MessageStore {
   /**
    * Numbers a new connection of the device.
    *
-   * @returns `fence`, which rises over all nodes and restarts, and how things stand with its low-key notices
+   * @returns `fence`, which rises over all nodes and restarts, and how things stand with its low-key notices and its
+   *   revocation
    */
-  connect(device: DeviceAddress): Promise<{ fence: number; lowNoticeVersion: number }>;
+  connect(
+    device: DeviceAddress,
+  ): Promise<{ fence: number; lowNoticeVersion: number; revokedAtMs: number | null }>;
 
   /**
    * Makes `reader.fence` the one that may read and delete, if the key version is still `keyVersion` and no
@@ -188,6 +193,9 @@ export interface MessageStore {
    * @throws what failed first, when the others are done
    */
   sweep(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): Promise<number>;
+
+  /** Devices that were revoked since then, the latest first. */
+  revokedSince(sinceMs: number, limit: number): Promise<DeviceAddress[]>;
 
   /**
    * Of `readers`, those whose device has changed its keys, ran low, is served under another number or gone, or has an

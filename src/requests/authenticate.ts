@@ -10,8 +10,10 @@ import {
   jwtVerify,
   SignJWT,
 } from 'jose';
+import { isRevoked } from '../delivery/revocation.ts';
 import type { Clock } from '../lib/clock.ts';
 import { unreachable } from '../lib/unreachable.ts';
+import type { MessageStore } from '../ports/message-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import { type DeviceAddress, deviceId, userId } from '../protocol/ids.ts';
 import { TOKEN_LENGTH_MAX } from '../protocol/limits.ts';
@@ -93,6 +95,28 @@ export async function createAuthenticator(options: AuthenticatorOptions): Promis
         throw refusal(error, options.keys.kind === 'jwks');
       }
       return callerOf(payload, clock.nowMs());
+    },
+  };
+}
+
+/**
+ * Asks the store as well whether the token was revoked: for requests that bring a token each. A socket's door asks once,
+ * where it numbers the connection.
+ *
+ * @throws GatewayError FORBIDDEN for a revoked token, besides what `authenticator` throws
+ */
+export function refusingRevoked(
+  authenticator: Authenticator,
+  messages: Pick<MessageStore, 'prove'>,
+): Authenticator {
+  return {
+    async authenticate(token) {
+      const caller = await authenticator.authenticate(token);
+      const proof = await messages.prove(caller.device);
+      if (isRevoked(caller, proof?.revokedAtMs ?? null)) {
+        throw new GatewayError('FORBIDDEN', 'the device was revoked');
+      }
+      return caller;
     },
   };
 }

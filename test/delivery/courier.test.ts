@@ -32,13 +32,14 @@ function emptyQueues(): MessageStore {
     offersPq: true,
     countVersion: 1,
     lowNoticeVersion: 0,
+    revokedAtMs: null,
   };
   const note = (what: string, device: DeviceAddress): void => {
     asked.push(`${what} ${addressKey(device)}`);
   };
   return {
     store: async () => null,
-    connect: async () => ({ fence: ++fence, lowNoticeVersion: 0 }),
+    connect: async () => ({ fence: ++fence, lowNoticeVersion: 0, revokedAtMs: null }),
     serve: async () => ({ proof, served: true, pendingCount: 0, newestSequence: 0 }),
     async read({ device, fence }) {
       note('read', device);
@@ -60,6 +61,7 @@ function emptyQueues(): MessageStore {
     bounce: async () => {},
     settleBounces: async () => ({ bounced: [], senders: [], more: false }),
     sweep: async () => 0,
+    revokedSince: async () => [],
     async inNeedOfALook(readers) {
       for (const { device } of readers) note('sweep', device);
       return [];

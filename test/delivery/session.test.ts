@@ -112,6 +112,7 @@ beforeEach(() => {
     offersPq: true,
     countVersion: 1,
     lowNoticeVersion: 0,
+    revokedAtMs: null,
   };
   queue = [];
   waiting = {};
@@ -132,6 +133,7 @@ beforeEach(() => {
   };
   session = createSession({
     device: BOB,
+    token: { issuedAtMs: 0 },
     fence: 1,
     lowNoticeVersion: 0,
     socket,
@@ -377,7 +379,7 @@ describe('a session', () => {
     waiting.read = null;
     await quiet();
     expect(events).toEqual(['queueEmpty 0']);
-    session.resume();
+    session.resume({ issuedAtMs: 0 });
     await quiet();
     expect(events).toEqual(['queueEmpty 0', 'messages 1']);
   });
@@ -552,7 +554,7 @@ describe('a session', () => {
       const readCount = session.readCount();
       session.pause();
       expect(putAndHandOver(1)).toBe(false);
-      session.resume();
+      session.resume({ issuedAtMs: 0 });
       await quiet();
       answers.shift()!({ processed: ['id 1'] });
       await quiet();
@@ -574,7 +576,7 @@ describe('a session', () => {
       session.pause();
       await quiet();
       expect(events).toEqual([]);
-      session.resume();
+      session.resume({ issuedAtMs: 0 });
       await quiet();
       expect(events).toEqual(['messages 1']);
     });

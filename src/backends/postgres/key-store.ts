@@ -581,6 +581,11 @@ function createKeySetTransaction(
         WHERE ${ofDevice} AND pending AND bounce_reason IS NULL`);
     },
 
+    async revoke(atMs) {
+      await tx.execute(sql`
+        UPDATE ${devices} SET revoked_at = greatest(revoked_at, ${moment(atMs)}) WHERE ${ofDevice}`);
+    },
+
     async save(update, { ranLow } = { ranLow: false }) {
       await tx
         .update(devices)

@@ -79,7 +79,11 @@ export function createMessageStore(database: Database): MessageStore {
 
     async connect(device) {
       const [row] = await database.hot(connectStatement, { ...device });
-      return { fence: row!.fence, lowNoticeVersion: row!.low_notice_version };
+      return {
+        fence: row!.fence,
+        lowNoticeVersion: row!.low_notice_version,
+        revokedAtMs: row!.revoked_at_ms,
+      };
     },
 
     async serve({ device, fence }, keyVersion, nowMs) {
@@ -187,6 +191,11 @@ export function createMessageStore(database: Database): MessageStore {
       }
       if (failures.length > 0) throw failures[0];
       return touched;
+    },
+
+    async revokedSince(sinceMs, limit) {
+      const rows = await database.hot(revokedStatement, { sinceMs, limit });
+      return rows.map((row) => ({ userId: row.user_id, deviceId: row.device_id }));
     },
 
     async inNeedOfALook(readers, nowMs) {
@@ -445,11 +454,13 @@ interface ProofRow {
   offers_pq: boolean;
   count_version: number;
   low_notice_version: number;
+  revoked_at_ms: number | null;
 }
 
+const REVOKED_AT_MS = '(extract(epoch FROM revoked_at) * 1000)::float8 AS revoked_at_ms';
 const PROOF_COLUMNS = sql.raw(
   `key_version, identity_version, identity_key IS NOT NULL AS has_keys, fence, ec_available, pq_available,
-   pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version`,
+   pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version, ${REVOKED_AT_MS}`,
 );
 
 function toProof(row: ProofRow): DeviceProof {
@@ -462,14 +473,22 @@ function toProof(row: ProofRow): DeviceProof {
     offersPq: row.offers_pq,
     countVersion: row.count_version,
     lowNoticeVersion: row.low_notice_version,
+    revokedAtMs: row.revoked_at_ms,
   };
 }
 
 const proveStatement = hotStatement<ProofRow>(sql`SELECT ${PROOF_COLUMNS} FROM ${devices} WHERE ${ofDevice}`);
 
-const connectStatement = hotStatement<{ fence: number; low_notice_version: number }>(sql`
-SELECT nextval('connection_fence') AS fence,
-       coalesce((SELECT low_notice_version FROM ${devices} WHERE ${ofDevice}), 0) AS low_notice_version`);
+const connectStatement = hotStatement<{
+  fence: number;
+  low_notice_version: number;
+  revoked_at_ms: number | null;
+}>(sql`
+SELECT nextval('connection_fence') AS fence, coalesce(d.low_notice_version, 0) AS low_notice_version, d.revoked_at_ms
+FROM (VALUES (1)) AS one
+LEFT JOIN (
+  SELECT low_notice_version, ${sql.raw(REVOKED_AT_MS)} FROM ${devices} WHERE ${ofDevice}
+) d ON true`);
 
 // The locked row's own columns are returned, not the snapshot's: a change that came between shows.
 const serveStatement = hotStatement<
@@ -623,6 +642,12 @@ function toEnvelope(row: EnvelopeRow): QueuedEnvelope {
         : { kind: 'message', sender: peer, type: row.type!, content: row.content! },
   };
 }
+
+const revokedStatement = hotStatement<{ user_id: string; device_id: number }>(sql`
+SELECT user_id, device_id FROM ${devices}
+WHERE revoked_at IS NOT NULL AND revoked_at >= ${moment('sinceMs')}
+ORDER BY revoked_at DESC
+LIMIT ${placeholder('limit')}::int4`);
 
 const lookStatement = hotStatement<{ user_id: string; device_id: number }>(sql`
 SELECT a.user_id, a.device_id

@@ -58,12 +58,15 @@ export const devices = pgTable(
     fence: bigNumber('fence').notNull().default(0),
     updatedAt: moment('updated_at'),
     wipedAt: moment('wiped_at'),
+    /** Tokens issued until then speak for the device no more. */
+    revokedAt: moment('revoked_at'),
     /** When a backup was restored, until the client has compared its keys: what it holds may have been handed out. */
     restoredAt: moment('restored_at'),
   },
   (table) => [
     primaryKey({ columns: [table.userId, table.deviceId] }),
     index('devices_wiped').on(table.wipedAt).where(sql`${table.wipedAt} IS NOT NULL`),
+    index('devices_revoked').on(table.revokedAt).where(sql`${table.revokedAt} IS NOT NULL`),
   ],
 );
 

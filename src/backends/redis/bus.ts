@@ -428,6 +428,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     },
 
     async stop() {
+      // What was poked just before, as by a command that runs beside the gateways, is passed on first.
+      await within(forwardAll(), BATCH_WAIT_MAX_MS, clock).catch(() => {});
       isStopped = true;
       listener = null;
       for (const timer of timers) timer.cancel();

@@ -1,0 +1,2 @@
+ALTER TABLE "devices" ADD COLUMN "revoked_at" timestamp with time zone;--> statement-breakpoint
+CREATE INDEX "devices_revoked" ON "devices" USING btree ("revoked_at") WHERE "devices"."revoked_at" IS NOT NULL;
