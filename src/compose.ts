@@ -40,6 +40,7 @@ import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { createSocketDoor } from './gateway/server.ts';
 import { createHttpDoor } from './http/door.ts';
 import { createBundleClaims } from './keys/claim-bundle.ts';
+import { createDrainAlarm } from './keys/drain-alarm.ts';
 import { sweepKeys } from './keys/retention.ts';
 import { revokeDevice } from './keys/revoke.ts';
 import { createValidationProofs } from './keys/validation.ts';
@@ -341,6 +342,11 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     bus,
     bounces,
     claims,
+    drainAlarm: createDrainAlarm({
+      claimsMin: config.preKeys.drainAlarmClaims,
+      clock,
+      onAlarm: (event) => observer.drainSuspected(event),
+    }),
     authenticator,
     log,
     poolMax: preKeys.poolMax,

@@ -45,6 +45,8 @@ export interface Config {
     lowThreshold: number;
     /** Unclaimed one-time prekeys of one kind that a device may have. */
     poolMax: number;
+    /** Claims of one device in ten minutes that may be an alarm; 0 for none ever. */
+    drainAlarmClaims: number;
     signedPreKeyLifetimeMs: number;
     claimedRetentionMs: number;
   };
@@ -186,6 +188,10 @@ export const environment = z.object({
   }).meta({
     meaning: `unclaimed one-time prekeys of one kind that a device may have, at most ${VALIDATE_PRE_KEYS_MAX}`,
   }),
+  PREKEY_DRAIN_ALARM: wholeNumber({ min: 0, max: LIMIT_MAX, byDefault: 20 }).meta({
+    meaning:
+      'bundles of one device in ten minutes, if they are ten times what is usual for it, that the log warns of; 0 never warns',
+  }),
   SIGNED_PREKEY_ROTATION_HOURS: wholeNumber({ min: 1, max: 24 * 365, byDefault: 720 }).meta({
     meaning: 'age at which a signed prekey is due to be rotated',
   }),
@@ -315,6 +321,7 @@ function configOf(values: z.output<typeof environment>): Config {
     preKeys: {
       lowThreshold: values.PREKEY_LOW_THRESHOLD,
       poolMax: values.PREKEY_POOL_MAX,
+      drainAlarmClaims: values.PREKEY_DRAIN_ALARM,
       signedPreKeyLifetimeMs: values.SIGNED_PREKEY_ROTATION_HOURS * HOUR_MS,
       claimedRetentionMs: values.CLAIMED_PREKEY_RETENTION_DAYS * DAY_MS,
     },

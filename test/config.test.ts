@@ -50,6 +50,7 @@ describe('configuration', () => {
       preKeys: {
         lowThreshold: 10,
         poolMax: 1000,
+        drainAlarmClaims: 20,
         signedPreKeyLifetimeMs: 720 * 3_600_000,
         claimedRetentionMs: 30 * 86_400_000,
       },

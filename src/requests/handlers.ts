@@ -4,6 +4,7 @@ import type { Bounces } from '../delivery/bounce.ts';
 import { type SendParts, sendMessages } from '../delivery/send.ts';
 import type { Session } from '../delivery/session.ts';
 import type { BundleClaims } from '../keys/claim-bundle.ts';
+import type { DrainAlarm } from '../keys/drain-alarm.ts';
 import type { KeyChange } from '../keys/key-set.ts';
 import { resetKeys } from '../keys/reset.ts';
 import { rotateSignedPreKey } from '../keys/rotate.ts';
@@ -42,6 +43,7 @@ export type Handlers = {
 
 export interface HandlersParts extends UploadParts, ValidateParts, SendParts {
   claims: BundleClaims;
+  drainAlarm: DrainAlarm;
   bounces: Bounces;
   bus: Bus;
   authenticator: Authenticator;
@@ -50,7 +52,7 @@ export interface HandlersParts extends UploadParts, ValidateParts, SendParts {
 }
 
 export function createHandlers(parts: HandlersParts): Handlers {
-  const { store, claims, bounces, bus, authenticator, log, lowThreshold } = parts;
+  const { store, claims, drainAlarm, bounces, bus, authenticator, log, lowThreshold } = parts;
 
   /** Tells every node that the device's keys changed, and brings home what can't be decrypted any more. */
   function announced<Data>(device: DeviceAddress, change: KeyChange<Data>): Data {
@@ -91,7 +93,11 @@ export function createHandlers(parts: HandlersParts): Handlers {
       return data;
     },
 
-    requestBundle: async ({ device }, input) => claims.claim(device, input),
+    async requestBundle({ device }, input) {
+      const data = await claims.claim(device, input);
+      for (const { deviceId } of data.devices) drainAlarm.noteClaim({ userId: data.userId, deviceId });
+      return data;
+    },
 
     listDevices: async (_, input) => listDevices(store, input.userId),
 

@@ -75,6 +75,8 @@ export interface Reports extends DeliveryReports {
   ): ((acknowledgement: unknown) => void) | null;
   /** Somebody was beyond a limit; `device` is null where no token was looked at. */
   limitHit(event: { limit: LimitName; device: DeviceAddress | null }): void;
+  /** A device's one-time prekeys are claimed far more often than is usual for it. */
+  drainSuspected(event: { device: DeviceAddress; claimCount: number; usualCount: number }): void;
 }
 
 export interface Observer extends Reports {
@@ -99,6 +101,7 @@ const REPORTS = [
   'socketClosed',
   'handshakeRefused',
   'limitHit',
+  'drainSuspected',
   'pushSent',
 ] as const satisfies (keyof Reports)[];
 
@@ -181,6 +184,12 @@ function faultListener(log: Log): Partial<Reports> {
     handshakeRefused({ code, errorId, error }) {
       if (code !== 'INTERNAL') return;
       log.error({ errorId, error: asError(error) }, 'a handshake failed by a fault of the server');
+    },
+    drainSuspected({ device, claimCount, usualCount }) {
+      log.warn(
+        { device: addressKey(device), claimCount, usualCount },
+        'a device’s prekeys are claimed far more often than is usual for it',
+      );
     },
   };
 }

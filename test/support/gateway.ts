@@ -58,6 +58,7 @@ export function testEnvironment(options: { databaseUrl: string; redisUrl?: strin
     ADMIN_PORT: '0',
     HOST: '127.0.0.1',
     LOG_LEVEL: 'error',
+    PREKEY_DRAIN_ALARM: '0',
     ...NO_LIMITS,
     DATABASE_URL: options.databaseUrl,
     JWT_SECRET: TEST_SECRET,
