@@ -108,8 +108,14 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         body.kind === 'message' ? text(body.content) : body.reason,
       );
 
-    const settle = (of: DeviceAddress | null, store = messages, limit = 100) =>
-      store.settleBounces(of, { nowMs: NOW_MS, expiresAtMs: EXPIRES_MS, limit });
+    const settle = async (of: DeviceAddress | null, store = messages, limit = 100) => {
+      const { senders, more } = await store.settleBounces(of, {
+        nowMs: NOW_MS,
+        expiresAtMs: EXPIRES_MS,
+        limit,
+      });
+      return { senders, more };
+    };
 
     const sweep = (nowMs: number, forgetBeforeMs = 0, limit = 10_000) =>
       messages.sweep({ nowMs, forgetBeforeMs, limit });
