@@ -16,10 +16,15 @@ export interface BundleClaims {
   /**
    * @returns the bundle of the device, or of every device of the user but the caller, sorted by device id; the same
    *   for a repeated `claimId`
+   * @param how.isTargetSpared whether to spend no one-time prekey; a repetition gets the first answer nevertheless
    * @throws GatewayError USER_NOT_FOUND, DEVICE_NOT_FOUND, UNAVAILABLE; nothing was spent then, or a repetition
    *   gets what was
    */
-  claim(claimer: DeviceAddress, input: ParsedInput<'requestBundle'>): Promise<RequestData<'requestBundle'>>;
+  claim(
+    claimer: DeviceAddress,
+    input: ParsedInput<'requestBundle'>,
+    how?: { isTargetSpared: boolean },
+  ): Promise<RequestData<'requestBundle'>>;
 }
 
 export interface BundleClaimsParts {
@@ -111,12 +116,13 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   }
 
   return {
-    async claim(claimer, input) {
+    async claim(claimer, input, { isTargetSpared } = { isTargetSpared: false }) {
       const request: ClaimRequest = {
         claimer,
         claimId: input.claimId,
         userId: input.userId,
         deviceId: input.deviceId ?? null,
+        isTargetSpared,
       };
       const bundles = await askOnce(request);
       if (bundles.length === 0) await explainAbsence(store, claimer, request);
@@ -189,6 +195,10 @@ const pqPreKeyOf = once((key: NonNullable<ClaimedBundle['pqPreKey']>) => ({
   lastResort: key.lastResort,
 }));
 
+function absenceOf({ isTargetSpared }: ClaimedBundle): DeviceBundle['oneTimePreKeyAbsent'] {
+  return isTargetSpared ? 'limited' : 'noneLeft';
+}
+
 function toWire(bundle: ClaimedBundle): DeviceBundle {
   const { identity, signedPreKey, oneTimePreKey, pqPreKey } = bundle;
   return {
@@ -197,7 +207,7 @@ function toWire(bundle: ClaimedBundle): DeviceBundle {
     ...identityOf(identity),
     signedPreKey: signedPreKeyOf(signedPreKey),
     ...(oneTimePreKey === null
-      ? { oneTimePreKey: null, oneTimePreKeyAbsent: 'noneLeft' as const }
+      ? { oneTimePreKey: null, oneTimePreKeyAbsent: absenceOf(bundle) }
       : { oneTimePreKey: { keyId: oneTimePreKey.keyId, publicKey: base64Of(oneTimePreKey.publicKey) } }),
     pqPreKey: pqPreKey && pqPreKeyOf(pqPreKey),
   };

@@ -115,6 +115,8 @@ export interface ClaimRequest {
   userId: string;
   /** Null stands for every device of the user but the claimer. */
   deviceId: number | null;
+  /** Whether to spend no one-time prekey, though there may be some: the target is protected from being drained. */
+  isTargetSpared?: boolean;
 }
 
 /** The answer of one device to one claim; the very same for a repeated `claimId`. */
@@ -123,9 +125,11 @@ export interface ClaimedBundle {
   registrationId: number;
   identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
   signedPreKey: SignedPreKey;
-  /** Null when none was left. */
+  /** Null when none was left, or none was to be spent. */
   oneTimePreKey: OneTimePreKey | null;
   pqPreKey: (SignedPreKey & { lastResort: boolean }) | null;
+  /** Whether the claim spared the device's one-time prekeys when it was first answered. */
+  isTargetSpared: boolean;
 }
 
 export interface ClaimResult {

@@ -93,8 +93,8 @@ export function createHandlers(parts: HandlersParts): Handlers {
       return data;
     },
 
-    async requestBundle({ device }, input) {
-      const data = await claims.claim(device, input);
+    async requestBundle({ device, isTargetSpared = false }, input) {
+      const data = await claims.claim(device, input, { isTargetSpared });
       for (const { deviceId } of data.devices) drainAlarm.noteClaim({ userId: data.userId, deviceId });
       return data;
     },

@@ -309,6 +309,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
             signedPreKey: signedPreKeyOf('ec', 1),
             oneTimePreKey: oneTimePreKeyOf('ec', 11),
             pqPreKey: { ...oneTimePreKeyOf('pq', 12), lastResort: false },
+            isTargetSpared: false,
           }),
         );
         const without = await claimOne(device);
@@ -575,6 +576,68 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           signedPreKey: { keyId: 2 },
           oneTimePreKey: { keyId: 1 },
         });
+      });
+    });
+
+    describe('a claim that spares its target', () => {
+      const spared = (device: DeviceAddress, options: Partial<ClaimRequest> = {}) =>
+        requestOf(device, { isTargetSpared: true, ...options });
+
+      it('gives the bundle with the last-resort key, spends nothing, and alarms nobody', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 7, ec: [1], pq: [2] });
+        const before = (await keys.read(device))!;
+        const { bundles, ranLow } = await claimAll([spared(device)]);
+        expect(bundles[0]).toMatchObject([
+          {
+            deviceId: 1,
+            oneTimePreKey: null,
+            pqPreKey: { keyId: 7, lastResort: true },
+            isTargetSpared: true,
+          },
+        ]);
+        expect(ranLow).toEqual([]);
+        const { availableCounts, claimedCounts, countVersion } = (await keys.read(device))!;
+        expect({ availableCounts, claimedCounts, countVersion }).toEqual({
+          availableCounts: before.availableCounts,
+          claimedCounts: before.claimedCounts,
+          countVersion: before.countVersion,
+        });
+        expect(await claimOne(device)).toMatchObject({ isTargetSpared: false, oneTimePreKey: { keyId: 1 } });
+      });
+
+      it('is answered in one statement with others of the same device, which get the oldest keys', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [5, 4, 3] });
+        const { bundles } = await claimAll([
+          spared(device),
+          requestOf(device),
+          spared(device),
+          requestOf(device),
+          spared(device),
+        ]);
+        expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([null, 5, null, 4, null]);
+        expect(bundles.map((list) => list[0]!.isTargetSpared)).toEqual([true, false, true, false, true]);
+        expect(ecIdOf(await claimOne(device))).toBe(3);
+      });
+
+      it('is repeated as it was answered, whichever way it is asked again', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2] });
+        const [without, withKey] = [{ claimId: randomUUID() }, { claimId: randomUUID() }];
+        await claim(spared(device, without));
+        await claim(requestOf(device, withKey));
+        for (const isTargetSpared of [true, false]) {
+          expect(await claimOne(device, { ...without, isTargetSpared })).toMatchObject({
+            oneTimePreKey: null,
+            isTargetSpared: true,
+          });
+          expect(await claimOne(device, { ...withKey, isTargetSpared })).toMatchObject({
+            oneTimePreKey: { keyId: 1 },
+            isTargetSpared: false,
+          });
+        }
+        expect((await keys.read(device))!.availableCounts.ec).toBe(1);
       });
     });
 

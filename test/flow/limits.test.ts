@@ -115,6 +115,66 @@ describe('bundles', () => {
     await second.call('requestBundle', ask());
   });
 
+  it('immunity 13: nobody can use up a device’s one-time prekeys, and it stays reachable', async () => {
+    const { at, clock } = await limited({ LIMIT_BUNDLES_PER_TARGET: '5' });
+    const victim = await enrol(at, someone(), { oneTimePreKeys: 20, pqOneTimePreKeys: 20 });
+    const { userId } = victim.address;
+    const attackers = await Promise.all(Array.from({ length: 20 }, () => at.connect(someone())));
+    const claimIds = attackers.map(() => randomUUID());
+    const claimAll = () =>
+      Promise.all(
+        attackers.map((attacker, i) =>
+          attacker
+            .call('requestBundle', { claimId: claimIds[i]!, userId })
+            .then(({ devices }) => devices[0]!),
+        ),
+      );
+    const bundles = await claimAll();
+    expect(bundles.filter((bundle) => bundle.oneTimePreKey !== null)).toHaveLength(5);
+    for (const bundle of bundles.filter(({ oneTimePreKey }) => oneTimePreKey === null)) {
+      expect(bundle).toMatchObject({ oneTimePreKeyAbsent: 'limited', pqPreKey: { lastResort: true } });
+    }
+    expect(await victim.client.call('checkPreKeys')).toMatchObject({
+      availableCount: 15,
+      pqAvailableCount: 15,
+    });
+    // A retry gets its first answer, also when the limit would allow a key again, and costs none.
+    await clock.advance(HOUR_MS);
+    expect(await claimAll()).toEqual(bundles);
+    expect(await victim.client.call('checkPreKeys')).toMatchObject({ availableCount: 15 });
+
+    const friend = await enrol(at, someone(), FEW_KEYS);
+    await clock.advance(HOUR_MS);
+    const [bundle] = (await friend.client.call('requestBundle', { claimId: randomUUID(), userId })).devices;
+    expect(bundle!.oneTimePreKey).not.toBeNull();
+  });
+
+  it('that go out without a one-time prekey can be written to', async () => {
+    const { at } = await limited({ LIMIT_BUNDLES_PER_TARGET: '1' });
+    const [alice, bob] = [await opened(at), await opened(at)];
+    const ask = async () => {
+      const { devices } = await alice.client.call('requestBundle', {
+        claimId: randomUUID(),
+        userId: bob.address.userId,
+      });
+      return devices[0]!;
+    };
+    await ask();
+    const bundle = await ask();
+    expect(bundle.oneTimePreKeyAbsent).toBe('limited');
+    await alice.device.establishSession({ userId: bob.address.userId, ...bundle });
+    const envelope = await alice.device.encrypt(bob.address, 'hello all the same');
+    await alice.client.call('sendMessages', {
+      messageId: randomUUID(),
+      userId: bob.address.userId,
+      envelopes: [envelope],
+    });
+    await expect.poll(() => bob.client.envelopes.length).toBe(1);
+    const [got] = bob.client.envelopes;
+    if (got?.kind !== 'message') throw new Error('no message came');
+    expect(await bob.device.decrypt(got)).toBe('hello all the same');
+  });
+
   it('immunity 22: an empty peer’s answer is a usable bundle, and claims of it for every message are limited', async () => {
     const { at } = await limited({ LIMIT_BUNDLES_PER_PAIR: '10' });
     const bob = await enrol(at, someone(), { oneTimePreKeys: 0, pqOneTimePreKeys: 0 });

@@ -33,6 +33,7 @@ export interface ClaimRow {
   pq_key_id: number | null;
   pq_public_key: Uint8Array | null;
   pq_signature: Uint8Array | null;
+  is_target_spared: boolean;
   ran_low: boolean;
 }
 
@@ -49,6 +50,8 @@ export interface ClaimValues {
   claimerUserIds: string;
   claimerDeviceIds: string;
   claimIds: string;
+  /** Requests that are to spend no key: they are answered and remembered all the same. */
+  sparedTargets: string;
   lowThreshold: number;
   nowMs: number;
 }
@@ -87,14 +90,16 @@ WITH asked AS MATERIALIZED (
     ${value('ords')}::int4[], ${value('userIds')}::text[], ${value('firstDeviceIds')}::int2[],
     ${value('lastDeviceIds')}::int2[], ${value('exceptDeviceIds')}::int2[],
     ${value('claimerUserIds')}::text[], ${value('claimerDeviceIds')}::int2[],
-    ${value('claimIds')}::uuid[]
-  ) AS a (ord, user_id, first_device_id, last_device_id, except_device_id, claimer_user_id, claimer_device_id, claim_id)
+    ${value('claimIds')}::uuid[], ${value('sparedTargets')}::bool[]
+  ) AS a (ord, user_id, first_device_id, last_device_id, except_device_id, claimer_user_id, claimer_device_id, claim_id,
+          spares)
 ),
 -- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
 wanted AS MATERIALIZED (
   SELECT row_number() OVER ()::int4 AS place, a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id,
          a.claim_id, d.row_place, d.revision, d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
-         c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature
+         c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature,
+         coalesce(c.is_target_spared, a.spares) AS spares
   FROM asked a
   CROSS JOIN LATERAL (
     SELECT v.ctid AS row_place, v.device_id, v.revision, v.identity_version, v.identity_canonical
@@ -117,7 +122,9 @@ needed AS MATERIALIZED (
   SELECT l.*, w.places, w.amount,
          least(w.amount, l.ec_available) AS ec_spent, least(w.amount, l.pq_available) AS pq_spent
   FROM (
-    SELECT user_id, device_id, row_place, revision, count(*)::int4 AS amount, array_agg(place ORDER BY ord) AS places
+    SELECT user_id, device_id, row_place, revision, count(*) FILTER (WHERE NOT spares)::int4 AS amount,
+           -- Keys go to the first places: those that spend none come last.
+           array_agg(place ORDER BY spares, ord) AS places
     FROM wanted WHERE signed_prekey_id IS NULL
     GROUP BY user_id, device_id, row_place, revision
     ORDER BY user_id, device_id
@@ -157,7 +164,7 @@ counted AS (
 answers AS MATERIALIZED (
   SELECT w.place, w.ord, n.*, w.claimer_user_id, w.claimer_device_id, w.claim_id, ec.key_id AS ec_key_id,
          ec.public_key AS ec_public_key, pq.key_id AS pq_key_id, pq.public_key AS pq_public_key,
-         pq.signature AS pq_signature
+         pq.signature AS pq_signature, w.spares
   FROM (
     SELECT unnest(places) AS needed_place, user_id, device_id, registration_id, identity_version,
            identity_canonical, signed_prekey_id, pq_last_resort_prekey_id, ${ranLow(value, 'ec_available', 'ec_spent')}
@@ -172,19 +179,20 @@ claimed AS (
   INSERT INTO ${prekeyClaims} (
     user_id, device_id, claimer_user_id, claimer_device_id, claim_id, identity_version, registration_id,
     signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
-    claimed_at)
+    is_target_spared, claimed_at)
   SELECT user_id, device_id, claimer_user_id, claimer_device_id, claim_id, identity_version, registration_id,
          signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
-         to_timestamp(${value('nowMs')}::float8 / 1000)
+         spares, to_timestamp(${value('nowMs')}::float8 / 1000)
   FROM answers
 )
 SELECT ord, device_id, 'claimed' AS outcome, registration_id, identity_version, identity_canonical,
-       signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature, ran_low
+       signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
+       spares AS is_target_spared, ran_low
 FROM answers
 UNION ALL
 SELECT w.ord, w.device_id, CASE WHEN w.signed_prekey_id IS NULL THEN 'again' ELSE 'repeated' END, w.registration_id,
        w.identity_version, w.identity_canonical, w.signed_prekey_id, w.pq_last_resort_prekey_id, w.ec_key_id, w.ec_public_key, w.pq_key_id,
-       w.pq_public_key, w.pq_signature, false
+       w.pq_public_key, w.pq_signature, w.spares, false
 FROM wanted w
 WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.place = w.place)`;
 }

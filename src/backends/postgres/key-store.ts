@@ -85,6 +85,7 @@ export function createKeyStore(database: Database): KeyStore {
                 signature: row.pq_signature!,
                 lastResort: false,
               },
+        isTargetSpared: row.is_target_spared,
       });
     });
     for (const list of bundles) if (list.length > 1) list.sort((a, b) => a.deviceId - b.deviceId);
@@ -300,6 +301,7 @@ function claimValues(
     claimerUserIds: textArray(requests.map((request) => request.claimer.userId)),
     claimerDeviceIds: numberArray(requests.map((request) => request.claimer.deviceId)),
     claimIds: textArray(requests.map((request) => request.claimId)),
+    sparedTargets: `{${requests.map((request) => request.isTargetSpared === true).join(',')}}`,
     lowThreshold,
     nowMs,
   };

@@ -128,6 +128,8 @@ export const prekeyClaims = pgTable(
     pqKeyId: bigNumber('pq_key_id'),
     pqPublicKey: bytea('pq_public_key'),
     pqSignature: bytea('pq_signature'),
+    /** It was to spend nothing: what its repetitions are told. */
+    isTargetSpared: boolean('is_target_spared').notNull().default(false),
     claimedAt: moment('claimed_at').notNull(),
   },
   (table) => [

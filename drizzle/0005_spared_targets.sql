@@ -1,0 +1,1 @@
+ALTER TABLE "prekey_claims" ADD COLUMN "is_target_spared" boolean DEFAULT false NOT NULL;
