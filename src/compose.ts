@@ -57,6 +57,7 @@ import type { Relay } from './ports/relay.ts';
 import type { DeviceAddress } from './protocol/ids.ts';
 import { createAuthenticator, refusingRevoked, type TokenKeys } from './requests/authenticate.ts';
 import { createClientAddressOf } from './requests/client-address.ts';
+import { createDirectory } from './requests/directory.ts';
 import { createDispatch } from './requests/dispatch.ts';
 import { createHandlers } from './requests/handlers.ts';
 import { createLimits, LIMIT_WINDOWS_MS, type RateName } from './requests/limits.ts';
@@ -357,7 +358,13 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     reports: observer,
   });
   const limits = createLimits({ limiter, observer });
-  const dispatch = createDispatch({ handlers, limits, observer, clock });
+  const dispatch = createDispatch({
+    handlers,
+    limits,
+    directory: createDirectory({ isPrivate: config.privateDirectory, clock }),
+    observer,
+    clock,
+  });
 
   await bus.start(courier);
   undo.push(() => bus.stop());

@@ -38,6 +38,8 @@ export interface Config {
   origins: { listed: readonly string[]; loopback: boolean };
   /** Whose `X-Forwarded-For` is believed. */
   trustedProxies: readonly string[];
+  /** Whether strangers are to learn nothing of who is here. */
+  privateDirectory: boolean;
   /** What may be done in its time; 0 is no limit. */
   limits: Readonly<Record<LimitName, number>>;
   preKeys: {
@@ -216,6 +218,15 @@ export const environment = z.object({
         'addresses and networks, separated by commas, whose `X-Forwarded-For` is believed; without it callers are counted by the address of their connection',
       unset: 'not set: none',
     }),
+  PRIVATE_DIRECTORY: z
+    .enum(['true', 'false'], 'must be true or false')
+    .default('false')
+    .transform((text) => text === 'true')
+    .meta({
+      meaning:
+        '`true`: a user that is unknown, one without keys, and one without the device asked for are told apart neither by the answer (`USER_NOT_FOUND`) nor by its time',
+      unset: '`false`',
+    }),
   LIMIT_REQUESTS: limit(1_200, 'requests of one name by one device, a minute'),
   LIMIT_UPLOADS: limit(60, 'changes of one device’s keys, a minute: uploads, rotations, withdrawals, resets'),
   LIMIT_BUNDLES_PER_PAIR: limit(20, 'bundles that one user may ask of another, a minute'),
@@ -305,6 +316,7 @@ function configOf(values: z.output<typeof environment>): Config {
     },
     origins: { listed: values.ALLOWED_ORIGINS, loopback: embedded },
     trustedProxies: values.TRUSTED_PROXIES,
+    privateDirectory: values.PRIVATE_DIRECTORY,
     limits: {
       requests: values.LIMIT_REQUESTS,
       uploads: values.LIMIT_UPLOADS,
@@ -351,9 +363,15 @@ function tokenKeys(values: z.output<typeof environment>): Config['tokens']['keys
   return { kind: 'secretFile', dataDir: resolve(values.DATA_DIR) };
 }
 
+/** As PostgreSQL's own clients do, these take any certificate. */
+const UNVERIFIED_TLS = /[?&]sslmode=(require|prefer|allow)\b/;
+
 function warningsOf(config: Omit<Config, 'warnings'>): string[] {
   const warnings: string[] = [];
   const { keys, audience } = config.tokens;
+  if (config.store.kind === 'url' && UNVERIFIED_TLS.test(config.store.url)) {
+    warnings.push('DATABASE_URL encrypts but looks at no certificate: sslmode=verify-full does');
+  }
   if (config.store.kind === 'url' && config.redisUrl === null) {
     warnings.push('REDIS_URL is not set: this must be the only gateway on its database');
   }
@@ -407,6 +425,7 @@ const FAMILIES = [
   'ADMIN_',
   'ALLOWED_',
   'TRUSTED_',
+  'PRIVATE_',
   'LIMIT_',
   'KEYGATE_',
 ];

@@ -34,6 +34,7 @@ describe('configuration', () => {
       },
       origins: { listed: [], loopback: true },
       trustedProxies: [],
+      privateDirectory: false,
       limits: {
         requests: 1_200,
         uploads: 60,

@@ -11,6 +11,7 @@ import {
   type RequestName,
 } from '../protocol/events.ts';
 import { ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../protocol/limits.ts';
+import type { Directory } from './directory.ts';
 import type { Handlers, RequestContext } from './handlers.ts';
 import type { Limits } from './limits.ts';
 import type { Observer } from './observe.ts';
@@ -27,10 +28,11 @@ export type Dispatch = <Name extends RequestName>(
 export function createDispatch(parts: {
   handlers: Handlers;
   limits: Limits;
+  directory: Directory;
   observer: Observer;
   clock: Clock;
 }): Dispatch {
-  const { handlers, limits, observer, clock } = parts;
+  const { handlers, limits, directory, observer, clock } = parts;
   return async (name, raw, context, bytes) => {
     type Name = typeof name;
     const startedMs = clock.nowMs();
@@ -51,7 +53,10 @@ export function createDispatch(parts: {
       const data = await handlers[name](isTargetSpared ? { ...context, isTargetSpared } : context, input);
       reply = { ok: true, data };
     } catch (error) {
-      const refusal = error instanceof GatewayError ? error : internal(error);
+      const refusal = await directory.veiled(
+        error instanceof GatewayError ? error : internal(error),
+        startedMs,
+      );
       reply = { ok: false, error: refusal.toObject() };
     }
     observer.requestEnded({
