@@ -1,0 +1,105 @@
+/** TLS to the engines, asked for in their URLs: what is sent is hidden, and who answers has to prove who he is. */
+import { execFile } from 'node:child_process';
+import { createServer } from 'node:net';
+import { promisify } from 'node:util';
+import { Redis } from 'ioredis';
+import postgres from 'postgres';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { type Engine, type PostgresEngine, startPostgres, startRedis } from '../support/engines.ts';
+import { someone } from '../support/flow.ts';
+import { enrol, testEnvironment } from '../support/gateway.ts';
+import { startGatewayProcess } from '../support/gateway-process.ts';
+import { type Certificate, selfMadeCertificate } from '../support/tls.ts';
+
+let certificate: Certificate;
+let database: PostgresEngine;
+let redis: Engine;
+let redisTlsUrl: string;
+
+beforeAll(async () => {
+  certificate = await selfMadeCertificate();
+  const { certFile, keyFile } = certificate;
+  [database, redis] = await Promise.all([
+    startPostgres({ settings: { ssl: 'on', ssl_cert_file: certFile, ssl_key_file: keyFile } }),
+    startRedis(),
+  ]);
+  const port = await freePort();
+  const admin = new Redis(redis.url);
+  await admin.config('SET', 'tls-cert-file', certFile, 'tls-key-file', keyFile, 'tls-auth-clients', 'no');
+  await admin.config('SET', 'tls-port', String(port));
+  admin.disconnect();
+  redisTlsUrl = `rediss://localhost:${port}`;
+});
+afterAll(async () => {
+  await Promise.all([database?.stop(), redis?.stop()]);
+  await certificate?.remove();
+});
+
+const databaseUrl = (sslmode: string): string =>
+  `postgres://postgres@localhost:${database.port}/test?sslmode=${sslmode}`;
+
+/** What `keygate doctor` finds of each engine. */
+async function doctor(urls: { databaseUrl: string; redisUrl: string }, env: Record<string, string> = {}) {
+  const { stdout } = await promisify(execFile)(
+    process.execPath,
+    ['--import', 'tsx', 'src/main.ts', 'doctor', '--json'],
+    { env: { PATH: process.env.PATH, ...testEnvironment(urls), ...env } },
+  ).catch((error: { stdout: string }) => error);
+  const { findings } = JSON.parse(stdout) as { findings: { what: string; good: boolean; found: string }[] };
+  return { isReached: (what: string) => findings.some((finding) => finding.what === what && finding.good) };
+}
+
+describe('TLS to the engines', () => {
+  it('carries everything where their URLs ask for it and the certificate is known', async () => {
+    const gateway = await startGatewayProcess(
+      { databaseUrl: databaseUrl('verify-full'), redisUrl: redisTlsUrl },
+      { NODE_EXTRA_CA_CERTS: certificate.certFile },
+    );
+    const sql = postgres(`postgres://postgres@127.0.0.1:${database.port}/test`, { max: 1 });
+    try {
+      await enrol(gateway, someone(), { oneTimePreKeys: 1, pqOneTimePreKeys: 0 });
+      const connections = await sql<{ ssl: boolean }[]>`
+        SELECT s.ssl FROM pg_stat_ssl s JOIN pg_stat_activity a USING (pid)
+        WHERE a.client_addr IS NOT NULL AND a.pid <> pg_backend_pid()`;
+      expect(connections.length).toBeGreaterThan(0);
+      expect(connections.filter(({ ssl }) => !ssl)).toEqual([]);
+      expect((await fetch(`${gateway.adminUrl}/readyz`)).status).toBe(200);
+      expect(await gateway.output()).not.toContain('broken');
+    } finally {
+      await sql.end();
+      await gateway.stop();
+    }
+  });
+
+  it('is refused where nobody vouches for the certificate', async () => {
+    const found = await doctor({ databaseUrl: databaseUrl('verify-full'), redisUrl: redisTlsUrl });
+    expect(found.isReached('postgres')).toBe(false);
+    expect(found.isReached('redis')).toBe(false);
+  });
+
+  it('is refused where the certificate is another host’s', async () => {
+    const other = (url: string) => url.replace('localhost', '127.0.0.1');
+    const found = await doctor(
+      { databaseUrl: databaseUrl('verify-full'), redisUrl: other(redisTlsUrl) },
+      { NODE_EXTRA_CA_CERTS: certificate.certFile },
+    );
+    expect(found.isReached('postgres')).toBe(true);
+    expect(found.isReached('redis')).toBe(false);
+  });
+
+  it('looks at no certificate where sslmode=require says so, as PostgreSQL’s own clients do', async () => {
+    const found = await doctor({ databaseUrl: databaseUrl('require'), redisUrl: redisTlsUrl });
+    expect(found.isReached('postgres')).toBe(true);
+  });
+});
+
+function freePort(): Promise<number> {
+  return new Promise((resolve, reject) => {
+    const server = createServer();
+    server.once('error', reject);
+    server.listen(0, '127.0.0.1', () => {
+      const address = server.address();
+      server.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0));
+    });
+  });
+}
