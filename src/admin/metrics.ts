@@ -26,7 +26,7 @@ export interface MetricsParts {
 
 export interface Metrics {
   /** To be attached to the tap. */
-  listener: Partial<Reports> & { limitHit(event: { limit: string }): void };
+  listener: Partial<Reports>;
   /** How many requests went into one claim statement. */
   claimBatch(requestCount: number): void;
   page: AdminPage;
@@ -68,6 +68,10 @@ export function createMetrics(parts: MetricsParts): Metrics {
   const limits = kept(
     counter('keygate_limits_hit_total', 'Refusals by the limit that was reached.', ['limit']),
     'limit',
+  );
+  const drains = counter(
+    'keygate_drains_suspected_total',
+    'Devices whose prekeys were claimed far more often than is usual for them, once in ten minutes each.',
   );
 
   // ── Keys
@@ -209,6 +213,7 @@ export function createMetrics(parts: MetricsParts): Metrics {
     listener: {
       requestEnded,
       limitHit: ({ limit }) => limits(limit).inc(),
+      drainSuspected: () => drains.inc(),
       handshakeRefused: ({ code }) => handshakes(code).inc(),
       socketOpened({ fence }) {
         handshakes('ok').inc();

@@ -191,6 +191,22 @@ describe('bundles', () => {
   });
 });
 
+describe('what is beyond its measure', () => {
+  it('shows in the metrics: limits by name, and a device whose keys somebody drains', async () => {
+    const { at } = await limited({ LIMIT_BUNDLES_PER_PAIR: '6', PREKEY_DRAIN_ALARM: '5' });
+    const { userId } = (await enrol(at, someone(), FEW_KEYS)).address;
+    const alice = await at.connect(someone());
+    const metrics = async () => (await fetch(`${at.adminUrl}/metrics`)).text();
+    await codesOf(alice, 4, 'requestBundle', () => ({ claimId: randomUUID(), userId }));
+    expect(await metrics()).toContain('keygate_drains_suspected_total 0');
+    await codesOf(alice, 4, 'requestBundle', () => ({ claimId: randomUUID(), userId }));
+    const text = await metrics();
+    expect(text).toContain('keygate_drains_suspected_total 1');
+    expect(text).toContain('keygate_limits_hit_total{limit="bundlesPerPair"} 2');
+    expect(text).not.toContain(userId);
+  });
+});
+
 describe('messages', () => {
   it('are limited from one user to another', async () => {
     const { at, clock } = await limited({ LIMIT_MESSAGES_PER_PAIR: '4' });
