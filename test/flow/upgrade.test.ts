@@ -1,0 +1,161 @@
+/** An upgrade without downtime: nodes of the version before go on beside new ones, on the schema of the new ones. */
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
+import { drizzle } from 'drizzle-orm/postgres-js';
+import { migrate } from 'drizzle-orm/postgres-js/migrator';
+import postgres from 'postgres';
+import { describe, expect, it } from 'vitest';
+import { migrateDatabase } from '../../src/backends/postgres/database.ts';
+import { createDatabase } from '../support/engines.ts';
+import { undoAfterEach } from '../support/flow.ts';
+import { enrol, send, startGateway } from '../support/gateway.ts';
+import { SignalDevice } from '../support/libsignal-device.ts';
+
+const undo = undoAfterEach();
+const ALICE = { userId: 'alice', deviceId: 1 };
+const OLD = { userId: 'of-the-old-node', deviceId: 1 };
+
+interface Journal {
+  entries: { idx: number; tag: string; when: number }[];
+}
+
+interface Snapshot {
+  tables: Record<
+    string,
+    {
+      name: string;
+      columns: Record<string, { type: string; notNull: boolean; default?: unknown; identity?: unknown }>;
+    }
+  >;
+}
+
+const journal = JSON.parse(await readFile('drizzle/meta/_journal.json', 'utf8')) as Journal;
+const snapshots = await Promise.all(
+  journal.entries.map(
+    async ({ idx }) =>
+      JSON.parse(
+        await readFile(`drizzle/meta/${String(idx).padStart(4, '0')}_snapshot.json`, 'utf8'),
+      ) as Snapshot,
+  ),
+);
+
+async function emptyDatabase(): Promise<string> {
+  const { url, drop } = await createDatabase();
+  undo.push(drop);
+  return url;
+}
+
+/** The schema as the version before left it. */
+async function migrateBefore(databaseUrl: string): Promise<void> {
+  const folder = await mkdtemp(join(tmpdir(), 'keygate-migrations-'));
+  await cp('drizzle', folder, { recursive: true });
+  const before: Journal = { ...journal, entries: journal.entries.slice(0, -1) };
+  await writeFile(join(folder, 'meta/_journal.json'), JSON.stringify(before));
+  const sql = postgres(databaseUrl, { max: 1, onnotice: () => {} });
+  await migrate(drizzle(sql), { migrationsFolder: folder });
+  await sql.end();
+  await rm(folder, { recursive: true });
+}
+
+describe('migrations', () => {
+  it('only add: what a statement of the version before names stays as it was', () => {
+    expect(snapshots.length).toBeGreaterThan(2);
+    for (const [index, before] of snapshots.slice(0, -1).entries()) {
+      const after = snapshots[index + 1]!;
+      for (const [name, table] of Object.entries(before.tables)) {
+        const now = after.tables[name];
+        expect(now, name).toBeDefined();
+        for (const [column, { type }] of Object.entries(table.columns)) {
+          expect(now!.columns[column], `${name}.${column}`).toMatchObject({ type });
+        }
+        for (const [column, { notNull, default: byDefault, identity }] of Object.entries(now!.columns)) {
+          const isFilled = !notNull || byDefault !== undefined || identity !== undefined;
+          // What an insert of the version before leaves out has a value all the same.
+          if (table.columns[column]?.notNull !== true) expect(isFilled, `${name}.${column}`).toBe(true);
+        }
+      }
+    }
+  });
+
+  it('are applied once, by however many nodes at once', async () => {
+    const url = await emptyDatabase();
+    await Promise.all(Array.from({ length: 5 }, () => migrateDatabase({ kind: 'url', url })));
+    const sql = postgres(url, { max: 1 });
+    const applied = await sql`SELECT created_at::float8 AS at FROM drizzle.__drizzle_migrations ORDER BY id`;
+    expect(applied.map(({ at }) => at)).toEqual(journal.entries.map(({ when }) => when));
+    await sql.end();
+  });
+});
+
+it('a node of the version before goes on beside two new ones, and they serve what it stores', async () => {
+  const databaseUrl = await emptyDatabase();
+  await migrateBefore(databaseUrl);
+
+  // The old node: its statements name the columns of its schema, and are prepared before the others come.
+  const old = postgres(databaseUrl, { max: 1, onnotice: () => {} });
+  undo.push(() => old.end());
+  const device = new SignalDevice(OLD);
+  const keys = device.uploadInput({ oneTimePreKeys: 3, pqOneTimePreKeys: 0 });
+  const bytes = (base64: string): Buffer => Buffer.from(base64, 'base64');
+  const identity = bytes(keys.identityKey);
+  const register = async (deviceId: number): Promise<void> => {
+    await old`
+      INSERT INTO devices (user_id, device_id, registration_id, identity_key, identity_canonical, signed_prekey_id,
+                           key_version, identity_version, ec_available)
+      VALUES (${OLD.userId}, ${deviceId}, ${keys.registrationId}, ${identity}, ${identity.subarray(1)},
+              ${keys.signedPreKey.keyId}, 1, 1, 3)`;
+    await old`
+      INSERT INTO signed_prekeys (user_id, device_id, kind, key_id, public_key, signature)
+      VALUES (${OLD.userId}, ${deviceId}, 0, ${keys.signedPreKey.keyId}, ${bytes(keys.signedPreKey.publicKey)},
+              ${bytes(keys.signedPreKey.signature)})`;
+    for (const { keyId, publicKey } of keys.oneTimePreKeys) {
+      await old`
+        INSERT INTO one_time_prekeys (user_id, device_id, kind, key_id, public_key)
+        VALUES (${OLD.userId}, ${deviceId}, 0, ${keyId}, ${bytes(publicKey)})`;
+    }
+  };
+  await register(1);
+
+  const [first, second] = await Promise.all([startGateway({ databaseUrl }), startGateway({ databaseUrl })]);
+  undo.push(
+    () => first.stop(),
+    () => second.stop(),
+  );
+  const { status, parts } = (await (await fetch(`${first.adminUrl}/readyz`)).json()) as {
+    status: string;
+    parts: Record<string, string>;
+  };
+  expect({ status, migrations: parts.migrations }).toEqual({ status: 'ready', migrations: 'ok' });
+
+  // Both write on, each seen by the other.
+  await register(2);
+  const alice = await enrol(second, ALICE);
+  const { devices } = await alice.client.call('requestBundle', {
+    claimId: '00000000-0000-4000-8000-000000000001',
+    userId: OLD.userId,
+  });
+  expect(devices.map(({ deviceId, oneTimePreKey }) => [deviceId, oneTimePreKey?.keyId])).toEqual([
+    [1, 1],
+    [2, 1],
+  ]);
+  const rows =
+    await old`SELECT device_id, ec_available FROM devices WHERE user_id = ${OLD.userId} ORDER BY device_id`;
+  expect(rows).toEqual([
+    { device_id: 1, ec_available: 2 },
+    { device_id: 2, ec_available: 2 },
+  ]);
+  await old`
+    INSERT INTO messages (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
+                          identity_version, stored_at, expires_at)
+    VALUES ('alice', 1, nextval('message_sequence'), gen_random_uuid(), 0, ${OLD.userId}, 1, gen_random_uuid(), 1,
+            ${Buffer.from('from the old node')}, 1, now(), now() + interval '1 day')`;
+  const { validation } = await alice.client.call('validateKeys', alice.device.validateInput());
+  await alice.client.call('clientReady', { validation: validation! });
+  await alice.client.next('queueEmpty');
+  expect(alice.client.envelopes).toMatchObject([
+    { content: Buffer.from('from the old node').toString('base64') },
+  ]);
+  const bob = await enrol(first, { userId: 'bob', deviceId: 1 });
+  await send(alice.client, bob, 'between new ones');
+});
