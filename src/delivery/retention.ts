@@ -53,6 +53,8 @@ export async function sweepMessages(parts: {
       total += touched;
       parts.onBatch?.(touched);
       if (touched < SWEEP_ROWS_MAX) return;
+      // What is on its way back leaves the front of the queue, or each batch would walk over all before it.
+      await settle();
     }
   }
 }

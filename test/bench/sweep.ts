@@ -30,7 +30,7 @@ try {
   await migrateDatabase(address);
   await seed();
   const database = openDatabase({ address, clock: systemClock, log: silentLog });
-  const timesMs: Record<string, number[]> = { transaction: [], run: [] };
+  const timesMs: Record<string, number[]> = { transaction: [], run: [], hot: [] };
   const timed = <Result>(name: string, work: () => Promise<Result>): Promise<Result> => {
     const startMs = steadyClock.nowMs();
     return work().finally(() => timesMs[name]!.push(steadyClock.nowMs() - startMs));
@@ -39,6 +39,7 @@ try {
     ...database,
     transaction: (action) => timed('transaction', () => database.transaction(action)),
     run: (action) => timed('run', () => database.run(action)),
+    hot: (statement, values) => timed('hot', () => database.hot(statement, values)),
   };
   const nowMs = systemClock.nowMs();
   await report('claims', async () =>
@@ -48,9 +49,13 @@ try {
       limit: BATCH_ROWS,
     }),
   );
-  await report('messages', async () =>
-    createMessageStore(watched).sweep({ nowMs, forgetBeforeMs: nowMs - DAY_MS, limit: BATCH_ROWS }),
-  );
+  const messages = createMessageStore(watched);
+  await report('messages', async () => {
+    const touched = await messages.sweep({ nowMs, forgetBeforeMs: nowMs - DAY_MS, limit: BATCH_ROWS });
+    const until = { nowMs, expiresAtMs: nowMs + 30 * DAY_MS, limit: BATCH_ROWS };
+    while ((await messages.settleBounces(null, until)).more);
+    return touched;
+  });
   await database.close();
 
   async function report(what: string, sweep: () => Promise<number>): Promise<void> {

@@ -1,4 +1,5 @@
 /** README's generated tables: each stands between two comments, and is written by `npm run reference`. */
+import { readFileSync } from 'node:fs';
 import { configReference } from '../../src/config-reference.ts';
 import { markdownTable } from '../../src/lib/markdown-table.ts';
 import { ERRORS } from '../../src/protocol/errors.ts';
@@ -6,6 +7,7 @@ import { pushes, type RequestName, requestNames, requests } from '../../src/prot
 import { httpRoutes } from '../../src/protocol/http-routes.ts';
 
 const TABLES: Readonly<Record<string, () => string>> = {
+  chat: () => `\n\`\`\`js\n${readFileSync('examples/chat.mjs', 'utf8')}\`\`\`\n`,
   requests: () =>
     markdownTable(
       ['request', 'what it does', 'also by HTTP'],

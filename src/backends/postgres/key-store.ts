@@ -207,31 +207,35 @@ export function createKeyStore(database: Database): KeyStore {
     async sweep({ claimedBeforeMs, replacedBeforeMs, limit }) {
       const due = await database.run(
         async (db) =>
-          await select<{ user_id: string; device_id: number }>(
+          await select<{ user_id: string; device_id: number; has_replaced: boolean }>(
             db,
             sql`
-            SELECT DISTINCT user_id, device_id FROM (
-              (SELECT user_id, device_id FROM ${prekeyClaims}
+            SELECT user_id, device_id, bool_or(is_replaced) AS has_replaced FROM (
+              (SELECT user_id, device_id, false AS is_replaced FROM ${prekeyClaims}
                WHERE claimed_at < ${moment(claimedBeforeMs)} ORDER BY claimed_at LIMIT ${limit})
               UNION ALL
-              (SELECT user_id, device_id FROM ${signedPreKeys}
+              (SELECT user_id, device_id, true FROM ${signedPreKeys}
                WHERE replaced_at < ${moment(replacedBeforeMs)} ORDER BY replaced_at LIMIT ${limit})
-            ) old ORDER BY user_id, device_id`,
+            ) old GROUP BY user_id, device_id ORDER BY user_id, device_id`,
           ),
       );
       const replaced = sql`replaced_at < ${moment(replacedBeforeMs)}`;
 
-      async function sweepDevice(device: DeviceAddress): Promise<number> {
+      async function sweepDevice(device: DeviceAddress, hasReplaced: boolean): Promise<number> {
         return await database.transaction(async (tx) => {
-          const current = await readKeys(tx, device, true);
+          const [locked] = await select<{ identity_canonical: Uint8Array | null }>(
+            tx,
+            sql`SELECT identity_canonical FROM ${devices}
+                WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} FOR NO KEY UPDATE`,
+          );
           // Claims and signed prekeys are of the present identity alone; without one there are none.
-          if (current?.identity == null) return 0;
-          const canonicalKey = sql`${current.identity.canonicalKey}`;
+          if (locked?.identity_canonical == null) return 0;
+          const canonicalKey = sql`${locked.identity_canonical}`;
           const old = sql`claimed_at < ${moment(claimedBeforeMs)}`;
           let count = await foldClaims(tx, device, canonicalKey, old, limit);
           // A record that names a dropped key is no answer any more: such go first, and the key with the last of them.
           // Each was claimed before the key was replaced.
-          if (count < limit && (await hasReplaced(tx, device, replaced))) {
+          if (count < limit && hasReplaced) {
             const naming = sql`claimed_at < ${moment(replacedBeforeMs)} AND ${namesOne(replaced)}`;
             count += await foldClaims(tx, device, canonicalKey, naming, limit - count);
             if (count < limit) count += await foldReplacedSignedPreKeys(tx, device, canonicalKey, replaced);
@@ -250,7 +254,7 @@ export function createKeyStore(database: Database): KeyStore {
         const counts = await Promise.all(
           due
             .slice(at, at + SWEPT_AT_ONCE)
-            .map((row) => sweepDevice({ userId: row.user_id, deviceId: row.device_id })),
+            .map((row) => sweepDevice({ userId: row.user_id, deviceId: row.device_id }, row.has_replaced)),
         );
         removed += counts.reduce((sum, count) => sum + count, 0);
       }
@@ -275,8 +279,8 @@ const devicesOfStatement = hotStatement<{ device_id: number; registration_id: nu
   WHERE user_id = ${sql.placeholder('userId')} AND identity_key IS NOT NULL
   ORDER BY user_id, device_id LIMIT ${sql.raw(String(DEVICE_ID_MAX))}`);
 
-/** Devices that a sweep has in hand at once: half of the connections are left to those who wait for an answer. */
-const SWEPT_AT_ONCE = 3;
+/** Devices that a sweep has in hand at once: the other connections are left to those who wait for an answer. */
+const SWEPT_AT_ONCE = 2;
 
 interface ClaimHow {
   nowMs: number;
@@ -732,15 +736,6 @@ function namesOne(which: SQL): SQL {
   WHERE s.user_id = ${prekeyClaims}.user_id AND s.device_id = ${prekeyClaims}.device_id
     AND s.kind = ${sql.raw(String(PRE_KEY_KIND[kind]))} AND s.key_id = ${prekeyClaims}.${sql.raw(idColumn)} AND s.${which})`;
   return sql`(${named('ec', 'signed_prekey_id')} OR ${named('pq', 'pq_last_resort_prekey_id')})`;
-}
-
-async function hasReplaced(tx: Transaction, device: DeviceAddress, replaced: SQL): Promise<boolean> {
-  const found = await select<unknown>(
-    tx,
-    sql`SELECT 1 FROM ${signedPreKeys}
-        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${replaced} LIMIT 1`,
-  );
-  return found.length > 0;
 }
 
 async function foldReplacedSignedPreKeys(
