@@ -23,6 +23,27 @@ export const gatewayKilled: Fault = async ({ stage, random, actions, broken }) =
   await actions(5);
 };
 
+/** Its clients are served by another one as soon as they have connected to it, long before it is back. */
+export const clientsServedElsewhere: Fault = async ({ stage, random, phones, actions }) => {
+  const [lost] = stage.gateways;
+  const faithful = phones.map((phone) => phone.openedAfterMs.length);
+  stage.expectEnd(lost!);
+  await lost!.kill('SIGKILL');
+  for (const phone of phones) phone.reconnect();
+  await eventually(
+    () => phones.every((phone, i) => phone.openedAfterMs.length > faithful[i]! && phone.isOpen()),
+    {
+      ...WAIT,
+      that: 'every client being served by the other gateway',
+    },
+  );
+  const tookMs = phones.flatMap((phone, i) => phone.openedAfterMs.slice(faithful[i]));
+  process.stdout.write(`served ${Math.round(Math.max(...tookMs))} ms after the connection, at most\n`);
+  for (const phone of phones.slice(1)) await phones[0]!.send(phone, random.uuid());
+  await actions(5);
+  await stage.restart(lost!);
+};
+
 /** Its connections stay open, and their clients listen to them still when they are served elsewhere. */
 export const gatewayFrozen: Fault = async (scene) => {
   const { stage, random, phones, actions, broken } = scene;

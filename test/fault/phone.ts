@@ -63,6 +63,8 @@ export interface Phone extends Peer {
   /** Reads nothing from the network until it is told to. */
   pauseReading(): void;
   resumeReading(): void;
+  /** How long after each connection its gate was open, oldest first. */
+  openedAfterMs: readonly number[];
   /** For whoever wonders why it is stuck. */
   state(): string;
   stop(): void;
@@ -78,6 +80,8 @@ interface Line {
   socket: Socket;
   /** 0 until it is connected. */
   connection: number;
+  /** When; null from when its gate was open. */
+  connectedAtMs: number | null;
 }
 
 export function createPhone(options: PhoneOptions): Phone {
@@ -86,6 +90,7 @@ export function createPhone(options: PhoneOptions): Phone {
   const stopped = new AbortController();
   const troubles = new Map<string, number>();
   const putOff = new Set<string>();
+  const openedAfterMs: number[] = [];
   /** Answers of requests that are under way, to be given up with their connection. */
   const waiting = new Map<Line, Set<() => void>>();
   const openWaiters = new Set<() => void>();
@@ -119,7 +124,7 @@ export function createPhone(options: PhoneOptions): Phone {
       reconnectionDelayMax: 400,
       timeout: 2_000,
     });
-    const mine: Line = { socket, connection: 0 };
+    const mine: Line = { socket, connection: 0, connectedAtMs: null };
     line = mine;
     waiting.set(mine, new Set());
     // A gateway that falls silent between its greeting and its answer to the token is not noticed by Socket.IO's client.
@@ -139,6 +144,7 @@ export function createPhone(options: PhoneOptions): Phone {
     };
     socket.on('connect', () => {
       mine.connection = count();
+      mine.connectedAtMs = performance.now();
       if (line === mine) startOpening(mine);
     });
     socket.on('connect_error', (error: Error & { data?: { retryAfterMs?: number } }) => {
@@ -312,6 +318,8 @@ export function createPhone(options: PhoneOptions): Phone {
         const ready = await ask('clientReady', { validation }, { name: 'ready' });
         if (ready?.ok === true && !isOver()) {
           gateIsOpen = true;
+          if (mine.connectedAtMs !== null) openedAfterMs.push(performance.now() - mine.connectedAtMs);
+          mine.connectedAtMs = null;
           for (const tell of openWaiters) tell();
           openWaiters.clear();
         } else if (ready !== null && !ready.ok) await pause(waitOf(ready.error));
@@ -324,6 +332,7 @@ export function createPhone(options: PhoneOptions): Phone {
   const phone: Phone = {
     address,
     troubles,
+    openedAfterMs,
     connection: () => line?.connection ?? 0,
     isOpen: () => gateIsOpen,
 
