@@ -44,6 +44,8 @@ export interface SocketDoor {
 }
 
 const DRAINING_RETRY_MS = 2_000;
+/** Namespaces that one connection may ask for in vain. */
+const NAMESPACES_MAX = 16;
 /** How long clients have to answer the closing handshake when the door closes. */
 const GOODBYE_WAIT_MAX_MS = 1_000;
 /** An address with too many connections open may try again so much later. */
@@ -163,8 +165,15 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     );
   });
 
+  /** How many other namespaces a connection has asked for: each costs as much as many requests. */
+  const strayed = new WeakMap<GatewaySocket['conn'], number>();
+
   // Every other namespace exists for the moment in which it is refused: only so does the client get an error object.
-  io.of((_name, _auth, next) => next(null, true)).use((_socket, next) => {
+  io.of((_name, _auth, next) => next(null, true)).use((socket, next) => {
+    const { conn } = socket;
+    const asks = (strayed.get(conn) ?? 0) + 1;
+    strayed.set(conn, asks);
+    if (asks > NAMESPACES_MAX) webSocketOf(conn).terminate();
     const refusal = new GatewayError('BAD_REQUEST', 'there is one namespace, /');
     next(Object.assign(new Error('Invalid namespace'), { data: refusal.toObject() }));
   });

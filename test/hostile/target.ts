@@ -39,6 +39,8 @@ const HELD_BYTES_MAX = 48 * MIB;
 
 interface Seen {
   answered: number;
+  /** Told to come again: the node was too busy to ask its store in time. */
+  refused: number;
   slowestMs: number;
   /** Why his socket ended, if it did. */
   disconnected: string | null;
@@ -115,7 +117,7 @@ export async function startTarget(
         `  hostile: ${name}: ${(tookMs / 1000).toFixed(1)} s, memory at most ${mib(after.peakBytes)} MiB ` +
           `(${mib(before.peakBytes)} before), held ${mib(after.heldBytes)} MiB (${mib(atRest.heldBytes)} at rest), ` +
           `loop delay at most ${after.loopDelayMaxMs} ms, ` +
-          `bystander answered ${seen.answered} times, in ${seen.slowestMs.toFixed(0)} ms at most\n`,
+          `bystander answered ${seen.answered} times and put off ${seen.refused} times, in ${seen.slowestMs.toFixed(0)} ms at most\n`,
       );
       expect(after.peakBytes, 'memory during the attack').toBeLessThan(PEAK_BYTES_MAX);
       expect(after.heldBytes - atRest.heldBytes, 'memory after the attack').toBeLessThan(HELD_BYTES_MAX);
