@@ -100,6 +100,42 @@ describe('changes of keys', () => {
   });
 });
 
+describe('clients that loop on a conflict', () => {
+  it('immunity 4: 50 of them are told when to come back, pile nothing up, and keep nobody waiting', async () => {
+    const { at } = await limited({ LIMIT_UPLOADS: '10' });
+    const looping = await Promise.all(Array.from({ length: 50 }, () => enrol(at, someone(), FEW_KEYS)));
+    const bystander = await at.connect(someone());
+    const heapBytesBefore = process.memoryUsage().heapUsed;
+    let isOver = false;
+    const loops = looping.map(async ({ client, device }) => {
+      const { oneTimePreKeys } = device.morePreKeys(1);
+      const taken = device.uploadInput({ oneTimePreKeys: 0, pqOneTimePreKeys: 0 });
+      const conflict = { oneTimePreKeys: [{ ...oneTimePreKeys![0]!, keyId: taken.signedPreKey.keyId }] };
+      const replies = [];
+      for (let i = 0; i < 60; i++) replies.push(await client.ask('addPreKeys', conflict));
+      return replies;
+    });
+    let answeredMeanwhile = 0;
+    const honest = (async () => {
+      for (; !isOver; answeredMeanwhile++) await bystander.call('keyStatus');
+    })();
+    for (const replies of await Promise.all(loops)) {
+      // The upload of its keys was the first of ten.
+      expect(replies.filter(({ ok }) => ok)).toHaveLength(9);
+      for (const reply of replies.slice(9)) {
+        expect(reply).toMatchObject({
+          ok: false,
+          error: { code: 'RATE_LIMITED', retryable: true, retryAfterMs: expect.any(Number) },
+        });
+      }
+    }
+    isOver = true;
+    await honest;
+    expect(answeredMeanwhile).toBeGreaterThan(10);
+    expect(process.memoryUsage().heapUsed - heapBytesBefore).toBeLessThan(128 * 1024 * 1024);
+  });
+});
+
 describe('bundles', () => {
   it('are limited between two users, whatever devices they use', async () => {
     const { at, clock } = await limited({ LIMIT_BUNDLES_PER_PAIR: '3' });
