@@ -34,9 +34,12 @@ const STALE_WINDOW_MS = 3_600_000;
 /** Requests in one statement, and the bytes and rows that they bring or ask for. */
 const STORE_BATCH = { requests: 128, bytes: 1 << 20 };
 const READ_BATCH = { requests: 64, bytes: 4 << 20 };
+const CONNECT_BATCH = 128;
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
 /** Requests that are worth a statement of their own beside the one under way. */
 const BESIDE_MIN = 32;
+
+type Connected = Awaited<ReturnType<MessageStore['connect']>>;
 
 interface ReadRequest {
   reader: Reader;
@@ -74,17 +77,26 @@ export function createMessageStore(database: Database): MessageStore {
     },
   });
 
+  const connects = createGatherer<DeviceAddress, Connected>({
+    batchMax: CONNECT_BATCH,
+    async run(connecting) {
+      const rows = await database.hot(connectStatement, {
+        ords: numberArray(connecting.map((_, ord) => ord)),
+        userIds: textArray(connecting.map((device) => device.userId)),
+        deviceIds: numberArray(connecting.map((device) => device.deviceId)),
+      });
+      return rows.map((row) => ({
+        fence: row.fence,
+        lowNoticeVersion: row.low_notice_version,
+        revokedAtMs: row.revoked_at_ms,
+      }));
+    },
+  });
+
   return {
     store: (request) => stores.submit(request),
 
-    async connect(device) {
-      const [row] = await database.hot(connectStatement, { ...device });
-      return {
-        fence: row!.fence,
-        lowNoticeVersion: row!.low_notice_version,
-        revokedAtMs: row!.revoked_at_ms,
-      };
-    },
+    connect: (device) => connects.submit(device),
 
     async serve({ device, fence }, keyVersion, nowMs) {
       const [row] = await database.hot(serveStatement, { ...device, fence, keyVersion, nowMs });
@@ -484,11 +496,20 @@ const connectStatement = hotStatement<{
   low_notice_version: number;
   revoked_at_ms: number | null;
 }>(sql`
-SELECT nextval('connection_fence') AS fence, coalesce(d.low_notice_version, 0) AS low_notice_version, d.revoked_at_ms
-FROM (VALUES (1)) AS one
-LEFT JOIN (
-  SELECT low_notice_version, ${sql.raw(REVOKED_AT_MS)} FROM ${devices} WHERE ${ofDevice}
-) d ON true`);
+WITH connecting AS MATERIALIZED (
+  -- In the order in which they came: of two connections of one device the later gets the higher number.
+  SELECT a.*, nextval('connection_fence') AS fence
+  FROM unnest(${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[])
+    AS a (ord, user_id, device_id)
+)
+SELECT c.fence, coalesce(d.low_notice_version, 0) AS low_notice_version, d.revoked_at_ms
+FROM connecting c
+LEFT JOIN LATERAL (
+  SELECT v.low_notice_version, ${sql.raw(REVOKED_AT_MS)} FROM ${devices} v
+  WHERE v.user_id = c.user_id AND v.device_id = c.device_id
+  LIMIT 1
+) d ON true
+ORDER BY c.ord`);
 
 // The locked row's own columns are returned, not the snapshot's: a change that came between shows.
 const serveStatement = hotStatement<

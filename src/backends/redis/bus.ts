@@ -7,6 +7,7 @@
 import { randomBytes } from 'node:crypto';
 import type { Redis } from 'ioredis';
 import { type Clock, every, type Timer } from '../../lib/clock.ts';
+import { createGatherer } from '../../lib/gather.ts';
 import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener, Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
@@ -166,6 +167,17 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       if (mode === 'renew' && answer !== 'kept') lookAt(lease.key);
     }
   }
+
+  /** What connects at once is announced at once. */
+  const acquisitions = createGatherer<HeldLease, void>({
+    batchMax: LEASES_PER_BATCH_MAX,
+    async run(batch) {
+      // Those that ended while they waited are nobody's any more.
+      const held = batch.filter((lease) => leases.get(lease.key) === lease);
+      await announce(held, 'acquire');
+      return batch.map(() => undefined);
+    },
+  });
 
   async function renewAll(): Promise<void> {
     if (!isUp(commands)) return;
@@ -390,7 +402,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       if (held !== undefined) drop(held);
       const mine: HeldLease = { ...lease, key, isPending: true, confirmedIn: null };
       leases.set(key, mine);
-      const announcing = isUp(commands) ? announce([mine], 'acquire') : Promise.reject(new Error('no link'));
+      const announcing = isUp(commands) ? acquisitions.submit(mine) : Promise.reject(new Error('no link'));
       await within(announcing, ACQUIRE_WAIT_MAX_MS, clock).catch(() => {
         // It holds on this node, and is announced as soon as Redis answers.
         isRenewalDue = true;
