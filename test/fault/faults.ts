@@ -316,7 +316,8 @@ export const postgresSlow: Fault = async ({ stage, random, actions, broken }) =>
 export const postgresSilent: Fault = async (scene) => {
   const { stage, troubles, actions, broken } = scene;
   stage.postgresLink.impair({ swallow: 'both' });
-  await broken(troubles('broken', 5));
+  // No more than one: without the store nobody is taken in again, and who is not connected asks nothing.
+  await broken(troubles('broken', 1));
   stage.postgresLink.impair(null);
   await saysReady(scene);
   await actions(5);
