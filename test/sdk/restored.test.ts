@@ -3,9 +3,10 @@ import { randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { afterEach, beforeEach, expect, it } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { keygate } from '../support/command-line.ts';
 import { createDatabase, redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
-import { startGateway, type TestGateway } from '../support/gateway.ts';
+import { startGateway, TEST_SECRET, type TestGateway } from '../support/gateway.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import { claimSession, closePhones, enrolPhone, type Phone, POOL_LEVEL } from './phone.ts';
 
@@ -64,9 +65,10 @@ async function backUp(): Promise<string> {
 }
 
 it.each([
-  ['that is started again', true],
-  ['that never went away', false],
-])('no key twice, for an application %s', async (_, restarts) => {
+  ['that is started again', { restarts: true, commanded: false }],
+  ['that never went away', { restarts: false, commanded: false }],
+  ['that never went away, with `keygate restored`', { restarts: false, commanded: true }],
+])('no key twice, for an application %s', async (_, { restarts, commanded }) => {
   const phone = await enrolPhone(proxy.url, bob);
   const friend = await enrolPhone(proxy.url, alice);
   await filled(phone);
@@ -91,6 +93,10 @@ it.each([
   const offeredBefore = await phone.keys.oneTimePreKeys.ids();
 
   if (restarts) phone.close();
+  if (commanded) {
+    const { code, stderr } = await keygate(['restored'], { DATABASE_URL: backup, JWT_SECRET: TEST_SECRET });
+    expect({ code, stderr }).toEqual({ code: 0, stderr: '' });
+  }
   await serveFrom(backup);
   if (restarts) {
     await phone.restart();
