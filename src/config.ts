@@ -162,7 +162,8 @@ export const environment = z.object({
     unset: 'not set: any',
   }),
   ADMIN_PORT: wholeNumber({ min: 0, max: 65_535, byDefault: 3001 }).meta({
-    meaning: 'port of the second listener, for health and the inspector; 0 takes a free one',
+    meaning:
+      'port of the second listener, for health, metrics, the reference and the inspector; 0 takes a free one',
   }),
   ADMIN_HOST: hostName().default('127.0.0.1').meta({ meaning: 'where the second listener listens' }),
   ADMIN_TOKEN: optional(

@@ -1,6 +1,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 import { environment } from '../src/config.ts';
+import { operatorCommands } from '../src/operate.ts';
 import { withTables } from './reference/readme-tables.ts';
 
 const readme = readFileSync('README.md', 'utf8');
@@ -34,6 +35,14 @@ describe('README', () => {
       const value = defaults[name];
       if (typeof value === 'string' || typeof value === 'number') expect(cell, name).toBe(`\`${value}\``);
     }
+  });
+
+  it('names every command of the command line, and no other', () => {
+    const main = readFileSync('src/main.ts', 'utf8');
+    const own = [...main.matchAll(/^ {2}'?([a-z-]+)'?: \{\n {4}summary:/gm)].map(([, name]) => name!);
+    expect(own).toContain('serve');
+    const named = tableUnder('Commands').map(([cell]) => cell.split(' ')[0]);
+    expect(named.sort()).toEqual([...own, ...Object.keys(operatorCommands)].sort());
   });
 
   it('justifies every runtime dependency, and no other', () => {
