@@ -8,48 +8,67 @@ import { cpus } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import type { Contestant, MakeContestant, Run, Scale } from './contest.ts';
-import { echo } from './contestants/echo.ts';
-import { gatewayClaims } from './contestants/gateway-claims.ts';
-import { messages } from './contestants/messages.ts';
-import { pgbench } from './contestants/pgbench.ts';
-import { usualWay } from './contestants/usual-way.ts';
+import type { Company, Contestant, Run, Scale } from './contest.ts';
+import { bareCompany } from './contestants/bare.ts';
+import {
+  deepCompany,
+  gatewayCompany,
+  inspectedCompany,
+  manyCompany,
+  otherCompany,
+} from './contestants/gateway-claims.ts';
+import { handshakesCompany } from './contestants/handshakes.ts';
+import { messagesCompany } from './contestants/messages.ts';
+import { nodesCompany } from './contestants/nodes.ts';
+import { pgbenchDeleteCompany, pgbenchMessagesCompany, pgbenchUpdateCompany } from './contestants/pgbench.ts';
+import { statementCompany, usualCompany, usualMessagesCompany } from './contestants/usual-way.ts';
 import { machineBusyMs } from './cpu.ts';
-import { type IdleResult, measureIdle } from './idle.ts';
+import type { Results } from './figures.ts';
+import { measureIdle } from './idle.ts';
 import { describeSetting } from './machine.ts';
 import { toSvg } from './plot.ts';
-import { OTHERS_SHARE_MAX, type Results, toMarkdown } from './report.ts';
-import { DIST_DIR, openStage, type Stage } from './stage.ts';
+import { OTHERS_SHARE_MAX, toMarkdown } from './report.ts';
+import { openStage, type Stage } from './stage.ts';
+import { measureStart } from './start.ts';
 
 const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const OUTPUT_DIR = join(ROOT, 'test-output', 'bench');
 
-const CLAIMS = 'the gateway: claims through sockets';
-
-const makers: Record<string, MakeContestant> = {
-  gateway: (stage, scale) =>
-    gatewayClaims(stage, scale, { name: 'gateway', what: CLAIMS, distDir: DIST_DIR }),
-  'pgbench-update': (stage, scale) => pgbench(stage, scale, 'update'),
-  'pgbench-delete': (stage, scale) => pgbench(stage, scale, 'delete'),
-  'usual-way': usualWay,
-  echo,
-  messages,
-};
+const companies: readonly Company[] = [
+  gatewayCompany,
+  pgbenchUpdateCompany,
+  pgbenchDeleteCompany,
+  usualCompany,
+  bareCompany,
+  statementCompany,
+  deepCompany,
+  manyCompany,
+  inspectedCompany,
+  nodesCompany,
+  messagesCompany,
+  pgbenchMessagesCompany,
+  usualMessagesCompany,
+  handshakesCompany,
+];
+const NAMES = companies.flatMap(({ names }) => names);
+/** Measured once, after the rounds. */
+const SINGLE = ['idle', 'start'];
 
 const HELP = `Usage: npm run bench -- [options]
 
-  --rounds <n>      how often every contestant takes its turn (default 5)
-  --seconds <n>     measured time of each turn, after a second of warm-up (default 5)
-  --only <names>    some of: ${Object.keys(makers).join(', ')}, idle; separated by commas
+  --rounds <n>      how often every contestant takes its turn (default 4)
+  --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
+  --only <names>    some of these, separated by commas:
+                    ${wrapped([...NAMES, ...SINGLE], 20)}
   --against <dir>   another gateway's dist folder, measured beside this one as other-1; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
-  --patience <n>    how often a turn is taken again that other processes disturbed (default 3)
+  --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
   --devices <n>     devices that are claimed from (default 2000)
   --pool <n>        one-time prekeys of each (default: what the time needs, at least 100)
-  --idle <n>        idle sockets (default 5000)
+  --idle <n>        idle sockets (default 10000)
   --no-build        measure dist/ as it is
-  --quick           one round of 2 s and 1000 idle sockets: shows that it works, and nothing else
+  --quick           one round of 1 s, on less: shows that it works, and nothing else
   --help`;
 
 interface Options {
@@ -68,7 +87,7 @@ const WARM_UP_MS = 1_000;
 /** No contestant with a pool is expected to claim more in a second: the pools are filled for it. */
 const CLAIMS_A_SECOND_MAX = 34_000;
 /** Before the first round, so that none starts with cold code. */
-const FIRST_WARM_UP_MS = 2_000;
+const FIRST_TURN = { warmUpMs: 1_500, measureMs: 500 };
 
 async function main(): Promise<void> {
   const options = readOptions();
@@ -84,20 +103,20 @@ async function main(): Promise<void> {
 
 async function compete(stage: Stage, options: Options): Promise<void> {
   const contestants: Contestant[] = [];
-  for (const [name, make] of Object.entries(makers)) {
-    if (options.only.includes(name)) contestants.push(await make(stage, options.scale));
-  }
-  for (const [index, distDir] of options.against.entries()) {
-    const other = {
-      name: `other-${index + 1}`,
-      what: `${CLAIMS}, out of ${basename(dirname(distDir))}`,
-      distDir,
-    };
-    contestants.push(await gatewayClaims(stage, options.scale, other));
+  const others = options.against.map((distDir, index) =>
+    otherCompany(`other-${index + 1}`, distDir, `out of ${basename(dirname(distDir))}`),
+  );
+  const asked = [...options.only, ...others.flatMap(({ names }) => names)];
+  for (const { names, make } of [...companies, ...others]) {
+    if (!names.some((name) => asked.includes(name))) continue;
+    print(`preparing ${names.join(', ')}`);
+    const company = await make(stage, options.scale);
+    contestants.push(...company.filter(({ name }) => asked.includes(name)));
   }
   for (const contestant of contestants) {
+    print(`warming up ${contestant.name}`);
     await contestant.reset();
-    await contestant.run({ warmUpMs: FIRST_WARM_UP_MS, measureMs: 1_000 });
+    await contestant.run(FIRST_TURN);
   }
 
   const rounds: Record<string, Run>[] = [];
@@ -108,26 +127,43 @@ async function compete(stage: Stage, options: Options): Promise<void> {
       const run = await quietTurn(stage, contestant, options);
       round[contestant.name] = run;
       print(
-        `round ${number} of ${options.rounds}  ${contestant.name.padEnd(15)} ${run.perSecond.toFixed(0).padStart(7)} ${contestant.operation}s/s  others ${(run.othersShare * 100).toFixed(0)} %`,
+        `round ${number} of ${options.rounds}  ${contestant.name.padEnd(20)} ${run.perSecond.toFixed(0).padStart(7)} ${contestant.operation}s/s  others ${(run.othersShare * 100).toFixed(0)} %`,
       );
     }
     rounds.push(round);
   }
 
-  const idle: Record<string, IdleResult> = {};
+  const idle: Results['idle'] = {};
   if (options.only.includes('idle')) {
-    for (const kind of ['gateway', 'echo'] as const) {
+    for (const kind of ['gateway', 'bare'] as const) {
       print(`opening ${options.idleSockets} idle sockets: ${kind}`);
       idle[kind] = await measureIdle(stage, kind, options.idleSockets);
     }
   }
+  if (options.only.includes('start')) print('starting embedded gateways');
+  const start = options.only.includes('start') ? await measureStart() : null;
 
+  const { pools, deepPools, manyPools, backlog } = options.scale;
   const results: Results = {
     setting: await describeSetting(stage.postgres.binDir),
-    options: { rounds: options.rounds, seconds: options.seconds },
-    entrants: contestants.map(({ name, what, operation }) => ({ name, what, operation })),
+    options: {
+      rounds: options.rounds,
+      seconds: options.seconds,
+      pools,
+      deepPools,
+      manyPools,
+      backlog,
+      cores: cpus().length,
+    },
+    entrants: contestants.map(({ name, what, operation, isGateway }) => ({
+      name,
+      what,
+      operation,
+      isGateway,
+    })),
     rounds,
     idle,
+    start,
   };
   const markdown = toMarkdown(results);
   mkdirSync(OUTPUT_DIR, { recursive: true });
@@ -154,12 +190,13 @@ async function quietTurn(stage: Stage, contestant: Contestant, options: Options)
 }
 
 async function profile(stage: Stage, options: Options, name: string): Promise<void> {
-  const make = makers[name];
-  if (make === undefined) throw new Error(`there is no contestant ${name}`);
-  const contestant = await make(stage, options.scale);
+  const company = companies.find(({ names }) => names.includes(name));
+  if (company === undefined) throw new Error(`there is no contestant ${name}`);
+  const contestants = await company.make(stage, options.scale);
+  const contestant = contestants.find((each) => each.name === name)!;
   if (contestant.profile === undefined) throw new Error(`${name} has no server of its own`);
   await contestant.reset();
-  await contestant.run({ warmUpMs: FIRST_WARM_UP_MS, measureMs: 1_000 });
+  await contestant.run(FIRST_TURN);
   mkdirSync(OUTPUT_DIR, { recursive: true });
   const file = join(OUTPUT_DIR, `${name}.cpuprofile`);
   await contestant.profile({ warmUpMs: WARM_UP_MS, measureMs: options.seconds * 1000 }, file);
@@ -188,28 +225,41 @@ function readOptions(): Options {
     print(HELP);
     process.exit(0);
   }
-  const seconds = wholeNumber('seconds', values.seconds ?? (values.quick ? '2' : '5'));
-  const targetDevices = wholeNumber('devices', values.devices);
-  const needed = Math.ceil(((seconds + WARM_UP_MS / 1000) * CLAIMS_A_SECOND_MAX) / targetDevices);
-  const known = [...Object.keys(makers), 'idle'];
+  const isQuick = values.quick;
+  const seconds = wholeNumber('seconds', values.seconds ?? (isQuick ? '1' : '3'));
+  const devices = wholeNumber('devices', values.devices);
+  const claimsMax = Math.ceil((seconds + WARM_UP_MS / 1000) * CLAIMS_A_SECOND_MAX);
+  const known = [...NAMES, ...SINGLE];
   const only = values.only?.split(',') ?? known;
   const unknown = only.filter((name) => !known.includes(name));
   if (unknown.length > 0) throw new Error(`there is no contestant ${unknown.join(', ')}; see --help`);
   return {
-    rounds: wholeNumber('rounds', values.rounds ?? (values.quick ? '1' : '5')),
+    rounds: wholeNumber('rounds', values.rounds ?? (isQuick ? '1' : '4')),
     seconds,
     only,
     against: values.against.map((dir) => resolve(dir)),
     profile: values.profile,
     scale: {
-      targetDevices,
-      preKeysPerDevice: values.pool === undefined ? Math.max(100, needed) : wholeNumber('pool', values.pool),
       sockets: wholeNumber('sockets', values.sockets),
+      claimsMax,
+      pools: {
+        devices,
+        perDevice:
+          values.pool === undefined
+            ? Math.max(100, Math.ceil(claimsMax / devices))
+            : wholeNumber('pool', values.pool),
+      },
+      deepPools: { devices: isQuick ? 20 : 200, perDevice: 10_000 },
+      // None of the pools gets low: telling that is not what is measured here.
+      manyPools: { devices: isQuick ? 20_000 : 200_000, perDevice: 14 },
+      backlog: isQuick ? 2_000 : 10_000,
     },
-    idleSockets: wholeNumber('idle', values.idle ?? (values.quick ? '1000' : '5000')),
+    idleSockets: wholeNumber('idle', values.idle ?? (isQuick ? '1000' : '10000')),
     build: !values['no-build'],
     patience:
-      values.patience === '0' ? 0 : wholeNumber('patience', values.patience ?? (values.quick ? '1' : '3')),
+      (values.patience ?? (isQuick ? '0' : '1')) === '0'
+        ? 0
+        : wholeNumber('patience', values.patience ?? '1'),
   };
 }
 
@@ -223,6 +273,16 @@ function shuffled<Item>(items: readonly Item[]): Item[] {
     .map((item) => ({ item, place: Math.random() }))
     .sort((a, b) => a.place - b.place)
     .map(({ item }) => item);
+}
+
+/** Names in lines of a readable length. */
+function wrapped(names: readonly string[], indent: number): string {
+  const lines: string[] = [''];
+  for (const name of names) {
+    if (`${lines.at(-1)}${name}, `.length > 90) lines.push('');
+    lines[lines.length - 1] += `${name}, `;
+  }
+  return lines.join(`\n${' '.repeat(indent)}`).replace(/, $/, '');
 }
 
 function print(text: string): void {

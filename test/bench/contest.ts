@@ -28,6 +28,8 @@ export interface Contestant {
   what: string;
   /** What one operation is. */
   operation: string;
+  /** Whether a gateway of this build is what is measured. */
+  isGateway: boolean;
   /** Brings the store back to where every round begins. */
   reset(): Promise<void>;
   run(timing: Timing): Promise<OwnRun>;
@@ -35,10 +37,28 @@ export interface Contestant {
   profile?(timing: Timing, file: string): Promise<void>;
 }
 
-export interface Scale {
-  targetDevices: number;
-  preKeysPerDevice: number;
-  sockets: number;
+/** Devices that are claimed from, and the one-time prekeys of each. */
+export interface Pools {
+  devices: number;
+  perDevice: number;
 }
 
-export type MakeContestant = (stage: Stage, scale: Scale) => Promise<Contestant>;
+export interface Scale {
+  sockets: number;
+  /** No turn is expected to claim more: the pools have as much. */
+  claimsMax: number;
+  pools: Pools;
+  /** Many prekeys for each device. */
+  deepPools: Pools;
+  /** Many devices. */
+  manyPools: Pools;
+  /** Messages that wait for one device. */
+  backlog: number;
+}
+
+/** Contestants that share their servers. */
+export interface Company {
+  names: readonly string[];
+  /** Makes all of them, in the order of their names. */
+  make(stage: Stage, scale: Scale): Promise<Contestant[]>;
+}

@@ -1,8 +1,12 @@
 /** What an authenticated socket costs while it idles: resident memory of a gateway that does nothing else. */
 import { setTimeout as wait } from 'node:timers/promises';
+import { startBareServer } from './contestants/bare.ts';
 import { residentBytes } from './cpu.ts';
 import { tokensFor, userIds } from './seed.ts';
 import { DIST_DIR, type Server, type Stage } from './stage.ts';
+
+/** `bare`: a Socket.IO server that verifies the same token. */
+export type IdleKind = 'gateway' | 'bare';
 
 export interface IdleResult {
   sockets: number;
@@ -22,21 +26,17 @@ interface Memory {
   external: number;
 }
 
-export async function measureIdle(
-  stage: Stage,
-  kind: 'gateway' | 'echo',
-  sockets: number,
-): Promise<IdleResult> {
+export async function measureIdle(stage: Stage, kind: IdleKind, sockets: number): Promise<IdleResult> {
   const server = await startFresh(stage, kind);
   const name = `idle-${kind}`;
   const devices = await tokensFor(userIds('idler', sockets), stage.tokenSecret);
   try {
-    await stage.load.call('open', { name, url: server.url, devices: devices.slice(0, WARM_UP_SOCKETS) });
+    await stage.load.call('open', { name, urls: [server.url], devices: devices.slice(0, WARM_UP_SOCKETS) });
     await stage.load.call('close', { name });
     const before = await settled(server);
     const { elapsedMs } = await stage.load.call<{ elapsedMs: number }>('open', {
       name,
-      url: server.url,
+      urls: [server.url],
       devices,
     });
     const after = await settled(server);
@@ -52,8 +52,8 @@ export async function measureIdle(
   }
 }
 
-async function startFresh(stage: Stage, kind: 'gateway' | 'echo'): Promise<Server> {
-  if (kind === 'echo') return await stage.startServer('echo-server', {});
+async function startFresh(stage: Stage, kind: IdleKind): Promise<Server> {
+  if (kind === 'bare') return await startBareServer(stage);
   const { url } = await stage.createDatabase(`idle_${Date.now()}`);
   return await stage.startGateway({ databaseUrl: url, distDir: DIST_DIR });
 }

@@ -1,16 +1,17 @@
 /** The rates as bars, with a mark for every round: a small SVG without any library. */
-import { median, type Results } from './report.ts';
+import { median, type Results } from './figures.ts';
 
 const WIDTH = 860;
 const ROW_HEIGHT = 44;
-const LABEL_WIDTH = 150;
+const LABEL_WIDTH = 170;
 const FIGURE_WIDTH = 110;
 const HEAD_HEIGHT = 56;
 
 export function toSvg(results: Results): string {
-  const rows = results.entrants.map(({ name, operation }) => ({
+  const rows = results.entrants.map(({ name, operation, isGateway }) => ({
     name,
     operation,
+    isGateway,
     rates: results.rounds.flatMap((round) => (round[name] === undefined ? [] : [round[name].perSecond])),
   }));
   const rateMax = Math.max(1, ...rows.flatMap((row) => row.rates));
@@ -25,7 +26,7 @@ export function toSvg(results: Results): string {
           `<line x1="${x(rate).toFixed(1)}" x2="${x(rate).toFixed(1)}" y1="${y + 3}" y2="${y + 29}"/>`,
       )
       .join('');
-    const fill = row.name.includes('gateway') || row.name === 'messages' ? '#2f6f9f' : '#a9b7c0';
+    const fill = row.isGateway ? '#2f6f9f' : '#a9b7c0';
     return `
   <text x="${LABEL_WIDTH - 10}" y="${y + 21}" text-anchor="end">${row.name}</text>
   <rect x="${LABEL_WIDTH}" y="${y + 6}" width="${(x(middle) - LABEL_WIDTH).toFixed(1)}" height="20" fill="${fill}"/>

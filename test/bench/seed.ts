@@ -77,29 +77,61 @@ export async function seedDevices(sql: postgres.Sql, pool: KeyPool, users: reado
       ON s.nth = 1 + (u.nth - 1) % ${uploads.length}`;
 }
 
-/** Empties the ledger and fills every user's pool with `perDevice` unclaimed EC prekeys. */
+/** Empties the ledger and all pools, and fills each of these users' with `perDevice` unclaimed EC prekeys. */
 export async function refillPools(
   sql: postgres.Sql,
   pool: KeyPool,
   users: readonly string[],
   perDevice: number,
 ): Promise<void> {
+  await sql`TRUNCATE one_time_prekeys`;
+  await sql`
+    UPDATE devices SET ec_available = 0, pq_available = 0, ec_claimed = 0, pq_claimed = 0,
+                       revision = revision + 1, count_version = count_version + 1
+    WHERE ec_available <> 0 OR ec_claimed <> 0`;
+  await topUpPools(sql, pool, users, perDevice);
+}
+
+/** Empties the ledger, and adds to each of these users' pools what was claimed from it: new keys under new ids. */
+export async function topUpPools(
+  sql: postgres.Sql,
+  pool: KeyPool,
+  users: readonly string[],
+  perDevice: number,
+): Promise<void> {
   const publicKeys = oneTimePublicKeys(pool);
-  await sql`TRUNCATE one_time_prekeys, prekey_claims`;
+  await sql`TRUNCATE prekey_claims`;
   // Device by device, as uploads would have stored them.
   await sql`
     INSERT INTO one_time_prekeys (user_id, device_id, kind, key_id, public_key)
-    SELECT u.user_id, 1, 0, n, k.public_key
+    SELECT u.user_id, 1, 0, d.ec_claimed + d.ec_available + n, k.public_key
     FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
-    CROSS JOIN generate_series(1, ${perDevice}::int8) AS n
+    JOIN devices d ON d.user_id = u.user_id AND d.device_id = 1
+    CROSS JOIN LATERAL generate_series(1, ${perDevice}::int8 - d.ec_available) AS n
     JOIN unnest(${byteaArray(publicKeys)}::bytea[]) WITH ORDINALITY AS k (public_key, nth)
       ON k.nth = 1 + (u.nth * 7 + n) % ${publicKeys.length}
     ORDER BY u.nth, n`;
   await sql`
-    UPDATE devices SET ec_available = ${perDevice}, pq_available = 0, ec_claimed = 0, pq_claimed = 0,
-                       revision = revision + 1, count_version = count_version + 1
-    WHERE user_id = ANY (${textArray(users)}::text[])`;
+    UPDATE devices SET ec_available = ${perDevice}, revision = revision + 1, count_version = count_version + 1
+    WHERE user_id = ANY (${textArray(users)}::text[]) AND ec_available <> ${perDevice}`;
   await sql`VACUUM (ANALYZE) devices, one_time_prekeys, prekey_claims`;
+}
+
+/** Gives device 1 of each user `perDevice` waiting messages, and takes away whatever waited before. */
+export async function refillQueues(
+  sql: postgres.Sql,
+  options: { users: readonly string[]; perDevice: number; contentBytes: number },
+): Promise<void> {
+  await sql`TRUNCATE messages, message_receipts`;
+  await sql`
+    INSERT INTO messages (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type,
+                          content, identity_version, stored_at, expires_at)
+    SELECT u.user_id, 1, nextval('message_sequence'), gen_random_uuid(), 0, 'sender-1000', 1, gen_random_uuid(), 2,
+           ${Buffer.alloc(options.contentBytes, 7)}::bytea, 1, now(), now() + interval '30 days'
+    FROM unnest(${textArray(options.users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    CROSS JOIN generate_series(1, ${options.perDevice}::int4) AS n
+    ORDER BY u.nth, n`;
+  await sql`VACUUM (ANALYZE) messages, message_receipts, devices`;
 }
 
 export function oneTimePublicKeys(pool: KeyPool): Buffer[] {

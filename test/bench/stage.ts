@@ -12,6 +12,9 @@ export interface Server extends Child {
   url: string;
 }
 
+/** Of the folder `servers`. */
+export type ServerName = 'echo-server' | 'usual-way-server' | 'usual-messages-server' | 'statement-server';
+
 export interface Stage {
   postgres: PostgresEngine;
   redis: Engine;
@@ -21,10 +24,14 @@ export interface Stage {
   /** A fresh database; the client is for seeding and asking, not for what is measured. */
   createDatabase(name: string): Promise<{ url: string; sql: postgres.Sql }>;
   /** A gateway as in production, out of a folder that `npm run build` filled. */
-  startGateway(options: { databaseUrl: string; distDir: string }): Promise<Server>;
-  startServer(name: 'echo-server' | 'usual-way-server', env: Record<string, string>): Promise<Server>;
-  /** A server and the engines, by the names under which their processor time is told. */
-  watched(server: Child): Record<string, Watched>;
+  startGateway(options: {
+    databaseUrl: string;
+    distDir: string;
+    env?: Record<string, string>;
+  }): Promise<Server>;
+  startServer(name: ServerName, env: Record<string, string>): Promise<Server>;
+  /** One or two servers and the engines, by the names under which their processor time is told. */
+  watched(servers: readonly Child[]): Record<string, Watched>;
   /** Processor time of everything that belongs to the bench, ended processes too. */
   ownCpuMs(): number;
   checkpoint(): Promise<void>;
@@ -90,7 +97,7 @@ export async function openStage(): Promise<Stage> {
         undo.push(() => sql.end());
         return { url: url.href, sql };
       },
-      startGateway: ({ databaseUrl, distDir }) =>
+      startGateway: ({ databaseUrl, distDir, env = {} }) =>
         started(
           ['--import', PROBE, `${distDir}/main.js`, 'serve'],
           {
@@ -103,6 +110,7 @@ export async function openStage(): Promise<Stage> {
             REDIS_URL: redis.url,
             JWT_SECRET: tokenSecret,
             ...FAR_LIMITS,
+            ...env,
           },
           /gateway\s+(http:\S+)/,
         ),
@@ -112,8 +120,9 @@ export async function openStage(): Promise<Stage> {
           { NODE_ENV: 'production', ...env },
           /listening on (\S+)/,
         ),
-      watched: (server) => ({
-        server: { pid: server.pid, withChildren: false },
+      watched: ([server, peer]) => ({
+        server: { pid: server!.pid, withChildren: false },
+        ...(peer === undefined ? {} : { peer: { pid: peer.pid, withChildren: false } }),
         postgres: { pid: engine.pid, withChildren: true },
         redis: { pid: redis.pid, withChildren: false },
       }),

@@ -74,8 +74,7 @@ async function openSockets(): Promise<LoadSocket[]> {
     Array.from({ length: SOCKETS }, async (_, i) => {
       const token = await tokenFor({ userId: `viewer-load-${i}`, deviceId: 1 });
       const sentAtMs = new Map<number, number>();
-      const listener = { onReply: () => {}, onEvent: () => {}, onClose: () => {} };
-      return { raw: await RawSocket.open({ url: gateway.url, token, listener }), sentAtMs };
+      return { raw: await RawSocket.open({ url: gateway.url, token }), sentAtMs };
     }),
   );
 }

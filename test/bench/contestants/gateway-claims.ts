@@ -1,50 +1,202 @@
-/** The gateway: claims through 200 sockets, each of its own device, over devices with full pools. */
-import type { Contestant, Scale } from '../contest.ts';
-import { refillPools, seedDevices, tokensFor, userIds } from '../seed.ts';
-import type { Stage } from '../stage.ts';
+/** Gateways over one database of devices with keys, and the claims that 200 sockets, each of its own device, make. */
+import type postgres from 'postgres';
+import type { Company, Contestant, Pools, Scale } from '../contest.ts';
+import { refillPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
+import { DIST_DIR, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
-export async function gatewayClaims(
+/** One or two gateways, the devices that are claimed from, and the sockets that claim. */
+interface ClaimsHouse {
+  stage: Stage;
+  /** Of the sockets, as the load process knows them. */
+  name: string;
+  sql: postgres.Sql;
+  servers: readonly Server[];
+  targets: readonly string[];
+}
+
+interface ClaimsOptions {
+  name: string;
+  what: string;
+  /** Each of them is claimed from as often as it has prekeys, in random order. */
+  targets: readonly string[];
+  perTarget: number;
+  reset(): Promise<void>;
+  ratePerSecond?: number;
+  /** Its turn takes so many times the usual time. */
+  timesLonger?: number;
+}
+
+const CLAIMS = 'the gateway: claims through sockets';
+/** Requests a second, where latency is what is measured. */
+export const PACE_PER_SECOND = 400;
+/** At a low rate, percentiles need more time. */
+export const PACED_TIMES = 2;
+
+export const gatewayCompany: Company = {
+  names: ['gateway', 'one-device', 'gateway-400'],
+  async make(stage, scale) {
+    const house = await openHouse(stage, scale, { name: 'gateway', devices: scale.pools.devices });
+    const spread = spreadClaims(house, scale.pools, { name: 'gateway', what: CLAIMS });
+    const [one] = house.targets;
+    const allKeys = scale.pools.devices * scale.pools.perDevice;
+    return [
+      spread,
+      claims(house, {
+        name: 'one-device',
+        what: `${CLAIMS}, all of one device, which has as many prekeys as the others together`,
+        targets: [one!],
+        perTarget: allKeys,
+        reset: () => refillPools(house.sql, stage.pool, [one!], allKeys),
+      }),
+      claims(house, {
+        name: `gateway-${PACE_PER_SECOND}`,
+        what: `${CLAIMS}, ${PACE_PER_SECOND} a second in an open loop`,
+        targets: house.targets,
+        perTarget: scale.pools.perDevice,
+        reset: spread.reset,
+        ratePerSecond: PACE_PER_SECOND,
+        timesLonger: PACED_TIMES,
+      }),
+    ];
+  },
+};
+
+export const deepCompany: Company = {
+  names: ['deep-pools'],
+  make: async (stage, scale) => [await largePools(stage, scale, 'deep-pools', scale.deepPools)],
+};
+
+export const manyCompany: Company = {
+  names: ['many-devices'],
+  make: async (stage, scale) => [await largePools(stage, scale, 'many-devices', scale.manyPools)],
+};
+
+export const inspectedCompany: Company = {
+  names: ['inspected'],
+  async make(stage, scale) {
+    const house = await openHouse(stage, scale, {
+      name: 'inspected',
+      devices: scale.pools.devices,
+      env: { ADMIN_TOKEN: stage.tokenSecret },
+    });
+    const what = `${CLAIMS}, with the inspector on and no viewer`;
+    return [spreadClaims(house, scale.pools, { name: 'inspected', what })];
+  },
+};
+
+/** Another build of the gateway. */
+export function otherCompany(name: string, distDir: string, what: string): Company {
+  return {
+    names: [name],
+    async make(stage, scale) {
+      const house = await openHouse(stage, scale, { name, devices: scale.pools.devices, distDir });
+      return [
+        { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${what}` }), isGateway: false },
+      ];
+    },
+  };
+}
+
+/** Claims from pools that are too large to be filled anew each time. */
+async function largePools(stage: Stage, scale: Scale, name: string, pools: Pools): Promise<Contestant> {
+  const { devices, perDevice } = pools;
+  const house = await openHouse(stage, scale, { name, devices });
+  return claims(house, {
+    name,
+    what: `${CLAIMS}, ${devices} devices with ${perDevice} prekeys each`,
+    targets: house.targets,
+    perTarget: Math.ceil(scale.claimsMax / devices),
+    reset: () => topUpPools(house.sql, stage.pool, house.targets, perDevice),
+  });
+}
+
+export async function openHouse(
   stage: Stage,
   scale: Scale,
-  options: { name: string; what: string; distDir: string },
-): Promise<Contestant> {
-  const { name, what, distDir } = options;
+  options: {
+    name: string;
+    devices: number;
+    nodes?: number;
+    distDir?: string;
+    env?: Record<string, string>;
+  },
+): Promise<ClaimsHouse> {
+  const { name, distDir = DIST_DIR, nodes = 1, env = {} } = options;
   const { sql, url: databaseUrl } = await stage.createDatabase(`claims_${name.replaceAll('-', '_')}`);
-  const server = await stage.startGateway({ databaseUrl, distDir });
-  const targets = userIds('target', scale.targetDevices);
+  const servers: Server[] = [];
+  for (let node = 0; node < nodes; node++) {
+    servers.push(await stage.startGateway({ databaseUrl, distDir, env }));
+  }
+  const targets = userIds('target', options.devices);
   await seedDevices(sql, stage.pool, targets);
   // Gateways that share a Redis are nodes of one cluster: a device that comes to the next one leaves the last.
   const claimers = await tokensFor(userIds(`${name}-claimer`, scale.sockets), stage.tokenSecret);
-  await stage.load.call('open', { name, url: server.url, devices: claimers });
+  await stage.load.call('open', { name, urls: servers.map(({ url }) => url), devices: claimers });
+  return { stage, name, sql, servers, targets };
+}
 
+export function spreadClaims(
+  house: ClaimsHouse,
+  { perDevice }: Pools,
+  { name, what }: { name: string; what: string },
+): Contestant {
+  const { stage, sql, targets } = house;
+  return claims(house, {
+    name,
+    what,
+    targets,
+    perTarget: perDevice,
+    reset: () => refillPools(sql, stage.pool, targets, perDevice),
+  });
+}
+
+function claims(house: ClaimsHouse, options: ClaimsOptions): Contestant {
+  const { stage, sql, servers } = house;
+  const { name, what, targets, reset, ratePerSecond = null, timesLonger = 1 } = options;
   const contestant: Contestant = {
     name,
     what,
     operation: 'bundle',
-    reset: () => refillPools(sql, stage.pool, targets, scale.preKeysPerDevice),
-    async run(timing) {
-      const { run, measurement } = await socketRun(stage, server, 'claims', {
-        ...timing,
-        name,
+    isGateway: true,
+    reset,
+    async run({ warmUpMs, measureMs }) {
+      const before = await books(sql);
+      const { run, measurement } = await socketRun(stage, servers, 'claims', {
+        name: house.name,
+        warmUpMs,
+        measureMs: measureMs * timesLonger,
+        ratePerSecond,
         userIds: targets,
-        claimsPerUser: scale.preKeysPerDevice,
+        claimsPerUser: options.perTarget,
       });
-      const [books] = await sql<{ counted: number; recorded: number; left: number }[]>`
-        SELECT (SELECT sum(ec_claimed)::int4 FROM devices) AS counted,
-               (SELECT count(*)::int4 FROM prekey_claims WHERE ec_key_id IS NOT NULL) AS recorded,
-               (SELECT count(*)::int4 FROM one_time_prekeys) AS left`;
-      const { counted, recorded, left } = books!;
-      const seeded = scale.targetDevices * scale.preKeysPerDevice;
+      const after = await books(sql);
       const answered = measurement.operationsInAll;
-      if (counted !== answered || recorded !== answered || seeded - left !== answered) {
+      const counted = after.counted - before.counted;
+      const recorded = after.recorded - before.recorded;
+      const gone = before.left - after.left;
+      if (counted !== answered || recorded !== answered || gone !== answered) {
         run.remarks.push(
-          `the books don't agree: ${answered} answered, ${counted} counted, ${recorded} recorded, ${seeded - left} gone`,
+          `the books don't agree: ${answered} answered, ${counted} counted, ${recorded} recorded, ${gone} gone`,
         );
       }
       return run;
     },
-    profile: (timing, file) => socketProfile(server, contestant, timing, file),
+    profile: (timing, file) => socketProfile(servers[0]!, contestant, timing, file),
   };
   return contestant;
+}
+
+interface Books {
+  counted: number;
+  recorded: number;
+  left: number;
+}
+
+async function books(sql: postgres.Sql): Promise<Books> {
+  const [row] = await sql<Books[]>`
+    SELECT (SELECT sum(ec_claimed)::int4 FROM devices) AS counted,
+           (SELECT count(*)::int4 FROM prekey_claims WHERE ec_key_id IS NOT NULL) AS recorded,
+           (SELECT count(*)::int4 FROM one_time_prekeys) AS left`;
+  return row!;
 }

@@ -1,37 +1,114 @@
-/** The gateway: messages from one open socket to the next, stored, handed out, acknowledged and deleted. */
-import type { Contestant, Scale } from '../contest.ts';
-import { seedDevices, tokensFor, uploadOf, userIds, validateInput } from '../seed.ts';
-import { DIST_DIR, type Stage } from '../stage.ts';
+/** The gateway: messages from one open socket to the next, stored, handed out, acknowledged and deleted; and backlogs. */
+import type postgres from 'postgres';
+import type { Company, Contestant, Scale } from '../contest.ts';
+import { refillQueues, seedDevices, tokensFor, uploadOf, userIds, validateInput } from '../seed.ts';
+import { DIST_DIR, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
-const CONTENT_BYTES = 1_000;
+export const CONTENT_BYTES = 1_000;
 
-export async function messages(stage: Stage, scale: Scale): Promise<Contestant> {
-  const { sql, url: databaseUrl } = await stage.createDatabase('messages');
-  const server = await stage.startGateway({ databaseUrl, distDir: DIST_DIR });
-  const users = userIds('member', scale.sockets);
+export const messagesCompany: Company = {
+  names: ['messages', 'backlog'],
+  async make(stage, scale) {
+    const { sql, url: databaseUrl } = await stage.createDatabase('messages');
+    const server = await stage.startGateway({ databaseUrl, distDir: DIST_DIR });
+    const ring = await openRing(stage, { name: 'messages', sql, servers: [server], sockets: scale.sockets });
+    return [
+      ringContestant(stage, ring, {
+        what: `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`,
+      }),
+      await backlogContestant(stage, scale, sql, server),
+    ];
+  },
+};
+
+/** Devices with open gates, each of which sends to the next. */
+interface Ring {
+  name: string;
+  sql: postgres.Sql;
+  servers: readonly Server[];
+  registrationIds: readonly number[];
+}
+
+/** @param options.servers gateways over the one database, among which the sockets are dealt out by turns */
+export async function openRing(
+  stage: Stage,
+  options: { name: string; sql: postgres.Sql; servers: readonly Server[]; sockets: number },
+): Promise<Ring> {
+  const { name, sql, servers } = options;
+  const users = userIds(`${name}-member`, options.sockets);
   await seedDevices(sql, stage.pool, users);
   const devices = await tokensFor(users, stage.tokenSecret);
-  await stage.load.call('open', { name: 'messages', url: server.url, devices });
+  await stage.load.call('open', { name, urls: servers.map(({ url }) => url), devices });
   await stage.load.call('openGates', {
-    name: 'messages',
+    name,
     validateInputs: users.map((_, index) => JSON.stringify(validateInput(stage.pool, index))),
   });
   const registrationIds = users.map((_, index) => uploadOf(stage.pool, index).registrationId);
+  return { name, sql, servers, registrationIds };
+}
+
+/** @param options.ratePerSecond of all together, in an open loop; without it the loop is closed */
+export function ringContestant(
+  stage: Stage,
+  { name, sql, servers, registrationIds }: Ring,
+  { what, ratePerSecond = null }: { what: string; ratePerSecond?: number | null },
+): Contestant {
   const contestant: Contestant = {
-    name: 'messages',
-    what: `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`,
+    name,
+    what,
     operation: 'message',
+    isGateway: true,
     async reset() {
       await sql`TRUNCATE messages, message_receipts`;
       await sql`VACUUM (ANALYZE) messages, message_receipts, devices`;
     },
     async run(timing) {
-      const { run } = await socketRun(stage, server, 'messages', {
+      const { run } = await socketRun(stage, servers, 'messages', {
         ...timing,
-        name: 'messages',
+        name,
+        ratePerSecond,
         registrationIds,
         contentBytes: CONTENT_BYTES,
+      });
+      const [books] = await sql<{ left: number }[]>`SELECT count(*)::int4 AS left FROM messages`;
+      if (books!.left > 0) run.remarks.push(`${books!.left} messages were left`);
+      return run;
+    },
+    profile: (timing, file) => socketProfile(servers[0]!, contestant, timing, file),
+  };
+  return contestant;
+}
+
+/** Messages that wait for each device, and the devices that are drained in one turn, the first as warm-up. */
+export function backlogOf({ backlog }: Scale): { backlog: number; devices: number } {
+  return { backlog, devices: 5 };
+}
+
+async function backlogContestant(
+  stage: Stage,
+  scale: Scale,
+  sql: postgres.Sql,
+  server: Server,
+): Promise<Contestant> {
+  const { backlog, devices } = backlogOf(scale);
+  const users = userIds('absent', devices);
+  await seedDevices(sql, stage.pool, users);
+  const tokens = await tokensFor(users, stage.tokenSecret);
+  const contestant: Contestant = {
+    name: 'backlog',
+    what: `the gateway: ${backlog} messages of ${CONTENT_BYTES} bytes to one device, from clientReady to queueEmpty, in acknowledged pages of 100`,
+    operation: 'message',
+    isGateway: true,
+    reset: () => refillQueues(sql, { users, perDevice: backlog, contentBytes: CONTENT_BYTES }),
+    async run(timing) {
+      const { run } = await socketRun(stage, [server], 'backlog', {
+        ...timing,
+        url: server.url,
+        devices: tokens,
+        validateInputs: users.map((_, index) => JSON.stringify(validateInput(stage.pool, index))),
+        ready: {},
+        backlog,
       });
       const [books] = await sql<{ left: number }[]>`SELECT count(*)::int4 AS left FROM messages`;
       if (books!.left > 0) run.remarks.push(`${books!.left} messages were left`);

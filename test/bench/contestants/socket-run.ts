@@ -1,33 +1,49 @@
 /** A run of the load process against a server: what all contestants with sockets share. */
 import type { Child } from '../calls.ts';
 import type { Contestant, OwnRun } from '../contest.ts';
+import type { DriveInput } from '../load/drive.ts';
 import type { Measurement, Timing } from '../load/measurement.ts';
 import type { Stage } from '../stage.ts';
 
+/** Of the offered rate, what must have been achieved. */
+const ACHIEVED_SHARE_MIN = 0.98;
+
+/** @param servers one or two; the first is `server` in the report, the second `peer` */
 export async function socketRun(
   stage: Stage,
-  server: Child,
-  call: string,
-  input: Timing & Record<string, unknown>,
+  servers: readonly Child[],
+  call: 'claims' | 'messages' | 'backlog' | 'handshakes',
+  input: Timing & Partial<DriveInput> & Record<string, unknown>,
 ): Promise<{ run: OwnRun; measurement: Measurement }> {
-  const watching = setTimeout(() => void server.call('startLoopWatch').catch(() => {}), input.warmUpMs);
-  let loopShare = 0;
-  const looking = setTimeout(
-    () =>
+  const loopShares: number[] = [];
+  const watchLoops = (): void => {
+    for (const server of servers) void server.call('startLoopWatch').catch(() => {});
+  };
+  const lookAtLoops = (): void => {
+    for (const server of servers) {
       void server.call<number>('loopUtilization').then(
         (share) => {
-          loopShare = share;
+          loopShares.push(share);
         },
         () => {},
-      ),
-    input.warmUpMs + input.measureMs * 0.9,
-  );
-  const measurement = await stage.load.call<Measurement>(call, { ...input, watched: stage.watched(server) });
-  clearTimeout(watching);
-  clearTimeout(looking);
-  return { run: toRun(measurement, loopShare), measurement };
+      );
+    }
+  };
+  const timers = [
+    setTimeout(watchLoops, input.warmUpMs),
+    setTimeout(lookAtLoops, input.warmUpMs + input.measureMs * 0.9),
+  ];
+  const measurement = await stage.load.call<Measurement>(call, { ...input, watched: stage.watched(servers) });
+  for (const timer of timers) clearTimeout(timer);
+  const run = toRun(measurement, loopShares.length === 0 ? null : Math.max(...loopShares));
+  const { ratePerSecond = null } = input;
+  if (ratePerSecond !== null && run.perSecond < ratePerSecond * ACHIEVED_SHARE_MIN) {
+    run.remarks.push(`${run.perSecond.toFixed(0)} a second of the ${ratePerSecond} that were offered`);
+  }
+  return { run, measurement };
 }
 
+/** A processor profile of the first server over one run. */
 export async function socketProfile(
   server: Child,
   contestant: Pick<Contestant, 'reset' | 'run'>,
@@ -41,7 +57,7 @@ export async function socketProfile(
   await server.call('stopProfile', { file });
 }
 
-function toRun(measurement: Measurement, loopShare: number): OwnRun {
+function toRun(measurement: Measurement, loopShare: number | null): OwnRun {
   const { operations, elapsedMs, cpuMs, latencyMs, faults, endedEarly } = measurement;
   return {
     perSecond: (operations / elapsedMs) * 1000,
@@ -53,7 +69,7 @@ function toRun(measurement: Measurement, loopShare: number): OwnRun {
     loopShare,
     remarks: [
       ...Object.entries(faults).map(([what, count]) => `${what}: ${count}`),
-      ...(endedEarly ? [`everything was claimed after ${(elapsedMs / 1000).toFixed(1)} s`] : []),
+      ...(endedEarly ? [`nothing was left to ask for after ${(elapsedMs / 1000).toFixed(1)} s`] : []),
     ],
   };
 }

@@ -1,4 +1,4 @@
-/** What one run of a closed loop found, over its measured time alone. */
+/** What one run found, over its measured time alone. */
 import { createHistogram } from 'node:perf_hooks';
 import { cpuMs, type Watched } from '../cpu.ts';
 
@@ -12,7 +12,8 @@ export interface Latency {
 export interface Measurement {
   operations: number;
   elapsedMs: number;
-  latencyMs: Latency;
+  /** Null where single operations have none. */
+  latencyMs: Latency | null;
   /** Processor time by the names of the watched processes; `load` is the load process itself. */
   cpuMs: Record<string, number>;
   /** What was refused, or answered otherwise than the contestant should, by what it was; warm-up included. */
@@ -45,14 +46,8 @@ export function startMeter(timing: Timing, watched: Readonly<Record<string, Watc
     end = resolve;
   });
 
-  function readCpu(): Record<string, number> {
-    const own = process.cpuUsage();
-    const others = Object.entries(watched).map(([name, target]) => [name, cpuMs(target)] as const);
-    return { ...Object.fromEntries(others), load: (own.user + own.system) / 1000 };
-  }
-
   function start(): void {
-    before = readCpu();
+    before = readCpu(watched);
     startedAtMs = performance.now();
     phase = 'measure';
   }
@@ -62,7 +57,7 @@ export function startMeter(timing: Timing, watched: Readonly<Record<string, Watc
     if (phase === 'warmUp') start();
     phase = 'over';
     endedAtMs = performance.now();
-    after = readCpu();
+    after = readCpu(watched);
     end();
   }
 
@@ -106,6 +101,13 @@ export function startMeter(timing: Timing, watched: Readonly<Record<string, Watc
       };
     },
   };
+}
+
+/** What the watched processes and this one have used so far. */
+export function readCpu(watched: Readonly<Record<string, Watched>>): Record<string, number> {
+  const own = process.cpuUsage();
+  const others = Object.entries(watched).map(([name, target]) => [name, cpuMs(target)] as const);
+  return { ...Object.fromEntries(others), load: (own.user + own.system) / 1000 };
 }
 
 export type Meter = ReturnType<typeof startMeter>;

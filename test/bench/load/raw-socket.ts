@@ -13,6 +13,8 @@ export interface RawSocketListener {
   onClose(reason: string): void;
 }
 
+export const SILENT: RawSocketListener = { onReply() {}, onEvent() {}, onClose() {} };
+
 /** Shared by all sockets: what is read is used up, or copied, before the next read. */
 const readBuffer = Buffer.allocUnsafe(256 * 1024);
 const TEXT_FRAME = 0x81;
@@ -25,7 +27,7 @@ const SOCKET_EVENT = 0x32;
 const SOCKET_REPLY = 0x33;
 
 export class RawSocket {
-  listener: RawSocketListener;
+  listener: RawSocketListener = SILENT;
   readonly #socket: Socket;
   readonly #mask = randomBytes(4);
   readonly #opened: { resolve(): void; reject(error: Error): void };
@@ -35,18 +37,17 @@ export class RawSocket {
   #requests = 0;
 
   /** Connects and authenticates. @throws Error with what the server refused it with */
-  static open(options: { url: string; token: string; listener: RawSocketListener }): Promise<RawSocket> {
+  static open(options: { url: string; token: string }): Promise<RawSocket> {
     return new Promise((resolve, reject) => {
       const raw: RawSocket = new RawSocket(options, { resolve: () => resolve(raw), reject });
     });
   }
 
   private constructor(
-    options: { url: string; token: string; listener: RawSocketListener },
+    options: { url: string; token: string },
     opened: { resolve(): void; reject(error: Error): void },
   ) {
     const { hostname, port, host } = new URL(options.url);
-    this.listener = options.listener;
     this.#token = options.token;
     this.#opened = opened;
     this.#socket = connect({

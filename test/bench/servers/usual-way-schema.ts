@@ -1,5 +1,15 @@
 /** The tables of the usual way, which pgbench's flagged table is made like. */
-import { bigint, boolean, integer, pgTable, primaryKey, smallint, text } from 'drizzle-orm/pg-core';
+import {
+  bigint,
+  boolean,
+  integer,
+  pgTable,
+  primaryKey,
+  smallint,
+  text,
+  timestamp,
+  uuid,
+} from 'drizzle-orm/pg-core';
 
 export const usualDevices = pgTable(
   'usual_devices',
@@ -24,6 +34,18 @@ export const usualPreKeys = pgTable('usual_prekeys', {
   claimed: boolean('claimed').notNull().default(false),
 });
 
+export const usualMessages = pgTable('usual_messages', {
+  id: uuid('id').primaryKey(),
+  messageId: uuid('message_id').notNull(),
+  senderUserId: text('sender_user_id').notNull(),
+  senderDeviceId: smallint('sender_device_id').notNull(),
+  recipientUserId: text('recipient_user_id').notNull(),
+  recipientDeviceId: smallint('recipient_device_id').notNull(),
+  type: smallint('type').notNull(),
+  content: text('content').notNull(),
+  storedAt: timestamp('stored_at', { withTimezone: true, mode: 'date' }).notNull().defaultNow(),
+});
+
 export const CREATE_USUAL_TABLES = `
   CREATE TABLE usual_devices (
     user_id text, device_id int2, registration_id int4 NOT NULL, identity_key text NOT NULL,
@@ -32,4 +54,9 @@ export const CREATE_USUAL_TABLES = `
   CREATE TABLE usual_prekeys (
     sequence int8 GENERATED ALWAYS AS IDENTITY PRIMARY KEY, user_id text NOT NULL, device_id int2 NOT NULL,
     key_id int4 NOT NULL, public_key text NOT NULL, claimed bool NOT NULL DEFAULT false);
-  CREATE INDEX usual_prekeys_unclaimed ON usual_prekeys (user_id, device_id, sequence) WHERE NOT claimed`;
+  CREATE INDEX usual_prekeys_unclaimed ON usual_prekeys (user_id, device_id, sequence) WHERE NOT claimed;
+  CREATE TABLE usual_messages (
+    id uuid PRIMARY KEY, message_id uuid NOT NULL, sender_user_id text NOT NULL, sender_device_id int2 NOT NULL,
+    recipient_user_id text NOT NULL, recipient_device_id int2 NOT NULL, type int2 NOT NULL, content text NOT NULL,
+    stored_at timestamptz NOT NULL DEFAULT now());
+  CREATE INDEX usual_messages_queue ON usual_messages (recipient_user_id, recipient_device_id, stored_at)`;

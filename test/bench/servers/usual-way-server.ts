@@ -3,14 +3,12 @@
  * oldest unclaimed prekey FOR UPDATE and marks it, for every single request.
  */
 import { randomUUID } from 'node:crypto';
-import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
 import { setTimeout as wait } from 'node:timers/promises';
 import { and, asc, eq } from 'drizzle-orm';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { Redis } from 'ioredis';
 import postgres from 'postgres';
-import { Server } from 'socket.io';
+import { serveSockets } from './socket-server.ts';
 import { usualDevices, usualPreKeys } from './usual-way-schema.ts';
 
 const LOCK_MS = 10_000;
@@ -77,13 +75,7 @@ async function bundleOf(userId: string, deviceId: number): Promise<object> {
   );
 }
 
-const server = createServer();
-const io = new Server(server, {
-  transports: ['websocket'],
-  serveClient: false,
-  perMessageDeflate: false,
-});
-io.on('connection', (socket) => {
+serveSockets((socket) => {
   socket.on('requestBundle', async ({ userId, deviceId }, acknowledge) => {
     try {
       acknowledge({ ok: true, data: await bundleOf(userId, deviceId) });
@@ -91,7 +83,4 @@ io.on('connection', (socket) => {
       acknowledge({ ok: false, error: { code: 'INTERNAL', message: String(error) } });
     }
   });
-});
-server.listen(0, '127.0.0.1', () => {
-  process.stdout.write(`listening on http://127.0.0.1:${(server.address() as AddressInfo).port}\n`);
 });

@@ -1,0 +1,81 @@
+/** A ring of open gates: each device sends to the next, in a closed loop when its message was stored and handed out. */
+import { randomUUID } from 'node:crypto';
+import type { DeviceToken } from '../seed.ts';
+import { faultOf } from './claims.ts';
+import { type DriveInput, drive } from './drive.ts';
+import type { Measurement } from './measurement.ts';
+import type { RawSocket } from './raw-socket.ts';
+
+export interface MessagesInput extends DriveInput {
+  /** Of each socket's device. */
+  registrationIds: readonly number[];
+  contentBytes: number;
+}
+
+/** A message on its way. */
+interface Flight {
+  startMs: number;
+  /** That it is stored, and that it is delivered. */
+  stepsLeft: number;
+  again(): void;
+}
+
+/** Latency is from sending to delivery. */
+export async function driveMessages(
+  sockets: readonly RawSocket[],
+  devices: readonly DeviceToken[],
+  input: MessagesInput,
+): Promise<Measurement> {
+  const content = Buffer.alloc(input.contentBytes, 7).toString('base64');
+  const flights = new Map<string, Flight>();
+
+  function advance(messageId: string, flight: Flight): void {
+    flight.stepsLeft -= 1;
+    if (flight.stepsLeft > 0) return;
+    flights.delete(messageId);
+    flight.again();
+  }
+
+  const measurement = await drive(sockets, input, ({ socket, index, meter, again }) => {
+    const to = (index + 1) % sockets.length;
+    const { userId } = devices[to]!;
+    const envelope = `{"deviceId":1,"registrationId":${input.registrationIds[to]},"type":2,"content":"${content}"}`;
+    const requests = new Map<number, string>();
+    return {
+      begin(startMs) {
+        const messageId = randomUUID();
+        flights.set(messageId, { startMs, stepsLeft: 2, again });
+        const id = socket.request(
+          'sendMessages',
+          `{"messageId":"${messageId}","userId":"${userId}","envelopes":[${envelope}]}`,
+        );
+        requests.set(id, messageId);
+      },
+      onReply(id, text) {
+        const messageId = requests.get(id)!;
+        requests.delete(id);
+        if (!text.startsWith('[{"ok":true')) meter.fault(faultOf(text));
+        advance(messageId, flights.get(messageId)!);
+      },
+      onEvent(id, text) {
+        if (!text.startsWith('["messages"') || id === null) return;
+        const [, { envelopes }] = JSON.parse(text) as [
+          string,
+          { envelopes: { id: string; messageId: string }[] },
+        ];
+        socket.acknowledge(id, JSON.stringify({ processed: envelopes.map((each) => each.id) }));
+        for (const { messageId } of envelopes) {
+          const flight = flights.get(messageId);
+          if (flight === undefined) {
+            meter.fault('a message that nobody waits for');
+            continue;
+          }
+          meter.done(flight.startMs);
+          advance(messageId, flight);
+        }
+      },
+    };
+  });
+  if (flights.size > 0) measurement.faults['messages not stored or not delivered'] = flights.size;
+  return measurement;
+}
