@@ -1455,7 +1455,8 @@ describe('validateKeys', () => {
         const { keys, client } = await stranger();
         await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
         const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
-        for (const version of [2 ** 32 + 2, 2 ** 48]) {
+        // The first is beyond what a restore in this century lifts versions to.
+        for (const version of [2 ** 42, 2 ** 48]) {
           expect(await client.refusal('validateKeys', { ...local, [field]: version })).toMatchObject({
             code: 'BAD_REQUEST',
             details: { issues: [{ path: [field] }] },
