@@ -56,7 +56,7 @@ const SINGLE = ['idle', 'start'];
 
 const HELP = `Usage: npm run bench -- [options]
 
-  --rounds <n>      how often every contestant takes its turn (default 4)
+  --rounds <n>      how often every contestant takes its turn (default 3)
   --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
@@ -234,7 +234,7 @@ function readOptions(): Options {
   const unknown = only.filter((name) => !known.includes(name));
   if (unknown.length > 0) throw new Error(`there is no contestant ${unknown.join(', ')}; see --help`);
   return {
-    rounds: wholeNumber('rounds', values.rounds ?? (isQuick ? '1' : '4')),
+    rounds: wholeNumber('rounds', values.rounds ?? (isQuick ? '1' : '3')),
     seconds,
     only,
     against: values.against.map((dir) => resolve(dir)),
