@@ -46,6 +46,8 @@ export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction'
 /** One query, from getting a connection to the last row. The server gives up a little earlier, so that it answers why. */
 const QUERY_TIMEOUT_MS = 10_000;
 const STATEMENT_TIMEOUT_MS = 8_000;
+/** No transaction of ours waits for anything but its next statement: one that does belongs to a frozen process, and holds rows. */
+const IDLE_IN_TRANSACTION_MS = 3_000;
 const CONNECT_TIMEOUT_S = 5;
 const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
@@ -195,7 +197,7 @@ function openPools(address: PostgresAddress): Pools {
     // Whatever the server's default is: what is acknowledged is on disk.
     synchronous_commit: 'on',
     statement_timeout: STATEMENT_TIMEOUT_MS,
-    idle_in_transaction_session_timeout: STATEMENT_TIMEOUT_MS,
+    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
   };
   // Drizzle changes how its client parses dates: the hot statements get one of their own.
   const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? settings : {} });
