@@ -50,6 +50,9 @@ async function killAndRestart(gateway: GatewayProcess): Promise<void> {
   await gateway.restart();
 }
 
+/** Tells the statement that stores by its beginning: PostgreSQL shows no more of it. */
+const STORES = '%send_anyway%';
+
 /** Keeps the statement that stores this message waiting in its midst, for the end of a rival that stores the same. */
 async function holdStoring(databaseUrl: string, message: { from: Party; to: Party; messageId: string }) {
   const sql = postgres(databaseUrl, { max: 3, onnotice: () => {} });
@@ -64,7 +67,7 @@ async function holdStoring(databaseUrl: string, message: { from: Party; to: Part
             ${messageId}, 0, now())`;
   const waiting = () => sql<{ pid: number }[]>`
     SELECT pid FROM pg_stat_activity
-    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%message_receipts%'`;
+    WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE ${STORES}`;
   return {
     async oneWaits(): Promise<void> {
       await eventually(async () => expect(await waiting()).toHaveLength(1));
@@ -76,7 +79,7 @@ async function holdStoring(databaseUrl: string, message: { from: Party; to: Part
     /** What waits is never carried out. */
     async endWaiting(): Promise<void> {
       await sql`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE '%message_receipts%'`;
+                WHERE datname = current_database() AND wait_event_type = 'Lock' AND query LIKE ${STORES}`;
       await eventually(async () => expect(await waiting()).toHaveLength(0));
     },
     async storedCount(): Promise<number> {

@@ -5,10 +5,11 @@ import { promisify } from 'node:util';
 import { describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, someone, undoAfterEach } from '../support/flow.ts';
 import { type Client, enrol, send, TEST_SECRET, type TestGateway } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
-import { createManualClock } from '../support/manual-clock.ts';
+import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
 
 const undo = undoAfterEach();
 
@@ -64,7 +65,15 @@ describe('a private directory', () => {
   });
 
   it('tells both at the end of the same step of time', async () => {
-    const clock = createManualClock();
+    const manual = createManualClock();
+    const delays: number[] = [];
+    const clock: ManualClock = {
+      ...manual,
+      after(delayMs, action) {
+        delays.push(delayMs);
+        return manual.after(delayMs, action);
+      },
+    };
     const at = await gatewayFor(undo, { clock, env: { PRIVATE_DIRECTORY: 'true' } });
     const { client } = await enrol(at, someone(), FEW_KEYS);
     const answers: string[] = [];
@@ -73,8 +82,8 @@ describe('a private directory', () => {
       client.ask('listDevices', { userId: someone().userId }).then(note('unknown')),
       client.ask('requestBundle', { claimId: randomUUID(), userId: someone().userId }).then(note('bundle')),
     ];
-    // Both have been looked up by now: what comes after them is answered.
-    await client.call('keyStatus');
+    // Both have been looked up, and wait.
+    await eventually(() => expect(delays.filter((delayMs) => delayMs === 50)).toHaveLength(2));
     await clock.advance(49);
     await client.call('keyStatus');
     expect(answers).toEqual([]);
