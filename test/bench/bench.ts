@@ -249,9 +249,9 @@ function readOptions(): Options {
             ? Math.max(100, Math.ceil(claimsMax / devices))
             : wholeNumber('pool', values.pool),
       },
-      deepPools: { devices: isQuick ? 20 : 200, perDevice: 10_000 },
+      deepPools: { devices: isQuick ? 20 : 100, perDevice: 10_000 },
       // None of the pools gets low: telling that is not what is measured here.
-      manyPools: { devices: isQuick ? 20_000 : 200_000, perDevice: 14 },
+      manyPools: { devices: isQuick ? 20_000 : 200_000, perDevice: 12 },
       backlog: isQuick ? 2_000 : 10_000,
     },
     idleSockets: wholeNumber('idle', values.idle ?? (isQuick ? '1000' : '10000')),

@@ -93,7 +93,13 @@ export async function openStage(): Promise<Stage> {
         );
         const url = new URL(engine.url);
         url.pathname = `/${name}`;
-        const sql = postgres(url.href, { max: 1, fetch_types: false, onnotice: () => {} });
+        const sql = postgres(url.href, {
+          max: 1,
+          fetch_types: false,
+          onnotice: () => {},
+          // Millions of rows are sorted in memory.
+          connection: { work_mem: '512MB' },
+        });
         undo.push(() => sql.end());
         return { url: url.href, sql };
       },
