@@ -1,13 +1,10 @@
 /** What of messages is kept, and how long: what expires goes back to its sender. */
-import { createBatchSize } from '../lib/batch-size.ts';
 import type { Clock } from '../lib/clock.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 import { MESSAGE_ID_MEMORY_MS } from '../protocol/limits.ts';
 import type { Bounces } from './bounce.ts';
 
 const SWEEP_ROWS_MAX = 500;
-/** Of a batch's statements together: each holds the locks of its rows until it ends. */
-const SWEEP_BATCH_MAX_MS = 50;
 
 /** Before which time finished message ids are forgotten. */
 export function messagesCut(nowMs: number): { forgetBeforeMs: number } {
@@ -46,14 +43,16 @@ export async function sweepMessages(parts: {
   }
 
   async function sweep(): Promise<void> {
-    const size = createBatchSize({ ...parts, rowsMax: SWEEP_ROWS_MAX, durationMaxMs: SWEEP_BATCH_MAX_MS });
     for (;;) {
       const nowMs = parts.clock.nowMs();
-      const limit = size.rows();
-      const touched = await size.run(() => parts.messages.sweep({ nowMs, ...messagesCut(nowMs), limit }));
+      const touched = await parts.messages.sweep({
+        nowMs,
+        ...messagesCut(nowMs),
+        limit: SWEEP_ROWS_MAX,
+      });
       total += touched;
       parts.onBatch?.(touched);
-      if (touched < limit) return;
+      if (touched < SWEEP_ROWS_MAX) return;
       // What is on its way back leaves the front of the queue, or each batch would walk over all before it.
       await settle();
     }

@@ -6,7 +6,6 @@ import postgres from 'postgres';
 import { migrateDatabase, openDatabase } from '../../src/backends/postgres/database.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
-import { createBatchSize } from '../../src/lib/batch-size.ts';
 import { steadyClock, systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { startPostgres } from '../support/engines.ts';
@@ -51,11 +50,8 @@ try {
     }),
   );
   const messages = createMessageStore(watched);
-  const size = createBatchSize({ clock: systemClock, rowsMax: BATCH_ROWS, durationMaxMs: 50 });
   await report('messages', async () => {
-    const touched = await size.run(() =>
-      messages.sweep({ nowMs, forgetBeforeMs: nowMs - DAY_MS, limit: size.rows() }),
-    );
+    const touched = await messages.sweep({ nowMs, forgetBeforeMs: nowMs - DAY_MS, limit: BATCH_ROWS });
     const until = { nowMs, expiresAtMs: nowMs + 30 * DAY_MS, limit: BATCH_ROWS };
     while ((await messages.settleBounces(null, until)).more);
     return touched;
