@@ -840,6 +840,9 @@ function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<st
 
 // ── Retention ───────────────────────────────────────────────────────────────────────────────────────────
 
+/** Expired rows among which a batch looks for bounces, for each row that it may take. */
+const EXPIRED_LOOKED_AT = 4;
+
 function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): SQL[] {
   const at = (value: number) => sql`to_timestamp(${value}::float8 / 1000)`;
   return [
@@ -853,8 +856,12 @@ function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: nu
     DELETE FROM ${messages}
     WHERE ctid = ANY (ARRAY(
       SELECT ctid FROM ${messages}
-      WHERE expires_at <= ${at(cut.nowMs)} AND kind = ${BOUNCE}
-      ORDER BY expires_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
+      -- Of the first that expired: behind a backlog of messages, all of it would be walked over by each batch.
+      WHERE ctid = ANY (ARRAY(
+          SELECT ctid FROM ${messages} WHERE expires_at <= ${at(cut.nowMs)}
+          ORDER BY expires_at LIMIT ${EXPIRED_LOOKED_AT * cut.limit}))
+        AND expires_at <= ${at(cut.nowMs)} AND kind = ${BOUNCE}
+      LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
     // What was stored beside a replacement bears the older stamp.
     sql`
     UPDATE ${messages} s SET pending = false, content = NULL, due_at = NULL, bounce_reason = (
