@@ -111,6 +111,7 @@ async function seed(): Promise<void> {
            now() - interval '3 days', now() - random() * interval '30 hours',
            CASE WHEN n % 2 = 0 THEN now() - random() * interval '30 hours' END
     FROM generate_series(1, ${RECEIPTS}) n`;
+  await sql`SELECT setval('message_sequence', ${MESSAGES})`;
   await sql`VACUUM ANALYZE`;
   const [{ rows }] = (await sql`
     SELECT sum(n_live_tup)::float8 AS rows FROM pg_stat_user_tables`) as unknown as [{ rows: number }];
