@@ -1019,6 +1019,18 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await messages.inNeedOfALook([ahead, gone], NOW_MS)).toEqual([ahead.device, gone.device]);
       });
 
+      it('finds an envelope that was put off by a clock that has been set back, as a read does', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const reader = await served(bob);
+        const [envelope] = (await read(reader)).envelopes;
+        const failures = [{ sequence: envelope!.sequence, reason: 'temporary' as const }];
+        await messages.putOff(reader, failures, NOW_MS + 3_600_000);
+        expect(await seen(reader)).toEqual(['x']);
+        const looking = { ...reader, keyVersion: 1, lowNoticeVersion: 0, inFlight: 0 };
+        expect(await messages.inNeedOfALook([looking], NOW_MS)).toEqual([bob]);
+      });
+
       it('finds an envelope that was put off when it falls due, and not before', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);

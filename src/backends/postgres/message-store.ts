@@ -24,7 +24,8 @@ const MESSAGE = sql.raw(String(ENVELOPE_KIND.message));
 const BOUNCE = sql.raw(String(ENVELOPE_KIND.bounce));
 
 /** How long an envelope that failed is put off, by how often it has failed; the last one repeats. */
-const TEMPORARY_DELAYS_MS = [1_000, 5_000, 30_000, 120_000];
+const PUT_OFF_MAX_MS = 120_000;
+const TEMPORARY_DELAYS_MS = [1_000, 5_000, 30_000, PUT_OFF_MAX_MS];
 const UNDECRYPTABLE_DELAYS_MS = [1_000, 5_000];
 /** Offers of an undecryptable envelope before it turns into a bounce. */
 const UNDECRYPTABLE_OFFERS = UNDECRYPTABLE_DELAYS_MS.length + 1;
@@ -238,6 +239,16 @@ function moment(name: string): SQL {
 function ms(expression: string): SQL {
   return sql.raw(`(extract(epoch FROM ${expression}) * 1000)::float8`);
 }
+
+/**
+ * Whether a message may be offered now. One that is due later than anything is ever put off was put off by a clock that
+ * has been set back since.
+ */
+function isDue(now: SQL): SQL {
+  return sql`(m.due_at IS NULL OR m.due_at <= ${now} OR m.due_at > ${now} + ${PUT_OFF_MAX})`;
+}
+
+const PUT_OFF_MAX = sql.raw(`interval '${PUT_OFF_MAX_MS / 1000} seconds'`);
 
 const ofDevice = sql`user_id = ${placeholder('userId')} AND device_id = ${placeholder('deviceId')}`;
 
@@ -636,7 +647,7 @@ LEFT JOIN LATERAL (
     FROM ${messages} m
     WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
       AND m.sequence <> ALL (a.in_flight)
-      AND (m.due_at IS NULL OR m.due_at <= a.now)
+      AND ${isDue(sql.raw('a.now'))}
     ORDER BY m.user_id, m.device_id, m.sequence
     LIMIT a.envelopes_max
   ) p
@@ -686,7 +697,7 @@ WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR
   SELECT count(*) FROM (
     SELECT 1 FROM ${messages} m
     WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
-      AND (m.due_at IS NULL OR m.due_at <= ${moment('nowMs')})
+      AND ${isDue(moment('nowMs'))}
     LIMIT a.in_flight + 1
   ) due)`);
 

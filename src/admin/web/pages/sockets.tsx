@@ -78,6 +78,8 @@ export function SocketsPage({ query, writable }: { query: URLSearchParams; writa
     api.sockets({ device: device || undefined, gate }),
   );
   const [selectedSocket, setSelectedSocket] = useState<string | null>(null);
+  /** What is being typed: the list is drawn anew meanwhile, again and again. */
+  const [typed, setTyped] = useState<string | null>(null);
   const sockets = answer?.sockets ?? [];
   const selectedIndex = sockets.findIndex((socket) => keyOf(socket) === selectedSocket);
   const selected = sockets[selectedIndex];
@@ -105,9 +107,13 @@ export function SocketsPage({ query, writable }: { query: URLSearchParams; writa
           aria-label="Device or user"
           placeholder="alice.1 or alice"
           spellcheck={false}
-          value={device}
+          value={typed ?? device}
           class={device === '' ? '' : 'is-set'}
-          onChange={({ currentTarget }) => change({ device: currentTarget.value.trim() })}
+          onInput={({ currentTarget }) => setTyped(currentTarget.value)}
+          onChange={({ currentTarget }) => {
+            setTyped(null);
+            change({ device: currentTarget.value.trim() });
+          }}
         />
         <fieldset class="toggles">
           <legend class="hidden">Gate</legend>
