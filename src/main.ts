@@ -3,10 +3,12 @@
 import { basename, relative } from 'node:path';
 import { parseArgs } from 'node:util';
 import {
+  answer,
   BadNewsError,
   type Command,
   DEVICE_OPTIONS,
   deviceOf,
+  JSON_OPTION,
   type Options,
   print,
   type Values,
@@ -45,8 +47,8 @@ const commands: Record<string, Command> = {
   },
   'check-config': {
     summary: 'check the environment and show what it means',
-    help: 'Usage: keygate check-config\n\nPrints every problem of the configuration, one a line, or what the configuration amounts to.\nConnects to nothing.',
-    options: {},
+    help: 'Usage: keygate check-config [--json]\n\nPrints every problem of the configuration, one a line, or what the configuration amounts to.\nConnects to nothing.\n\n  --json  print either as JSON',
+    options: JSON_OPTION,
     run: checkConfig,
   },
   tail: {
@@ -220,21 +222,36 @@ async function migrate(): Promise<void> {
   print('the database schema is up to date');
 }
 
-async function checkConfig(): Promise<void> {
-  const config = parseConfig(process.env);
-  const { store, redisUrl, listen, admin, origins } = config;
-  print(
-    [
-      'the configuration is good',
-      `  store    ${store.kind === 'embedded' ? `a private PostgreSQL in ${store.dataDir}` : 'PostgreSQL at DATABASE_URL'}`,
-      `  bus      ${redisUrl === null ? 'in this process, one node' : 'Redis at REDIS_URL'}`,
-      `  tokens   ${verifiedBy(config)}`,
-      `  gateway  ${listen.host ?? 'every address'}, port ${listen.port}`,
-      `  admin    ${admin.host}, port ${admin.port}`,
-      `  origins  ${[...(origins.loopback ? ['pages of this machine'] : []), ...origins.listed].join(', ') || 'no browser page'}`,
-      ...config.warnings.map((warning) => `  warning  ${warning}`),
-    ].join('\n'),
-  );
+async function checkConfig(values: Values): Promise<void> {
+  const config = checkedConfig(values);
+  const { store, redisUrl, listen, admin, origins, warnings } = config;
+  const amounts = {
+    store:
+      store.kind === 'embedded' ? `a private PostgreSQL in ${store.dataDir}` : 'PostgreSQL at DATABASE_URL',
+    bus: redisUrl === null ? 'in this process, one node' : 'Redis at REDIS_URL',
+    tokens: verifiedBy(config),
+    gateway: `${listen.host ?? 'every address'}, port ${listen.port}`,
+    admin: `${admin.host}, port ${admin.port}`,
+    origins:
+      [...(origins.loopback ? ['pages of this machine'] : []), ...origins.listed].join(', ') ||
+      'no browser page',
+  };
+  answer(values, { good: true, problems: [], ...amounts, warnings }, [
+    'the configuration is good',
+    ...Object.entries(amounts).map(([name, what]) => `  ${name.padEnd(7)}  ${what}`),
+    ...warnings.map((warning) => `  warning  ${warning}`),
+  ]);
+}
+
+/** @throws ConfigError, or BadNewsError where its problems were printed as JSON */
+function checkedConfig(values: Values): Config {
+  try {
+    return parseConfig(process.env);
+  } catch (error) {
+    if (values.json !== true || !(error instanceof ConfigError)) throw error;
+    print(JSON.stringify({ good: false, problems: error.problems }));
+    throw new BadNewsError();
+  }
 }
 
 function verifiedBy(config: Config): string {

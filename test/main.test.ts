@@ -98,6 +98,35 @@ describe('keygate check-config', () => {
     ]);
   });
 
+  it('tells programs the same as one JSON object, with the same exit codes', async () => {
+    const bad = await keygate(['check-config', '--json'], { PORT: 'x', JWT_SECRTE: 'hunter2' });
+    expect({ ...bad, stdout: JSON.parse(bad.stdout) }).toEqual({
+      code: 1,
+      stderr: '',
+      stdout: {
+        good: false,
+        problems: [
+          'PORT must be a whole number from 0 to 65535; it is "x"',
+          'JWT_SECRTE is unknown; did you mean JWT_SECRET?',
+        ],
+      },
+    });
+    const good = await keygate(['check-config', '--json'], {
+      DATABASE_URL: 'postgres://keygate:hunter2@db/keygate',
+      JWT_SECRET,
+    });
+    expect(good).toMatchObject({ code: 0, stderr: '' });
+    expect(JSON.parse(good.stdout)).toMatchObject({
+      good: true,
+      problems: [],
+      store: 'PostgreSQL at DATABASE_URL',
+      gateway: 'every address, port 3000',
+      warnings: [expect.stringMatching(/^REDIS_URL is not set/)],
+    });
+    expect(good.stdout).not.toContain('hunter2');
+    expect(good.stdout).not.toContain(JWT_SECRET);
+  });
+
   it('says what a good environment amounts to, without its secrets, and touches nothing', async () => {
     const embedded = await keygate(['check-config']);
     expect(embedded).toMatchObject({ code: 0, stderr: '' });
