@@ -41,6 +41,7 @@ import { createSocketDoor } from './gateway/server.ts';
 import { createHttpDoor } from './http/door.ts';
 import { createBundleClaims } from './keys/claim-bundle.ts';
 import { createDrainAlarm } from './keys/drain-alarm.ts';
+import { createIdleSweep } from './keys/idle.ts';
 import { sweepKeys } from './keys/retention.ts';
 import { revokeDevice } from './keys/revoke.ts';
 import { createValidationProofs } from './keys/validation.ts';
@@ -138,6 +139,8 @@ export async function migrateDatabase(config: Config): Promise<void> {
 export interface Operator {
   maintenance: Maintenance;
   store: KeyStore;
+  /** Of this process alone: gateways that are beside it find the rows locked. */
+  locks: DeviceLocks;
   messages: MessageStore;
   bounces: Bounces;
   /** Revokes a device, and tells the gateways; those without Redis find out by themselves, on their next sweep. */
@@ -175,6 +178,7 @@ export async function openOperator(
     return {
       maintenance: createMaintenance(database),
       store,
+      locks: createInProcessLocks({ clock: systemClock }),
       messages,
       bounces,
       async revoke(device) {
@@ -370,11 +374,27 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
   undo.push(() => bus.stop());
   courier.start();
   undo.push(() => courier.stop());
+  const idleSweep = createIdleSweep({
+    store,
+    locks,
+    clock,
+    retentionMs: preKeys.idleDeviceRetentionMs,
+    async onWiped(device) {
+      bus.poke([device]);
+      await bounces.settle(device);
+    },
+  });
+  const sweepIdle = async (): Promise<void> => {
+    const { wipedCount } = await idleSweep.run();
+    if (wipedCount > 0) log.info({ deviceCount: wipedCount }, 'idle devices lost their keys');
+  };
   const retention = every(clock, RETENTION_PERIOD_MS, async () => {
     const lock = await locks.acquire([RETENTION_LOCK]);
     // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
     const sweeps =
-      lock.held.size === 0 ? [] : [sweepKeys(keyParts), sweepMessages({ messages, bounces, clock })];
+      lock.held.size === 0
+        ? []
+        : [sweepKeys(keyParts), sweepMessages({ messages, bounces, clock }), sweepIdle()];
     for (const outcome of await Promise.allSettled(sweeps)) {
       if (outcome.status === 'rejected') {
         log.warn({ error: outcome.reason as Error }, 'a retention sweep failed');

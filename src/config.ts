@@ -51,6 +51,8 @@ export interface Config {
     drainAlarmClaims: number;
     signedPreKeyLifetimeMs: number;
     claimedRetentionMs: number;
+    /** After which time without use a device loses its keys; 0 for never. */
+    idleDeviceRetentionMs: number;
   };
   messages: {
     /** Pending messages of one device. */
@@ -204,6 +206,10 @@ export const environment = z.object({
     max: 3650,
     byDefault: 30,
   }).meta({ meaning: 'how long claims are kept, at least a day; their ids stay used for ever' }),
+  IDLE_DEVICE_RETENTION_DAYS: wholeNumber({ min: 0, max: 3650, byDefault: 0 }).meta({
+    meaning:
+      'after this time without an open gate or a change of its keys a device loses them, as by a reset; 0 never takes them',
+  }),
   TRUSTED_PROXIES: z
     .string()
     .transform(
@@ -337,6 +343,7 @@ function configOf(values: z.output<typeof environment>): Config {
       drainAlarmClaims: values.PREKEY_DRAIN_ALARM,
       signedPreKeyLifetimeMs: values.SIGNED_PREKEY_ROTATION_HOURS * HOUR_MS,
       claimedRetentionMs: values.CLAIMED_PREKEY_RETENTION_DAYS * DAY_MS,
+      idleDeviceRetentionMs: values.IDLE_DEVICE_RETENTION_DAYS * DAY_MS,
     },
     messages: { queueMax: values.QUEUE_MAX, lifetimeMs: values.MESSAGE_TTL_DAYS * DAY_MS },
     logLevel: values.LOG_LEVEL,

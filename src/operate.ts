@@ -14,6 +14,7 @@ import type { EngineFacts, Operator } from './compose.ts';
 import { type Config, parseConfig } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { messagesCut, sweepMessages } from './delivery/retention.ts';
+import { createIdleSweep, idleCut } from './keys/idle.ts';
 import { withdrawAfterRestore } from './keys/restored.ts';
 import { keysCut, sweepKeys } from './keys/retention.ts';
 import { systemClock } from './lib/clock.ts';
@@ -38,8 +39,9 @@ Counts what the store holds, of all devices or of one. Exact, so it takes second
     help: `Usage: keygate sweep [--dry-run] [--json]
 
 Folds claims that are older than CLAIMED_PREKEY_RETENTION_DAYS into used ids, drops signed prekeys that were replaced
-more than 30 days ago, sends expired messages back to their senders, and forgets message ids that were finished more
-than a day ago. Running gateways do so too, one of them at a time, in small batches. Ids stay used for ever.
+more than 30 days ago, sends expired messages back to their senders, forgets message ids that were finished more than a
+day ago, and takes the keys of devices that were idle for IDLE_DEVICE_RETENTION_DAYS. Running gateways do so too, one of
+them at a time, in small batches. Ids stay used for ever.
 
   --dry-run  only count what is due
   --json     print the counts as JSON`,
@@ -179,13 +181,16 @@ function gateOf(totals: { hasKeys: boolean; servedFence: number; restoredAtMs: n
 }
 
 async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
-  await withOperator(env, { migrates: false }, async ({ maintenance, store, messages, bounces }, config) => {
+  await withOperator(env, { migrates: false }, async (operator, config) => {
+    const { maintenance, store, locks, messages, bounces } = operator;
     const nowMs = systemClock.nowMs();
     const claimedPreKeyRetentionMs = config.preKeys.claimedRetentionMs;
+    const retentionMs = config.preKeys.idleDeviceRetentionMs;
     const due = await maintenance.dueForSweep({
       nowMs,
       ...keysCut(nowMs, claimedPreKeyRetentionMs),
       ...messagesCut(nowMs),
+      idleBeforeMs: idleCut({ nowMs, retentionMs }),
     });
     if (values['dry-run'] === true) {
       answer(values, due, [
@@ -193,21 +198,31 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
         `replaced signed prekeys to drop    ${due.signedPreKeyCount}`,
         `expired messages to bounce         ${due.expiredMessageCount}`,
         `finished message ids to forget     ${due.rememberedMessageCount}`,
+        `idle devices to lose their keys    ${due.idleDeviceCount}`,
       ]);
       return;
     }
     const bar = progressBar(
       'rows',
-      due.claimCount + due.signedPreKeyCount + due.expiredMessageCount + due.rememberedMessageCount,
+      Object.values(due).reduce((sum, count) => sum + count, 0),
     );
     const onBatch = (rowCount: number): void => bar.advance(rowCount);
     const clock = systemClock;
     try {
       const keyRowCount = await sweepKeys({ store, clock, claimedPreKeyRetentionMs, onBatch });
+      const onWiped = async (): Promise<void> => onBatch(1);
+      const idleSweep = createIdleSweep({ store, locks, clock, retentionMs, onWiped });
+      let idleDeviceCount = 0;
+      for (let isAtEnd = false; !isAtEnd; ) {
+        const run = await idleSweep.run();
+        idleDeviceCount += run.wipedCount;
+        isAtEnd = run.isAtEnd;
+      }
+      // Last, since it brings home what the devices' wipes bounced.
       const messageRowCount = await sweepMessages({ messages, bounces, clock, onBatch });
       bar.end();
-      answer(values, { keyRowCount, messageRowCount }, [
-        `swept ${keyRowCount} rows of keys and ${messageRowCount} of messages`,
+      answer(values, { keyRowCount, messageRowCount, idleDeviceCount }, [
+        `swept ${keyRowCount} rows of keys, ${messageRowCount} of messages, and the keys of ${idleDeviceCount} idle devices`,
       ]);
     } finally {
       bar.end();

@@ -54,6 +54,7 @@ describe('configuration', () => {
         drainAlarmClaims: 20,
         signedPreKeyLifetimeMs: 720 * 3_600_000,
         claimedRetentionMs: 30 * 86_400_000,
+        idleDeviceRetentionMs: 0,
       },
       messages: { queueMax: 10_000, lifetimeMs: 30 * 86_400_000 },
       logLevel: 'info',
@@ -160,6 +161,7 @@ describe('configuration', () => {
     ['QUEUE_MAX', '0'],
     ['SIGNED_PREKEY_ROTATION_HOURS', '0'],
     ['CLAIMED_PREKEY_RETENTION_DAYS', '0'],
+    ['IDLE_DEVICE_RETENTION_DAYS', '-1'],
     ['MESSAGE_TTL_DAYS', '1e3'],
     ['LOG_LEVEL', 'loud'],
   ])('refuses %s=%j in a line that names it', (name, value) => {

@@ -92,10 +92,11 @@ describe('keygate sweep', () => {
       signedPreKeyCount: 1,
       expiredMessageCount: 1,
       rememberedMessageCount: 0,
+      idleDeviceCount: 0,
     };
     expect(await json(['sweep', '--dry-run'])).toEqual(due);
     expect(await json(['sweep', '--dry-run'])).toEqual(due);
-    expect(await json(['sweep'])).toEqual({ keyRowCount: 4, messageRowCount: 1 });
+    expect(await json(['sweep'])).toEqual({ keyRowCount: 4, messageRowCount: 1, idleDeviceCount: 0 });
     expect(await json(['sweep', '--dry-run'])).toMatchObject({ claimCount: 0, expiredMessageCount: 0 });
     expect((await sql`SELECT 1 FROM prekey_claims`).length).toBe(0);
     expect(await sql`SELECT ids::text FROM used_prekey_ids WHERE NOT signed ORDER BY kind`).toMatchObject([
@@ -104,6 +105,24 @@ describe('keygate sweep', () => {
     ]);
     expect(await sql`SELECT bounce_reason FROM messages`).toEqual([{ bounce_reason: 'EXPIRED' }]);
     await sql.end();
+  });
+
+  it('takes the keys of idle devices where it is told after which time, and counts them before', async () => {
+    const idler = { userId: 'idler', deviceId: 1 };
+    await enrol(gateway, idler);
+    const sql = postgres(gateway.databaseUrl, { max: 1, onnotice: () => {} });
+    const longAgo = new Date(Date.now() - 40 * DAY_MS);
+    await sql`UPDATE devices SET updated_at = ${longAgo} WHERE user_id = ${idler.userId}`;
+    await sql.end();
+    const dueAfter = async (days: string) =>
+      (await json(['sweep', '--dry-run'], { IDLE_DEVICE_RETENTION_DAYS: days })).idleDeviceCount;
+    expect([await dueAfter('0'), await dueAfter('41'), await dueAfter('39')]).toEqual([0, 0, 1]);
+    expect(await json(['sweep'])).toMatchObject({ idleDeviceCount: 0 });
+    const swept = await json(['sweep'], { IDLE_DEVICE_RETENTION_DAYS: '39' });
+    expect(swept).toMatchObject({ idleDeviceCount: 1 });
+    expect(await dueAfter('39')).toBe(0);
+    expect(await json(['stats', '--user', 'idler', '--device', '1'])).toMatchObject({ hasKeys: false });
+    expect(await json(['stats', '--user', 'alice', '--device', '1'])).toMatchObject({ hasKeys: true });
   });
 });
 

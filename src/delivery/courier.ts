@@ -48,6 +48,8 @@ const SWEEP_PERIOD_MS = 15_000;
 /** Revocations of so long ago are looked at again: whoever revokes may have another clock. */
 const REVOKED_LATELY_MS = 5 * 60_000;
 const REVOKED_MAX = 1_000;
+/** Sockets that stay open for long are noted as served, or their devices would be taken for idle. */
+const NOTE_SERVED_PERIOD_MS = 3_600_000;
 /** Devices asked about in one statement of the sweep. */
 const SWEEP_DEVICES_MAX = 500;
 
@@ -55,6 +57,7 @@ export function createCourier(parts: CourierParts): Courier {
   const { messages, bus, clock, log, sweepPeriodMs = SWEEP_PERIOD_MS } = parts;
   const sessions = new Map<string, Session>();
   let sweeping: Timer | null = null;
+  let servedNotedMs = clock.nowMs();
 
   function forget(session: Session): void {
     // A late end of an older connection must not remove the newer one.
@@ -68,11 +71,14 @@ export function createCourier(parts: CourierParts): Courier {
       sessions.get(addressKey(device))?.look();
     }
     const open = [...sessions.values()].filter((session) => session.gate().name === 'open');
+    const notesServed = clock.nowMs() - servedNotedMs >= NOTE_SERVED_PERIOD_MS;
+    if (notesServed) servedNotedMs = clock.nowMs();
     for (let start = 0; start < open.length; start += SWEEP_DEVICES_MAX) {
       const readers = open.slice(start, start + SWEEP_DEVICES_MAX).map((session) => session.reader());
       for (const device of await messages.inNeedOfALook(readers, clock.nowMs())) {
         sessions.get(addressKey(device))?.look();
       }
+      if (notesServed) await messages.noteServed(readers, clock.nowMs());
     }
   }
 

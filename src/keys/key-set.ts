@@ -48,7 +48,7 @@ export function fellLow(
 
 /** The row to save, to be changed step by step. */
 export function draftOf(current: DeviceKeys): DeviceKeysUpdate {
-  const { signedPreKeys: _, ...rest } = current;
+  const { signedPreKeys: _, servedAtMs: __, ...rest } = current;
   return { ...rest, availableCounts: { ...rest.availableCounts }, claimedCounts: { ...rest.claimedCounts } };
 }
 

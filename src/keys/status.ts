@@ -17,6 +17,7 @@ export const NO_KEYS: DeviceKeys = {
   countVersion: 0,
   identityVersion: 0,
   updatedAtMs: null,
+  servedAtMs: null,
   restoredAtMs: null,
 };
 

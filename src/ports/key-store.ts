@@ -43,6 +43,8 @@ export interface DeviceKeys {
   /** Rises with every replacement and reset; messages are stamped with it. */
   identityVersion: number;
   updatedAtMs: number | null;
+  /** When the device's gate was opened last, or was last found open, give or take half a day. */
+  servedAtMs: number | null;
   /**
    * When a backup was restored, until the client has compared its keys with what is left of them: until then any key
    * that it holds may have been handed out in the time that was lost.
@@ -62,7 +64,7 @@ export type SignedPreKeyIdState =
 export type WipeReason = 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET' | 'DEVICE_REVOKED';
 
 /** The fields that a change of a key set ends with. */
-export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys'>;
+export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys' | 'servedAtMs'>;
 
 /**
  * One device's key set inside a transaction that holds the device's row: nothing of this device's
@@ -186,6 +188,19 @@ export interface KeyStore {
    * @returns rows removed; fewer than `limit` means that nothing is left to sweep
    */
   sweep(cut: { claimedBeforeMs: number; replacedBeforeMs: number; limit: number }): Promise<number>;
+
+  /**
+   * Looks at the next `limit` devices in the order of their addresses, whatever they are, and locks none.
+   *
+   * @param page.after the `last` of the page before; null for the first page
+   * @returns those that have keys and were neither served nor changed since `idleBeforeMs`, nor restored; `last` is
+   *   where the next page begins, null where there is none
+   */
+  findIdle(page: {
+    idleBeforeMs: number;
+    after: DeviceAddress | null;
+    limit: number;
+  }): Promise<{ idle: DeviceAddress[]; last: DeviceAddress | null }>;
 
   /** 32 random bytes, made once by whichever node asks first and the same for every node ever after. */
   sharedSecret(name: string): Promise<Uint8Array>;

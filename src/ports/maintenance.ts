@@ -35,6 +35,8 @@ export interface SweepCut {
   claimedBeforeMs: number;
   replacedBeforeMs: number;
   forgetBeforeMs: number;
+  /** Null where no device is ever idle. */
+  idleBeforeMs: number | null;
 }
 
 export interface SweepDue {
@@ -42,6 +44,7 @@ export interface SweepDue {
   signedPreKeyCount: number;
   expiredMessageCount: number;
   rememberedMessageCount: number;
+  idleDeviceCount: number;
 }
 
 export interface Maintenance {

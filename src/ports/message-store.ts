@@ -194,6 +194,9 @@ export interface MessageStore {
    */
   sweep(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): Promise<number>;
 
+  /** Notes that `readers` are still served, for those of whom that was not noted for half a day. */
+  noteServed(readers: readonly Reader[], nowMs: number): Promise<void>;
+
   /** Devices that were revoked since then, the latest first. */
   revokedSince(sinceMs: number, limit: number): Promise<DeviceAddress[]>;
 

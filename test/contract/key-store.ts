@@ -137,7 +137,7 @@ export async function wipeKeySet(store: KeyStore, device: DeviceAddress, nowMs =
 }
 
 function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
-  const { signedPreKeys: _, ...rest } = keys.current;
+  const { signedPreKeys: _, servedAtMs: __, ...rest } = keys.current;
   return structuredClone(rest);
 }
 
@@ -213,6 +213,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           countVersion: 0,
           identityVersion: 0,
           updatedAtMs: null,
+          servedAtMs: null,
           restoredAtMs: null,
         });
       });
@@ -246,7 +247,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         for (const store of [keys, otherNode]) {
           const { identity: readIdentity, signedPreKeys, ...rest } = (await store.read(device))!;
           const { identity: _, ...savedRest } = saved;
-          expect(rest).toEqual(savedRest);
+          expect(rest).toEqual({ ...savedRest, servedAtMs: null });
           expect(plain(readIdentity!)).toEqual(plain(identity));
           expect(plain(signedPreKeys)).toMatchObject(plain({ ec, pq }) as object);
         }
@@ -1079,6 +1080,46 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           ),
         ]);
         expect(await usedIds(device, 'ec', identityOf('A'), ids(1, 61))).toEqual(ids(1, 60));
+      });
+    });
+
+    describe('the search for idle devices', () => {
+      const at = (device: DeviceAddress, change: Partial<DeviceKeysUpdate>) =>
+        keys.change(device, async (set) => set.save({ ...updateOf(set), ...change }));
+
+      /** Of `among`, those that a walk over all devices finds, a few at a time. */
+      async function idleAmong(among: readonly DeviceAddress[], idleBeforeMs: number): Promise<string[]> {
+        const found = new Set<string>();
+        let after: DeviceAddress | null = null;
+        do {
+          const page = await otherNode.findIdle({ idleBeforeMs, after, limit: 7 });
+          for (const device of page.idle) found.add(addressKey(device));
+          after = page.last;
+        } while (after !== null);
+        return among.map(addressKey).filter((key) => found.has(key));
+      }
+
+      it('finds each device that has keys and was not used since, on every page', async () => {
+        const userId = newDevice().userId;
+        const idle = ids(1, 20).map((deviceId) => ({ userId, deviceId }));
+        const used = { userId, deviceId: 30 };
+        for (const device of [...idle, used]) {
+          await storeKeySet(keys, device, {});
+          await at(device, { updatedAtMs: NOW_MS - DAY_MS });
+        }
+        await at(used, { updatedAtMs: NOW_MS });
+        expect(await idleAmong([...idle, used], NOW_MS)).toEqual(idle.map(addressKey));
+        expect(await idleAmong([...idle, used], NOW_MS - DAY_MS)).toEqual([]);
+      });
+
+      it('finds none that has no keys, was restored since, or says nothing of its use', async () => {
+        const [wiped, restored, silent] = [newDevice(), newDevice(), newDevice()];
+        for (const device of [wiped, restored, silent]) await storeKeySet(keys, device, { ec: [1] });
+        for (const device of [wiped, restored]) await at(device, { updatedAtMs: NOW_MS - DAY_MS });
+        await at(restored, { restoredAtMs: NOW_MS });
+        expect(await idleAmong([wiped, restored, silent], NOW_MS)).toEqual([addressKey(wiped)]);
+        await wipeKeySet(keys, wiped);
+        expect(await idleAmong([wiped, restored, silent], NOW_MS)).toEqual([]);
       });
     });
 

@@ -1031,6 +1031,19 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await messages.inNeedOfALook([looking], NOW_MS)).toEqual([bob]);
       });
 
+      it('notes who is still served, each after half a day, and no reader that is served no more', async () => {
+        const [reader, older] = [await served(await enrolled()), await served(await enrolled())];
+        const servedAt = async ({ device }: Reader) => (await keys.read(device))!.servedAtMs;
+        expect([await servedAt(reader), await servedAt(older)]).toEqual([NOW_MS, NOW_MS]);
+        await served(older.device, otherNode);
+        const halfADayMs = 12 * 3_600_000;
+        await messages.noteServed([reader, older], NOW_MS + halfADayMs - 1);
+        expect(await servedAt(reader)).toBe(NOW_MS);
+        await messages.noteServed([reader, older], NOW_MS + halfADayMs);
+        expect([await servedAt(reader), await servedAt(older)]).toEqual([NOW_MS + halfADayMs, NOW_MS]);
+        await messages.noteServed([], NOW_MS);
+      });
+
       it('finds an envelope that was put off when it falls due, and not before', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);

@@ -62,6 +62,9 @@ function emptyQueues(): MessageStore {
     settleBounces: async () => ({ bounced: [], senders: [], more: false }),
     sweep: async () => 0,
     revokedSince: async () => [],
+    async noteServed(readers) {
+      for (const { device } of readers) note('still served', device);
+    },
     async inNeedOfALook(readers) {
       for (const { device } of readers) note('sweep', device);
       return [];
@@ -152,6 +155,18 @@ describe('the courier', () => {
     await eventually(() => expect(asked).toEqual(['read bob.1']));
     await clock.advance(SWEEP_MS);
     expect(asked).toEqual(['read bob.1', 'sweep bob.1']);
+  });
+
+  it('notes each hour who is still served, and nobody whose gate is closed', async () => {
+    await attachOpen(BOB);
+    await courier.attach({ userId: 'carol', deviceId: 1 }, socket());
+    asked = [];
+    await clock.advance(3_600_000 - SWEEP_MS);
+    expect(asked).not.toContain('still served bob.1');
+    await clock.advance(3_600_000);
+    await eventually(() =>
+      expect(asked.filter((line) => line.startsWith('still'))).toEqual(['still served bob.1']),
+    );
   });
 
   it('cuts a connection that was overtaken while it was taken in', async () => {

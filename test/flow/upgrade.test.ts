@@ -6,7 +6,10 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import { describe, expect, it } from 'vitest';
-import { migrateDatabase } from '../../src/backends/postgres/database.ts';
+import { migrateDatabase, openDatabase } from '../../src/backends/postgres/database.ts';
+import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import { createDatabase } from '../support/engines.ts';
 import { undoAfterEach } from '../support/flow.ts';
 import { enrol, send, startGateway } from '../support/gateway.ts';
@@ -46,11 +49,12 @@ async function emptyDatabase(): Promise<string> {
   return url;
 }
 
-/** The schema as the version before left it. */
-async function migrateBefore(databaseUrl: string): Promise<void> {
+/** The schema as it was before a migration, by default before the newest. */
+async function migrateBefore(databaseUrl: string, tag = journal.entries.at(-1)!.tag): Promise<void> {
   const folder = await mkdtemp(join(tmpdir(), 'keygate-migrations-'));
   await cp('drizzle', folder, { recursive: true });
-  const before: Journal = { ...journal, entries: journal.entries.slice(0, -1) };
+  const at = journal.entries.findIndex((entry) => entry.tag === tag);
+  const before: Journal = { ...journal, entries: journal.entries.slice(0, at) };
   await writeFile(join(folder, 'meta/_journal.json'), JSON.stringify(before));
   const sql = postgres(databaseUrl, { max: 1, onnotice: () => {} });
   await migrate(drizzle(sql), { migrationsFolder: folder });
@@ -84,6 +88,29 @@ describe('migrations', () => {
     const sql = postgres(url, { max: 1 });
     const applied = await sql`SELECT created_at::float8 AS at FROM drizzle.__drizzle_migrations ORDER BY id`;
     expect(applied.map(({ at }) => at)).toEqual(journal.entries.map(({ when }) => when));
+    await sql.end();
+  });
+
+  it('count the devices that are there as used at the upgrade: when they were served last is unknown', async () => {
+    const url = await emptyDatabase();
+    await migrateBefore(url, '0006_idle_devices');
+    const sql = postgres(url, { max: 1, onnotice: () => {} });
+    await sql`
+      INSERT INTO devices (user_id, device_id, registration_id, identity_key, updated_at)
+      VALUES ('of-old', 1, 7, '\\x01', now() - interval '3 years')`;
+    await migrateDatabase({ kind: 'url', url });
+    const database = openDatabase({ address: { kind: 'url', url }, clock: systemClock, log: silentLog });
+    undo.push(() => database.close());
+    const idle = async () => {
+      const idleBeforeMs = systemClock.nowMs() - 86_400_000;
+      return (await createKeyStore(database).findIdle({ idleBeforeMs, after: null, limit: 10 })).idle;
+    };
+    expect(await idle()).toEqual([]);
+    await sql`UPDATE devices SET served_at = served_at - interval '2 days'`;
+    expect(await idle()).toEqual([{ userId: 'of-old', deviceId: 1 }]);
+    // One that comes later starts with its upload.
+    await sql`INSERT INTO devices (user_id, device_id) VALUES ('of-new', 1)`;
+    expect(await sql`SELECT served_at FROM devices WHERE user_id = 'of-new'`).toEqual([{ served_at: null }]);
     await sql.end();
   });
 });

@@ -261,6 +261,26 @@ export function createKeyStore(database: Database): KeyStore {
       return removed;
     },
 
+    async findIdle({ idleBeforeMs, after, limit }) {
+      const rows = await database.run(
+        async (db) =>
+          await select<{ user_id: string; device_id: number; is_idle: boolean | null }>(
+            db,
+            sql`
+            SELECT user_id, device_id,
+                   identity_key IS NOT NULL AND ${lastUsedAt} < ${moment(idleBeforeMs)} AS is_idle
+            FROM ${devices}
+            WHERE (user_id, device_id) > (${after?.userId ?? ''}, ${after?.deviceId ?? 0}::int2)
+            ORDER BY user_id, device_id LIMIT ${limit}`,
+          ),
+      );
+      const found = rows.map((row) => ({ userId: row.user_id, deviceId: row.device_id }));
+      return {
+        idle: found.filter((_, index) => rows[index]!.is_idle === true),
+        last: found.length < limit ? null : found.at(-1)!,
+      };
+    },
+
     async sharedSecret(name) {
       return await database.run(async (db) => {
         await db
@@ -278,6 +298,9 @@ const devicesOfStatement = hotStatement<{ device_id: number; registration_id: nu
   SELECT device_id, registration_id FROM ${devices}
   WHERE user_id = ${sql.placeholder('userId')} AND identity_key IS NOT NULL
   ORDER BY user_id, device_id LIMIT ${sql.raw(String(DEVICE_ID_MAX))}`);
+
+/** What counts as use of a device; null, which is never long ago, where nothing is known. */
+export const lastUsedAt = sql`greatest(served_at, updated_at, restored_at)`;
 
 /** Devices that a sweep has in hand at once: the other connections are left to those who wait for an answer. */
 const SWEPT_AT_ONCE = 2;
@@ -434,6 +457,7 @@ async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Pr
     countVersion: row.countVersion,
     identityVersion: row.identityVersion,
     updatedAtMs: row.updatedAt?.getTime() ?? null,
+    servedAtMs: row.servedAt?.getTime() ?? null,
     restoredAtMs: row.restoredAt?.getTime() ?? null,
   };
 }

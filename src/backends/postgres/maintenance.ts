@@ -3,6 +3,7 @@ import { type SQL, sql } from 'drizzle-orm';
 import type { Maintenance, PoolTotals } from '../../ports/maintenance.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
+import { lastUsedAt } from './key-store.ts';
 import {
   connectionFence,
   devices,
@@ -87,17 +88,21 @@ export function createMaintenance(database: Database): Maintenance {
 
     async dueForSweep(cut) {
       const at = (ms: number): SQL => sql`to_timestamp(${ms}::float8 / 1000)`;
-      const row = await one<Record<'claims' | 'signed' | 'expired' | 'remembered', number>>(sql`
+      const idleBefore = cut.idleBeforeMs === null ? sql`NULL` : at(cut.idleBeforeMs);
+      const row = await one<Record<'claims' | 'signed' | 'expired' | 'remembered' | 'idle', number>>(sql`
         SELECT (SELECT count(*)::float8 FROM ${prekeyClaims} WHERE claimed_at < ${at(cut.claimedBeforeMs)}) AS claims,
                (SELECT count(*)::float8 FROM ${signedPreKeys} WHERE replaced_at < ${at(cut.replacedBeforeMs)}) AS signed,
                (SELECT count(*)::float8 FROM ${messages} WHERE expires_at <= ${at(cut.nowMs)}) AS expired,
                (SELECT count(*)::float8 FROM ${messageReceipts}
-                WHERE finished_at <= ${at(cut.forgetBeforeMs)}) AS remembered`);
+                WHERE finished_at <= ${at(cut.forgetBeforeMs)}) AS remembered,
+               (SELECT count(*)::float8 FROM ${devices}
+                WHERE identity_key IS NOT NULL AND ${lastUsedAt} < ${idleBefore}) AS idle`);
       return {
         claimCount: row!.claims,
         signedPreKeyCount: row!.signed,
         expiredMessageCount: row!.expired,
         rememberedMessageCount: row!.remembered,
+        idleDeviceCount: row!.idle,
       };
     },
 

@@ -211,6 +211,30 @@ export function createMessageStore(database: Database): MessageStore {
       return rows.map((row) => ({ userId: row.user_id, deviceId: row.device_id }));
     },
 
+    async noteServed(readers, nowMs) {
+      if (readers.length === 0) return;
+      // A row that another holds is being changed or claimed from: it is noted the next time.
+      await database.run(
+        async (db) =>
+          await db.execute(sql`
+          UPDATE ${devices} SET served_at = to_timestamp(${nowMs}::float8 / 1000)
+          WHERE ctid = ANY (ARRAY(
+            SELECT d.row_place
+            FROM unnest(
+              ${textArray(readers.map((reader) => reader.device.userId))}::text[],
+              ${numberArray(readers.map((reader) => reader.device.deviceId))}::int2[],
+              ${numberArray(readers.map((reader) => reader.fence))}::int8[]
+            ) AS a (user_id, device_id, fence)
+            CROSS JOIN LATERAL (
+              SELECT v.ctid AS row_place FROM ${devices} v
+              WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.fence = a.fence
+                AND (v.served_at IS NULL OR v.served_at <= to_timestamp(${nowMs - SERVED_NOTED_MS}::float8 / 1000))
+              LIMIT 1
+              FOR NO KEY UPDATE SKIP LOCKED
+            ) d))`),
+      );
+    },
+
     async inNeedOfALook(readers, nowMs) {
       if (readers.length === 0) return [];
       const rows = await database.hot(lookStatement, {
@@ -226,6 +250,9 @@ export function createMessageStore(database: Database): MessageStore {
     },
   };
 }
+
+/** Half of the shortest time after which a device may count as idle. */
+const SERVED_NOTED_MS = 12 * 3_600_000;
 
 /** Statements lock a queue's rows in one order, whatever the list's, so that no two can deadlock. */
 function inOrder<Item extends { sequence: number }>(items: readonly Item[]): Item[] {
@@ -527,7 +554,7 @@ const serveStatement = hotStatement<
   ProofRow & { served: boolean; pending_count: number; newest_sequence: number }
 >(sql`
 WITH served AS (
-  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8
+  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8, served_at = ${moment('nowMs')}
   WHERE ${ofDevice} AND fence <= ${placeholder('fence')}::int8 AND key_version = ${placeholder('keyVersion')}::int8
     AND identity_key IS NOT NULL
   RETURNING ${PROOF_COLUMNS}, true AS served

@@ -57,6 +57,8 @@ export const devices = pgTable(
     /** The number of the connection that is served; older ones read and delete nothing. */
     fence: bigNumber('fence').notNull().default(0),
     updatedAt: moment('updated_at'),
+    /** When a gate was opened last, or was last found open; null where none ever was. */
+    servedAt: moment('served_at'),
     wipedAt: moment('wiped_at'),
     /** Tokens issued until then speak for the device no more. */
     revokedAt: moment('revoked_at'),

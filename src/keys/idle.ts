@@ -1,0 +1,89 @@
+/** Devices that nobody has used for long lose their keys: what is sent to them would wait for nobody. */
+import type { Clock } from '../lib/clock.ts';
+import type { DeviceKeys, KeyStore } from '../ports/key-store.ts';
+import type { DeviceLocks } from '../ports/lock.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
+import { wipeKeySet, withCourtesyLock } from './key-set.ts';
+
+const LOOKED_AT_MAX = 1_000;
+const PAGES_MAX = 20;
+const WIPED_MAX = 200;
+/** Between the end of one walk over all devices and the next walk. */
+const REST_MS = 3_600_000;
+
+export interface IdleSweep {
+  /**
+   * Goes on where the run before ended: looks at a bounded number of devices, and wipes those that are idle, each in a
+   * transaction of its own.
+   *
+   * @returns how many lost their keys, and whether all devices have been looked at
+   * @throws GatewayError UNAVAILABLE when the store can't be reached; what is done stays done
+   */
+  run(): Promise<{ wipedCount: number; isAtEnd: boolean }>;
+}
+
+/**
+ * Before which time the last use of a device makes it idle; null where none ever is.
+ *
+ * @param times.retentionMs 0 for never
+ */
+export function idleCut(times: { nowMs: number; retentionMs: number }): number | null {
+  return times.retentionMs === 0 ? null : times.nowMs - times.retentionMs;
+}
+
+/** @param parts.onWiped is told of each device when its keys are gone, before the next one is looked at */
+export function createIdleSweep(parts: {
+  store: KeyStore;
+  locks: DeviceLocks;
+  clock: Clock;
+  retentionMs: number;
+  onWiped(device: DeviceAddress): Promise<void>;
+}): IdleSweep {
+  const { store, locks, clock, retentionMs, onWiped } = parts;
+  let after: DeviceAddress | null = null;
+  let restsUntilMs = 0;
+
+  /** @returns whether it was still idle when its row was held */
+  async function wipe(device: DeviceAddress, idleBeforeMs: number): Promise<boolean> {
+    return await withCourtesyLock(locks, device, () =>
+      store.change(device, async (keys) => {
+        if (!isIdle(keys.current, idleBeforeMs)) return false;
+        await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs());
+        return true;
+      }),
+    );
+  }
+
+  return {
+    async run() {
+      const nowMs = clock.nowMs();
+      const idleBeforeMs = idleCut({ nowMs, retentionMs });
+      if (idleBeforeMs === null || nowMs < restsUntilMs) return { wipedCount: 0, isAtEnd: true };
+      let wipedCount = 0;
+      for (let pages = 0; pages < PAGES_MAX; pages++) {
+        const { idle, last } = await store.findIdle({ idleBeforeMs, after, limit: LOOKED_AT_MAX });
+        for (const device of idle) {
+          if (wipedCount === WIPED_MAX) return { wipedCount, isAtEnd: false };
+          // Before it is wiped: one that fails holds up none of those behind it, and waits for the next walk.
+          after = device;
+          if (await wipe(device, idleBeforeMs)) {
+            wipedCount += 1;
+            await onWiped(device);
+          }
+        }
+        after = last;
+        if (last === null) {
+          restsUntilMs = nowMs + REST_MS;
+          return { wipedCount, isAtEnd: true };
+        }
+      }
+      return { wipedCount, isAtEnd: false };
+    },
+  };
+}
+
+/** The rule of the store's `findIdle`, for a row that is held: it may have been used since it was found. */
+function isIdle(keys: DeviceKeys, idleBeforeMs: number): boolean {
+  const uses = [keys.servedAtMs, keys.updatedAtMs, keys.restoredAtMs].filter((atMs) => atMs !== null);
+  return keys.identity !== null && uses.length > 0 && Math.max(...uses) < idleBeforeMs;
+}
