@@ -11,6 +11,7 @@ import {
   JSON_OPTION,
   type Options,
   print,
+  reasonOf,
   type Values,
 } from './command.ts';
 import { type Config, ConfigError, parseConfig } from './config.ts';
@@ -298,21 +299,6 @@ function commandLine(): string {
   const script = process.argv[1] ?? 'keygate';
   if (basename(script) === 'keygate') return 'npx keygate';
   return `${script.endsWith('.ts') ? 'npx tsx' : 'node'} ${relative(process.cwd(), script)}`;
-}
-
-const CAUSES_MAX = 4;
-
-/** One line: the message and what lies behind it, without statements, whose parameters are nobody's business. */
-function reasonOf(error: unknown): string {
-  const reasons: string[] = [];
-  let at = error;
-  for (let depth = 0; at instanceof Error && depth < CAUSES_MAX; depth++) {
-    const code = 'code' in at ? String(at.code) : at.name;
-    const message = at.message.replace(/\s*\n\s*/g, ' ') || code;
-    if (!message.startsWith('Failed query') && !reasons.includes(message)) reasons.push(message);
-    at = at.cause;
-  }
-  return reasons.join(': ') || 'failed for an unknown reason';
 }
 
 function shown(text: string): string {

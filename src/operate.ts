@@ -8,6 +8,7 @@ import {
   JSON_OPTION,
   print,
   progressBar,
+  reasonOf,
   type Values,
 } from './command.ts';
 import type { EngineFacts, Operator } from './compose.ts';
@@ -260,7 +261,7 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
   const { examineStore, examineRedisOf } = await import('./compose.ts');
   const findings: Finding[] = [];
   const look = async (what: string, examine: () => Promise<Omit<Finding, 'what'>[]>): Promise<void> => {
-    const found = await examine().catch((error: Error) => [{ good: false, found: error.message }]);
+    const found = await examine().catch((error: unknown) => [{ good: false, found: reasonOf(error) }]);
     findings.push(...found.map((finding) => ({ what, ...finding })));
   };
   await look('postgres', async () => {
