@@ -46,7 +46,11 @@ async function doctor(urls: { databaseUrl: string; redisUrl: string }, env: Reco
     { env: { PATH: process.env.PATH, ...testEnvironment(urls), ...env } },
   ).catch((error: { stdout: string }) => error);
   const { findings } = JSON.parse(stdout) as { findings: { what: string; good: boolean; found: string }[] };
-  return { isReached: (what: string) => findings.some((finding) => finding.what === what && finding.good) };
+  const of = (what: string) => findings.filter((finding) => finding.what === what);
+  return {
+    isReached: (what: string) => of(what).some((finding) => finding.good),
+    said: (what: string) => of(what).map((finding) => finding.found),
+  };
 }
 
 describe('TLS to the engines', () => {
@@ -71,20 +75,52 @@ describe('TLS to the engines', () => {
     }
   });
 
-  it('is refused where nobody vouches for the certificate', async () => {
-    const found = await doctor({ databaseUrl: databaseUrl('verify-full'), redisUrl: redisTlsUrl });
+  it('is refused where nobody vouches for the certificate, and the doctor says so, without the password', async () => {
+    const found = await doctor({
+      databaseUrl: databaseUrl('verify-full').replace('postgres@', 'postgres:hunter2@'),
+      redisUrl: redisTlsUrl,
+    });
     expect(found.isReached('postgres')).toBe(false);
+    expect(found.said('postgres')).toEqual(['self-signed certificate']);
     expect(found.isReached('redis')).toBe(false);
   });
 
   it('is refused where the certificate is another host’s', async () => {
     const other = (url: string) => url.replace('localhost', '127.0.0.1');
     const found = await doctor(
-      { databaseUrl: databaseUrl('verify-full'), redisUrl: other(redisTlsUrl) },
+      { databaseUrl: other(databaseUrl('verify-full')), redisUrl: other(redisTlsUrl) },
       { NODE_EXTRA_CA_CERTS: certificate.certFile },
     );
-    expect(found.isReached('postgres')).toBe(true);
+    expect(found.isReached('postgres')).toBe(false);
+    expect(found.said('postgres')).toEqual([
+      expect.stringContaining("IP: 127.0.0.1 is not in the cert's list"),
+    ]);
     expect(found.isReached('redis')).toBe(false);
+  });
+
+  it('is compared with the address where the URL names the host by it', async () => {
+    const ofAddress = await selfMadeCertificate('IP:127.0.0.1');
+    const { certFile, keyFile } = ofAddress;
+    const engine = await startPostgres({
+      settings: { ssl: 'on', ssl_cert_file: certFile, ssl_key_file: keyFile },
+    });
+    const at = async (host: string, sslmode: string) => {
+      const url = `postgres://postgres@${host}:${engine.port}/test?sslmode=${sslmode}`;
+      const found = await doctor(
+        { databaseUrl: url, redisUrl: redisTlsUrl },
+        { NODE_EXTRA_CA_CERTS: certFile },
+      );
+      return found.said('postgres');
+    };
+    try {
+      const reached = ['there is no schema: run keygate migrate'];
+      expect(await at('127.0.0.1', 'verify-full')).toEqual(reached);
+      expect(await at('localhost', 'verify-full')).toEqual([expect.stringContaining('localhost')]);
+      expect(await at('localhost', 'require')).toEqual(reached);
+    } finally {
+      await engine.stop();
+      await ofAddress.remove();
+    }
   });
 
   it('looks at no certificate where sslmode=require says so, as PostgreSQL’s own clients do', async () => {

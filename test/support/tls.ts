@@ -14,15 +14,15 @@ export interface Certificate {
   remove(): Promise<void>;
 }
 
-/** A certificate of its own for `localhost`, with a key that PostgreSQL's user may read. */
-export async function selfMadeCertificate(): Promise<Certificate> {
+/** A certificate that vouches for itself, with a key that PostgreSQL's user may read. */
+export async function selfMadeCertificate(subject = 'DNS:localhost'): Promise<Certificate> {
   const dir = await mkdtemp(join(tmpdir(), 'keygate-tls-'));
   const [certFile, keyFile] = [join(dir, 'cert.pem'), join(dir, 'key.pem')];
   const remove = () => rm(dir, { recursive: true, force: true });
   try {
     await promisify(execFile)('openssl', [
       ...['req', '-x509', '-newkey', 'ec', '-pkeyopt', 'ec_paramgen_curve:prime256v1', '-nodes'],
-      ...['-days', '2', '-subj', '/CN=localhost', '-addext', 'subjectAltName=DNS:localhost'],
+      ...['-days', '2', '-subj', '/CN=Keygate', '-addext', `subjectAltName=${subject}`],
       ...['-keyout', keyFile, '-out', certFile],
     ]);
   } catch (error) {

@@ -2,6 +2,7 @@
  * The way to PostgreSQL: two pools over one address, every query bounded in time, and the whole replaced by a fresh
  * one when a connection has gone bad.
  */
+import { isIP } from 'node:net';
 import { fileURLToPath } from 'node:url';
 import type { SQL } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
@@ -249,7 +250,18 @@ function connect(
   }
   const url = new URL(address.url);
   url.searchParams.delete('prepare');
-  return postgres(url.toString(), common);
+  return postgres(url.toString(), { ...common, ...tlsByAddress(url) });
+}
+
+/** What `sslmode` says where no certificate is looked at. */
+const UNVERIFIED = new Set([null, 'disable', 'false', 'allow', 'prefer', 'require']);
+
+/** The driver names only hosts that have a name: the certificate of an address would be compared with `localhost`. */
+function tlsByAddress({ hostname, searchParams }: URL): { ssl?: { host: string } } {
+  const host = hostname.replace(/^\[(.*)\]$/, '$1');
+  const asked = searchParams.get('sslmode') ?? searchParams.get('ssl');
+  const mode = searchParams.get('sslrootcert') === 'system' ? 'verify-full' : asked;
+  return isIP(host) === 0 || UNVERIFIED.has(mode) ? {} : { ssl: { host } };
 }
 
 /** `{1,2}` */
