@@ -381,7 +381,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     retentionMs: preKeys.idleDeviceRetentionMs,
     async onWiped(device) {
       bus.poke([device]);
-      await bounces.settle(device);
+      await bounces.bounceStale(device);
     },
   });
   const sweepIdle = async (): Promise<void> => {

@@ -21,7 +21,7 @@ import { keysCut, sweepKeys } from './keys/retention.ts';
 import { systemClock } from './lib/clock.ts';
 import { markdownTable } from './lib/markdown-table.ts';
 import type { PoolTotals } from './ports/maintenance.ts';
-import { addressKey } from './protocol/ids.ts';
+import { addressKey, type DeviceAddress } from './protocol/ids.ts';
 
 export const operatorCommands: Record<string, Command> = {
   stats: {
@@ -211,7 +211,10 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
     const clock = systemClock;
     try {
       const keyRowCount = await sweepKeys({ store, clock, claimedPreKeyRetentionMs, onBatch });
-      const onWiped = async (): Promise<void> => onBatch(1);
+      const onWiped = async (device: DeviceAddress): Promise<void> => {
+        onBatch(1);
+        await bounces.bounceStale(device);
+      };
       const idleSweep = createIdleSweep({ store, locks, clock, retentionMs, onWiped });
       let idleDeviceCount = 0;
       for (let isAtEnd = false; !isAtEnd; ) {
@@ -219,7 +222,6 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
         idleDeviceCount += run.wipedCount;
         isAtEnd = run.isAtEnd;
       }
-      // Last, since it brings home what the devices' wipes bounced.
       const messageRowCount = await sweepMessages({ messages, bounces, clock, onBatch });
       bar.end();
       answer(values, { keyRowCount, messageRowCount, idleDeviceCount }, [

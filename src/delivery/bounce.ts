@@ -11,10 +11,19 @@ export interface Bounces {
    * finished by the next call on any node.
    */
   settle(of: DeviceAddress | null): Promise<void>;
+  /**
+   * Bounces what waits under the stamp of a key set that was wiped, of one device or of all that were wiped lately,
+   * and settles it.
+   *
+   * @returns how many messages
+   */
+  bounceStale(of: DeviceAddress | null): Promise<number>;
 }
 
 /** Rows brought back at a time. */
 const SETTLE_MAX = 500;
+/** Rows locked at a time. */
+const STALE_MAX = 64;
 
 export function createBounces(parts: {
   messages: MessageStore;
@@ -24,7 +33,7 @@ export function createBounces(parts: {
   reports: DeliveryReports;
 }): Bounces {
   const { messages, bus, clock, messageLifetimeMs, reports } = parts;
-  return {
+  const bounces: Bounces = {
     async settle(of) {
       for (;;) {
         const nowMs = clock.nowMs();
@@ -38,5 +47,17 @@ export function createBounces(parts: {
         if (!more) return;
       }
     },
+
+    async bounceStale(of) {
+      let total = 0;
+      for (;;) {
+        const count = await messages.bounceStale(of, { nowMs: clock.nowMs(), limit: STALE_MAX });
+        total += count;
+        if (count < STALE_MAX) break;
+      }
+      await bounces.settle(of);
+      return total;
+    },
   };
+  return bounces;
 }

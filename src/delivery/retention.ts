@@ -4,7 +4,8 @@ import type { MessageStore } from '../ports/message-store.ts';
 import { MESSAGE_ID_MEMORY_MS } from '../protocol/limits.ts';
 import type { Bounces } from './bounce.ts';
 
-const SWEEP_ROWS_MAX = 500;
+/** Each row is on pages of its own in the table and its indexes: locks of more would last too long. */
+const SWEEP_ROWS_MAX = 64;
 
 /** Before which time finished message ids are forgotten. */
 export function messagesCut(nowMs: number): { forgetBeforeMs: number } {
@@ -28,7 +29,7 @@ export async function sweepMessages(parts: {
   let total = 0;
   const failures: unknown[] = [];
   // What waits on its way back is settled although the sweep may fail, and what the sweep bounces is settled after it.
-  for (const step of [settle, sweep, settle]) {
+  for (const step of [settle, bounceStale, sweep, settle]) {
     try {
       await step();
     } catch (error) {
@@ -40,6 +41,12 @@ export async function sweepMessages(parts: {
 
   async function settle(): Promise<void> {
     await parts.bounces.settle(null);
+  }
+
+  async function bounceStale(): Promise<void> {
+    const bounced = await parts.bounces.bounceStale(null);
+    total += bounced;
+    parts.onBatch?.(bounced);
   }
 
   async function sweep(): Promise<void> {

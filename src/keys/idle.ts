@@ -31,7 +31,7 @@ export function idleCut(times: { nowMs: number; retentionMs: number }): number |
   return times.retentionMs === 0 ? null : times.nowMs - times.retentionMs;
 }
 
-/** @param parts.onWiped is told of each device when its keys are gone, before the next one is looked at */
+/** @param parts.onWiped bounces what waited for a device whose keys are gone, before the next one is looked at */
 export function createIdleSweep(parts: {
   store: KeyStore;
   locks: DeviceLocks;
@@ -48,7 +48,7 @@ export function createIdleSweep(parts: {
     return await withCourtesyLock(locks, device, () =>
       store.change(device, async (keys) => {
         if (!isIdle(keys.current, idleBeforeMs)) return false;
-        await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs());
+        await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs(), { leavesMessages: true });
         return true;
       }),
     );

@@ -93,9 +93,10 @@ export async function wipeKeySet(
   keys: KeySetTransaction,
   reason: WipeReason,
   nowMs: number,
+  how?: { leavesMessages: boolean },
 ): Promise<number> {
   const { current } = keys;
-  await keys.wipe(reason, nowMs);
+  await keys.wipe(reason, nowMs, how);
   const keyVersion = current.keyVersion + 1;
   await keys.save({
     ...draftOf(current),

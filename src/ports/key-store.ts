@@ -102,8 +102,10 @@ export interface KeySetTransaction {
   /**
    * Wipes signed prekeys, pools and claims, keeping only the used ids under the identity that ends; pending
    * messages turn into bounces, since nobody can decrypt them any more.
+   *
+   * @param how.leavesMessages for `bounceStale` of the message store: a full queue would hold the row for long
    */
-  wipe(reason: WipeReason, nowMs: number): Promise<void>;
+  wipe(reason: WipeReason, nowMs: number, how?: { leavesMessages: boolean }): Promise<void>;
   /** Notes that tokens issued until `atMs` speak for the device no more; an earlier moment than the noted one changes nothing. */
   revoke(atMs: number): Promise<void>;
   /** Writes the device's row. `ranLow`: a pool fell below the threshold, or to zero, as its `countVersion` tells. */

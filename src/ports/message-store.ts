@@ -185,9 +185,16 @@ export interface MessageStore {
   ): Promise<{ bounced: BouncedMessage[]; senders: DeviceAddress[]; more: boolean }>;
 
   /**
-   * Turns messages that expired, or bear the stamp of a replaced key set, into bounces, drops expired bounces,
-   * and forgets message ids that were finished before `forgetBeforeMs`; at most `limit` rows of each. A kind that
-   * fails keeps none of the others from being swept.
+   * Turns messages that bear the stamp of a key set that was wiped into bounces, at most `limit` of them.
+   *
+   * @param of one device, or null for all whose keys were wiped within the last hour
+   * @returns how many
+   */
+  bounceStale(of: DeviceAddress | null, cut: { nowMs: number; limit: number }): Promise<number>;
+
+  /**
+   * Turns messages that expired into bounces, drops expired bounces, and forgets message ids that were finished before
+   * `forgetBeforeMs`; at most `limit` rows of each. A kind that fails keeps none of the others from being swept.
    *
    * @returns rows touched
    * @throws what failed first, when the others are done

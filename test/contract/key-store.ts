@@ -120,9 +120,14 @@ async function addToPool(
 }
 
 /** Takes every key away, as the rules of resets do. */
-export async function wipeKeySet(store: KeyStore, device: DeviceAddress, nowMs = NOW_MS): Promise<void> {
+export async function wipeKeySet(
+  store: KeyStore,
+  device: DeviceAddress,
+  nowMs = NOW_MS,
+  how?: { leavesMessages: boolean },
+): Promise<void> {
   await store.change(device, async (keys) => {
-    await keys.wipe('RECIPIENT_KEYS_RESET', nowMs);
+    await keys.wipe('RECIPIENT_KEYS_RESET', nowMs, how);
     const update = updateOf(keys);
     await keys.save({
       ...update,

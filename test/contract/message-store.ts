@@ -642,13 +642,31 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           alice,
         );
         await storedBeside(reset, (store) => wipeKeySet(store, reset), alice);
-        await sweep(NOW_MS);
+        await messages.bounceStale(null, { nowMs: NOW_MS, limit: 10_000 });
         await settle(replaced);
         await settle(reset);
         expect(await seen(await served(alice))).toEqual([
           'RECIPIENT_IDENTITY_CHANGED',
           'RECIPIENT_KEYS_RESET',
         ]);
+      });
+
+      it('let a wipe leave what waits to be bounced a few at a time, read by nobody meanwhile', async () => {
+        const [alice, bob, other] = [await enrolled(), await enrolled(), await enrolled()];
+        for (const _ of ids(0, 5)) await storeFor(alice, bob);
+        await storeFor(alice, other);
+        await wipeKeySet(keys, bob, NOW_MS, { leavesMessages: true });
+        await storeKeySet(keys, bob, { identity: identityOf('B') });
+        await storeFor(alice, bob, { content: 'new' });
+        expect(await seen(await served(bob))).toEqual(['new']);
+        const counts: number[] = [];
+        do counts.push(await messages.bounceStale(bob, { nowMs: NOW_MS + 2 * DAY_MS, limit: 2 }));
+        while (counts.at(-1)! > 0);
+        expect(counts).toEqual([2, 2, 1, 0]);
+        await settle(bob);
+        expect(await seen(await served(alice))).toEqual(Array(5).fill('RECIPIENT_IDENTITY_CHANGED'));
+        expect(await seen(await served(bob))).toEqual(['new']);
+        expect(await seen(await served(other))).toEqual(['x']);
       });
 
       it('don’t part a message from a key set that was only rotated or added to', async () => {
@@ -713,6 +731,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
             otherNode.acknowledge(reader, sequences),
             messages.putOff(reader, failures, NOW_MS),
             wipeKeySet(keys, bob),
+            messages.bounceStale(bob, { nowMs: NOW_MS, limit: 7 }),
             sweep(NOW_MS),
           ]);
           await storeKeySet(keys, bob, { registrationId: REGISTRATION_ID, signedPreKeyId: round + 2 });
@@ -898,6 +917,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await wipeKeySet(keys, bob);
         await settle(bob);
         await wipeKeySet(keys, alice);
+        await messages.bounceStale(null, { nowMs: NOW_MS, limit: 10_000 });
         await sweep(NOW_MS);
         await settle(null);
         await storeKeySet(keys, alice, { identity: identityOf('C') });

@@ -60,6 +60,7 @@ function emptyQueues(): MessageStore {
     putOff: async () => ({ nextDueAtMs: null, bounced: false }),
     bounce: async () => {},
     settleBounces: async () => ({ bounced: [], senders: [], more: false }),
+    bounceStale: async () => 0,
     sweep: async () => 0,
     revokedSince: async () => [],
     async noteServed(readers) {
@@ -94,7 +95,7 @@ beforeEach(async () => {
   asked = [];
   bus = createInProcessBus({ log: silentLog });
   const messages = emptyQueues();
-  const bounces = { settle: async () => {} };
+  const bounces = { settle: async () => {}, bounceStale: async () => 0 };
   courier = createCourier({
     messages,
     bus,

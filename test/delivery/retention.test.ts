@@ -6,7 +6,9 @@ import { createManualClock } from '../support/manual-clock.ts';
 
 const failure = new Error('no');
 
-function steps(failing: 'settle' | 'sweep') {
+const STEPS = ['settle', 'bounceStale', 'sweep'] as const;
+
+function steps(failing: (typeof STEPS)[number]) {
   const done: string[] = [];
   const parts = {
     clock: createManualClock(),
@@ -14,6 +16,11 @@ function steps(failing: 'settle' | 'sweep') {
       async settle() {
         done.push('settle');
         if (failing === 'settle') throw failure;
+      },
+      async bounceStale() {
+        done.push('bounceStale');
+        if (failing === 'bounceStale') throw failure;
+        return 0;
       },
     },
     messages: {
@@ -27,11 +34,8 @@ function steps(failing: 'settle' | 'sweep') {
   return { done, parts };
 }
 
-it.each(['settle', 'sweep'] as const)(
-  'does the other steps although %s fails, and throws',
-  async (failing) => {
-    const { done, parts } = steps(failing);
-    await expect(sweepMessages(parts)).rejects.toBe(failure);
-    expect(done).toEqual(['settle', 'sweep', 'settle']);
-  },
-);
+it.each(STEPS)('does the other steps although %s fails, and throws', async (failing) => {
+  const { done, parts } = steps(failing);
+  await expect(sweepMessages(parts)).rejects.toBe(failure);
+  expect(done).toEqual(['settle', 'bounceStale', 'sweep', 'settle']);
+});

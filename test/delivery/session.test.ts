@@ -138,7 +138,7 @@ beforeEach(() => {
     lowNoticeVersion: 0,
     socket,
     messages,
-    bounces: { settle: async () => {} },
+    bounces: { settle: async () => {}, bounceStale: async () => 0 },
     clock: createManualClock(),
     log: silentLog,
     lowThreshold: 10,

@@ -4,7 +4,7 @@
  */
 import { isIP } from 'node:net';
 import { fileURLToPath } from 'node:url';
-import type { SQL } from 'drizzle-orm';
+import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
@@ -31,6 +31,13 @@ export interface HotStatement<Row> {
 export interface Database {
   /** Runs `action` in one transaction, READ COMMITTED. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   transaction<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
+  /**
+   * Runs `action` in a transaction whose locks wait for no disk at its end. A crash may undo it as a whole, so it must
+   * be nothing but what is found and done again; whoever commits after it has put it on disk too.
+   *
+   * @throws GatewayError UNAVAILABLE when the store can't be reached in time
+   */
+  upkeep<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
   /** Runs queries that are no hot path. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
   /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
@@ -150,6 +157,13 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
 
   return {
     transaction: (action) => bounded('client', (current) => current.drizzle.transaction(action)),
+    upkeep: (action) =>
+      bounded('client', (current) =>
+        current.drizzle.transaction(async (tx) => {
+          await tx.execute(sql`SET LOCAL synchronous_commit = off`);
+          return await action(tx);
+        }),
+      ),
     run: (action) => bounded('client', (current) => action(current.drizzle)),
     hot: (statement, values) =>
       bounded(

@@ -222,16 +222,23 @@ export function createKeyStore(database: Database): KeyStore {
       const replaced = sql`replaced_at < ${moment(replacedBeforeMs)}`;
 
       async function sweepDevice(device: DeviceAddress, hasReplaced: boolean): Promise<number> {
-        return await database.transaction(async (tx) => {
+        const { userId, deviceId } = device;
+        const old = sql`claimed_at < ${moment(claimedBeforeMs)}`;
+        // What lies on the disk is fetched while nobody waits for the device.
+        await database.run(
+          async (db) =>
+            await db.execute(sql`
+              SELECT count(*) FROM ${prekeyClaims} WHERE user_id = ${userId} AND device_id = ${deviceId} AND ${old}`),
+        );
+        return await database.upkeep(async (tx) => {
           const [locked] = await select<{ identity_canonical: Uint8Array | null }>(
             tx,
             sql`SELECT identity_canonical FROM ${devices}
-                WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} FOR NO KEY UPDATE`,
+                WHERE user_id = ${userId} AND device_id = ${deviceId} FOR NO KEY UPDATE`,
           );
           // Claims and signed prekeys are of the present identity alone; without one there are none.
           if (locked?.identity_canonical == null) return 0;
           const canonicalKey = sql`${locked.identity_canonical}`;
-          const old = sql`claimed_at < ${moment(claimedBeforeMs)}`;
           let count = await foldClaims(tx, device, canonicalKey, old, limit);
           // A record that names a dropped key is no answer any more: such go first, and the key with the last of them.
           // Each was claimed before the key was replaced.
@@ -242,8 +249,7 @@ export function createKeyStore(database: Database): KeyStore {
           }
           if (count > 0) {
             await tx.execute(sql`
-              UPDATE ${devices} SET revision = revision + 1
-              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId}`);
+              UPDATE ${devices} SET revision = revision + 1 WHERE user_id = ${userId} AND device_id = ${deviceId}`);
           }
           return count;
         });
@@ -574,7 +580,7 @@ function createKeySetTransaction(
         .where(ofDevice);
     },
 
-    async wipe(reason, nowMs) {
+    async wipe(reason, nowMs, { leavesMessages } = { leavesMessages: false }) {
       if (current.identity !== null) {
         const canonicalKey = sql`${current.identity.canonicalKey}`;
         await foldClaims(tx, device, canonicalKey, sql`true`, null);
@@ -600,6 +606,7 @@ function createKeySetTransaction(
         .update(devices)
         .set({ signedPreKeyId: null, pqLastResortPreKeyId: null, wipedAt: new Date(nowMs) })
         .where(ofDevice);
+      if (leavesMessages) return;
       // In the order in which every statement locks a queue's rows.
       await tx.execute(sql`
         SELECT count(*) FROM (

@@ -1,6 +1,7 @@
 /** Queues in PostgreSQL: every read and deletion proves, in its own statement, who is asking and for which key set. */
 import { randomUUID } from 'node:crypto';
 import { type SQL, sql } from 'drizzle-orm';
+import type { PgTable } from 'drizzle-orm/pg-core';
 import { createGatherer } from '../../lib/gather.ts';
 import {
   type DeviceProof,
@@ -192,12 +193,16 @@ export function createMessageStore(database: Database): MessageStore {
       };
     },
 
+    async bounceStale(of, cut) {
+      return await database.upkeep(async (tx) => (await tx.execute(staleStatement(of, cut))).count);
+    },
+
     async sweep({ nowMs, forgetBeforeMs, limit }) {
       let touched = 0;
       const failures: unknown[] = [];
       for (const statement of sweepStatements({ nowMs, forgetBeforeMs, limit })) {
         try {
-          touched += await database.run(async (db) => (await db.execute(statement)).count);
+          touched += await database.upkeep(async (tx) => (await tx.execute(statement)).count);
         } catch (error) {
           failures.push(error);
         }
@@ -881,48 +886,72 @@ function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<st
 /** Expired rows among which a batch looks for bounces, for each row that it may take. */
 const EXPIRED_LOOKED_AT = 4;
 
-function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): SQL[] {
-  const at = (value: number) => sql`to_timestamp(${value}::float8 / 1000)`;
-  return [
-    sql`
-    UPDATE ${messages} SET pending = false, bounce_reason = 'EXPIRED', content = NULL, due_at = NULL
-    WHERE ctid = ANY (ARRAY(
-      SELECT ctid FROM ${messages}
-      WHERE expires_at <= ${at(cut.nowMs)} AND pending AND kind = ${MESSAGE}
-      ORDER BY expires_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
-    sql`
-    DELETE FROM ${messages}
-    WHERE ctid = ANY (ARRAY(
-      SELECT ctid FROM ${messages}
-      -- Of the first that expired: behind a backlog of messages, all of it would be walked over by each batch.
-      WHERE ctid = ANY (ARRAY(
-          SELECT ctid FROM ${messages} WHERE expires_at <= ${at(cut.nowMs)}
-          ORDER BY expires_at LIMIT ${EXPIRED_LOOKED_AT * cut.limit}))
-        AND expires_at <= ${at(cut.nowMs)} AND kind = ${BOUNCE}
-      LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
-    // What was stored beside a replacement bears the older stamp.
-    sql`
+/**
+ * Rows of `table` that are found first and locked when all of them are read, at most `limit`: what comes from the disk
+ * keeps nobody waiting. `stillSo` is looked at once more when they are held.
+ */
+function held(table: PgTable, rows: { found: SQL; stillSo: SQL; limit: number }): SQL {
+  return sql`
+    ctid = ANY (ARRAY(
+      SELECT ctid FROM ${table}
+      WHERE ctid = ANY (ARRAY(${rows.found})) AND ${rows.stillSo}
+      LIMIT ${rows.limit} FOR UPDATE SKIP LOCKED))`;
+}
+
+function at(ms: number): SQL {
+  return sql`to_timestamp(${ms}::float8 / 1000)`;
+}
+
+/** What was stored beside a wipe bears the older stamp. */
+function staleStatement(of: DeviceAddress | null, { nowMs, limit }: { nowMs: number; limit: number }): SQL {
+  const wiped =
+    of === null
+      ? sql`wiped_at > ${at(nowMs - STALE_WINDOW_MS)}`
+      : sql`user_id = ${of.userId} AND device_id = ${of.deviceId}`;
+  const found = sql`
+    SELECT m.ctid
+    FROM (SELECT user_id, device_id, identity_version FROM ${devices} WHERE ${wiped}) d
+    CROSS JOIN LATERAL (
+      SELECT s.ctid FROM ${messages} s
+      WHERE s.user_id = d.user_id AND s.device_id = d.device_id AND s.pending AND s.kind = ${MESSAGE}
+        AND s.identity_version < d.identity_version
+      LIMIT ${limit}
+    ) m
+    LIMIT ${limit}`;
+  return sql`
     UPDATE ${messages} s SET pending = false, content = NULL, due_at = NULL, bounce_reason = (
       SELECT CASE WHEN d.identity_key IS NULL THEN 'RECIPIENT_KEYS_RESET' ELSE 'RECIPIENT_IDENTITY_CHANGED' END
       FROM ${devices} d WHERE d.user_id = s.user_id AND d.device_id = s.device_id)
-    WHERE ctid = ANY (ARRAY(
-      SELECT m.ctid
-      FROM (SELECT user_id, device_id, identity_version FROM ${devices}
-            WHERE wiped_at > ${at(cut.nowMs - STALE_WINDOW_MS)}) d
-      CROSS JOIN LATERAL (
-        SELECT s.ctid FROM ${messages} s
-        WHERE s.user_id = d.user_id AND s.device_id = d.device_id AND s.pending AND s.kind = ${MESSAGE}
-          AND s.identity_version < d.identity_version
-        LIMIT ${cut.limit}
-        FOR UPDATE SKIP LOCKED
-      ) m
-      LIMIT ${cut.limit}))`,
+    WHERE ${held(messages, { found, stillSo: sql`pending`, limit })}`;
+}
+
+function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): SQL[] {
+  const { limit } = cut;
+  const expired = sql`expires_at <= ${at(cut.nowMs)}`;
+  const isWaiting = sql`${expired} AND pending AND kind = ${MESSAGE}`;
+  const isUnfinished = sql`finished_at IS NULL AND waiting_at <= ${at(cut.forgetBeforeMs)}`;
+  return [
+    sql`
+    UPDATE ${messages} SET pending = false, bounce_reason = 'EXPIRED', content = NULL, due_at = NULL
+    WHERE ${held(messages, {
+      found: sql`SELECT ctid FROM ${messages} WHERE ${isWaiting} ORDER BY expires_at LIMIT ${limit}`,
+      stillSo: isWaiting,
+      limit,
+    })}`,
+    sql`
+    DELETE FROM ${messages}
+    WHERE ${held(messages, {
+      // Of the first that expired: behind a backlog of messages, all of it would be walked over by each batch.
+      found: sql`SELECT ctid FROM ${messages} WHERE ${expired} ORDER BY expires_at LIMIT ${EXPIRED_LOOKED_AT * limit}`,
+      stillSo: sql`${expired} AND kind = ${BOUNCE}`,
+      limit,
+    })}`,
     // A message id is forgotten a day after the sweep first finds it finished: nobody counted the days before.
     sql`
     DELETE FROM ${messageReceipts}
     WHERE ctid = ANY (ARRAY(
       SELECT ctid FROM ${messageReceipts}
-      WHERE finished_at <= ${at(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${cut.limit}))`,
+      WHERE finished_at <= ${at(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${limit}))`,
     // Each is looked at a day after it was stored or last found waiting, so that a run reads no queue of old ones again.
     sql`
     UPDATE ${messageReceipts} r SET waiting_at = ${at(cut.nowMs)}, finished_at = CASE
@@ -931,9 +960,10 @@ function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: nu
             WHERE m.user_id = r.user_id AND m.device_id = r.device_id AND m.sequence = r.sequence
             LIMIT 1) IS NULL
       THEN ${at(cut.nowMs)} END
-    WHERE ctid = ANY (ARRAY(
-      SELECT ctid FROM ${messageReceipts}
-      WHERE finished_at IS NULL AND waiting_at <= ${at(cut.forgetBeforeMs)}
-      ORDER BY waiting_at LIMIT ${cut.limit} FOR UPDATE SKIP LOCKED))`,
+    WHERE ${held(messageReceipts, {
+      found: sql`SELECT ctid FROM ${messageReceipts} WHERE ${isUnfinished} ORDER BY waiting_at LIMIT ${limit}`,
+      stillSo: isUnfinished,
+      limit,
+    })}`,
   ];
 }
