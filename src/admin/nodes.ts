@@ -32,8 +32,12 @@ interface Answers {
 
 export interface Nodes {
   readonly node: string;
-  /** Shows the viewer what any node sees, until it is taken away. */
-  view(viewer: Viewer): () => void;
+  /**
+   * Shows the viewer what any node sees, until it is taken away.
+   *
+   * @returns `ready` resolves when the other nodes show it what happens on them, or don't answer in time
+   */
+  view(viewer: Viewer): { ready: Promise<void>; leave(): void };
   /** Tells `listener` each second's numbers of all nodes, until it is taken away. */
   count(listener: (samples: NodeSample[]) => void): () => void;
   /** Asks every node, this one too. @returns one answer of each node that gave one in time, and who did not */
@@ -52,8 +56,7 @@ export interface Nodes {
 
 type Message =
   /** Everything that the sender's viewers want: it takes the place of what was asked before. */
-  | { say: 'watch'; viewers: { id: string; filter: StreamFilter }[]; counts: boolean }
-  | { say: 'here' }
+  | { say: 'watch'; id: string; viewers: { id: string; filter: StreamFilter }[]; counts: boolean }
   | { say: 'events'; viewer: string; events: StreamEvent[]; dropped: number }
   | { say: 'sample'; sample: NodeSample }
   | { say: 'ask'; id: string; question: Question }
@@ -99,18 +102,17 @@ export async function createNodes(parts: {
 
   // ── What others are asked for
 
-  function say(message: Message): void {
-    void relay.broadcast(JSON.stringify(message));
-  }
-
   function sayTo(to: string, message: Message): void {
     relay.send(to, JSON.stringify(message));
   }
 
-  function sayWhatIsWanted(): void {
-    say({
+  /** Resolves when the others do it, or don't answer in time. */
+  async function sayWhatIsWanted(): Promise<void> {
+    const id = randomUUID();
+    await ask({
       say: 'watch',
-      viewers: [...viewers].map(([id, { filter }]) => ({ id, filter })),
+      id,
+      viewers: [...viewers].map(([viewer, { filter }]) => ({ id: viewer, filter })),
       counts: counters.size > 0,
     });
   }
@@ -135,7 +137,7 @@ export async function createNodes(parts: {
   }
 
   async function renew(): Promise<void> {
-    if (viewers.size > 0 || counters.size > 0) sayWhatIsWanted();
+    if (viewers.size > 0 || counters.size > 0) void sayWhatIsWanted();
     const nowMs = clock.nowMs();
     for (const [from, one] of served) if (one.dueMs <= nowMs) stopServing(from);
     for (const [other, atMs] of heardAtMs) {
@@ -197,7 +199,6 @@ export async function createNodes(parts: {
       };
       one.viewers.set(id, { text: JSON.stringify(filter), stop });
     }
-    sayTo(from, { say: 'here' });
     adjust();
   }
 
@@ -232,6 +233,7 @@ export async function createNodes(parts: {
     switch (message.say) {
       case 'watch':
         serve(from, message);
+        sayTo(from, { say: 'answer', id: message.id, answer: null });
         break;
       case 'events': {
         const outbox = viewers.get(message.viewer)?.outbox;
@@ -275,6 +277,11 @@ export async function createNodes(parts: {
     return got;
   }
 
+  /** Asks every other node. */
+  function ask(message: Extract<Message, { id: string }>): ReturnType<typeof gather> {
+    return gather(message.id, relay.broadcast(JSON.stringify(message)));
+  }
+
   function states(): NodeState[] {
     const nowMs = clock.nowMs();
     const others = [...heardAtMs]
@@ -300,31 +307,32 @@ export async function createNodes(parts: {
       const id = randomUUID();
       viewers.set(id, viewer);
       const unwatch = tap.watch(viewer.filter, viewer.outbox);
-      sayWhatIsWanted();
+      const ready = sayWhatIsWanted();
       adjust();
-      return () => {
-        unwatch();
-        viewers.delete(id);
-        sayWhatIsWanted();
-        adjust();
+      return {
+        ready,
+        leave() {
+          unwatch();
+          viewers.delete(id);
+          void sayWhatIsWanted();
+          adjust();
+        },
       };
     },
 
     count(listener) {
       counters.add(listener);
-      sayWhatIsWanted();
+      void sayWhatIsWanted();
       adjust();
       return () => {
         counters.delete(listener);
-        sayWhatIsWanted();
+        void sayWhatIsWanted();
         adjust();
       };
     },
 
     async askAll(question) {
-      const id = randomUUID();
-      const message: Message = { say: 'ask', id, question };
-      const got = await gather(id, relay.broadcast(JSON.stringify(message)));
+      const got = await ask({ say: 'ask', id: randomUUID(), question });
       const own = answerOf(question);
       const answered = new Set(got.map(({ from }) => from));
       const silent = states().filter(({ node: other }) => other !== node && !answered.has(other));

@@ -26,17 +26,23 @@ export function streamEvents(
   const { nodes, filter, clock, onDropped } = parts;
   const stream = openStream(response, clock);
   let droppedTotal = 0;
-  stream.write({ type: 'hello', node: nodes.node, time: isoTime(clock.nowMs()) });
+  let isGreeted = false;
   const outbox = createOutbox({
     clock,
     send(events, dropped) {
-      if (!stream.write({ type: 'events', events, dropped })) return false;
+      if (!isGreeted || !stream.write({ type: 'events', events, dropped })) return false;
       droppedTotal += dropped;
       if (dropped > 0) onDropped(dropped);
       return true;
     },
   });
-  const leave = nodes.view({ filter, outbox });
+  const { ready, leave } = nodes.view({ filter, outbox });
+  // Whoever is greeted sees what happens from then on, on whichever node.
+  void ready.then(() => {
+    if (response.destroyed) return;
+    isGreeted = true;
+    stream.write({ type: 'hello', node: nodes.node, time: isoTime(clock.nowMs()) });
+  });
   const beat = every(clock, BEAT_PERIOD_MS, async () => {
     stream.write({ type: 'beat', time: isoTime(clock.nowMs()), nodes: nodes.states(), droppedTotal });
   });

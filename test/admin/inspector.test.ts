@@ -504,9 +504,12 @@ describe('two nodes', () => {
     expect(said).toEqual([]);
     const viewer = await login(one.adminUrl);
     const stream = await viewer.stream();
-    await eventually(() => expect(said.some((message) => message.includes('"here"'))).toBe(true));
+    await eventually(() => expect(said.some((message) => message.includes('"answer"'))).toBe(true));
     stream.close();
-    await eventually(() => expect(said.at(-1)).toContain('"viewers":[],"counts":false'));
+    await eventually(() => {
+      expect(said.at(-2)).toContain('"viewers":[],"counts":false');
+      expect(said.at(-1)).toContain('"answer"');
+    });
     const count = said.length;
     await alice.client.call('keyStatus');
     expect(said).toHaveLength(count);

@@ -31,8 +31,8 @@ const event: StreamEvent = {
   answer: 'x'.repeat(4_096),
 };
 
-/** A viewer whose client has asked, and reads nothing until it is told to. */
-async function openViewer() {
+/** A viewer whose client has asked, and reads nothing until it is told to. `ready`: the other nodes serve it. */
+async function openViewer(ready: Promise<void> = Promise.resolve()) {
   const clock = createManualClock();
   let viewer: Viewer | undefined;
   let hasLeft = false;
@@ -42,9 +42,10 @@ async function openViewer() {
     states: () => [],
     view(one: Viewer) {
       viewer = one;
-      return () => {
+      const leave = (): void => {
         hasLeft = true;
       };
+      return { ready, leave };
     },
   } as unknown as Nodes;
   const server = createServer((_, response) => {
@@ -68,6 +69,7 @@ async function openViewer() {
   return {
     clock,
     socket,
+    viewer: () => viewer!,
     hasLeft: () => hasLeft,
     droppedTotal: () => droppedTotal,
     offered: () => offered,
@@ -82,6 +84,29 @@ async function openViewer() {
     },
   };
 }
+
+describe('a viewer that has asked', () => {
+  it('is greeted when every node shows it what happens there, and sees nothing before that', async () => {
+    let resolve = (): void => {};
+    const ready = new Promise<void>((done) => {
+      resolve = done;
+    });
+    const { clock, socket, viewer } = await openViewer(ready);
+    let text = '';
+    socket.setEncoding('utf8').on('data', (chunk: string) => {
+      text += chunk;
+    });
+    socket.resume();
+    await eventually(() => text.includes('retry: '));
+    viewer().outbox.offer(event);
+    await clock.advance(FLUSH_PERIOD_MS);
+    resolve();
+    await eventually(() => text.includes('"hello"'));
+    expect(text).not.toContain('"events"');
+    await clock.advance(FLUSH_PERIOD_MS);
+    await eventually(() => expect(sums(text)).toEqual({ events: 1, dropped: 0 }));
+  });
+});
 
 describe('a viewer that stops reading', () => {
   it('is offered no more than one frame beyond what its network takes, and told what it missed', async () => {

@@ -134,7 +134,8 @@ export function createLiveFeed(): LiveFeed {
           .filter((item) => item.type === 'event' && matchesFilter(filter, item.event));
         log.clear();
         waiting.clear();
-        log.append([...kept, note('The filter was changed here.')]);
+        const chosen = [...new URLSearchParams(wanted)].map(([name, value]) => `${name} ${value}`).join(', ');
+        log.append([...kept, note(`From here on: ${chosen === '' ? 'everything' : chosen}.`)]);
       }
       line.open(adminRoutes.stream.path + (wanted === '' ? '' : `?${wanted}`));
       tell();

@@ -86,6 +86,15 @@ async function openPage(): Promise<Page> {
   return opened;
 }
 
+/** Resolves when what matches is shown from now on, wherever it happens. */
+async function showing(filter: string): Promise<void> {
+  // The note is drawn together with the state of the new line, or before it.
+  await rows()
+    .filter({ hasText: `From here on: ${filter}.` })
+    .waitFor();
+  await page.locator('.status').getByText('live', { exact: true }).waitFor();
+}
+
 async function goTo(address: string): Promise<void> {
   await page.evaluate(`location.hash = ${JSON.stringify(address)}`);
 }
@@ -194,11 +203,11 @@ describe('live events', () => {
     await eventually(() =>
       expect(page.url()).toContain(`#/events?device=${addressKey(bob.address)}&event=keyStatus`),
     );
-    await page.locator('.status').getByText('live', { exact: true }).waitFor();
+    await showing(`device ${addressKey(bob.address)}, event keyStatus`);
     await alice.client.call('keyStatus');
     await bob.client.call('keyStats');
     await bob.client.call('keyStatus');
-    await rows().filter({ hasText: 'keyStatus' }).first().waitFor();
+    await page.locator('.grid-events .row:not(.is-note)').first().waitFor();
     const devices = new Set(
       await page.locator('.grid-events .row:not(.is-note) .col-device').allTextContents(),
     );
@@ -211,7 +220,7 @@ describe('live events', () => {
     await goTo('#/events?event=nonsense');
     expect(await page.getByRole('alert').textContent()).toContain('event');
     await goTo('#/events');
-    await page.locator('.status').getByText('live', { exact: true }).waitFor();
+    await showing('everything');
   });
 
   it('stand still while paused, and go on with what came meanwhile', async () => {
@@ -433,7 +442,7 @@ describe('a message', () => {
   it('has its life told over all nodes', async () => {
     const [alice, bob] = [await opened(here, named('alice')), await opened(there, named('bob'))];
     await goTo(`#/events?device=${bob.address.userId}`);
-    await page.locator('.status').getByText('live', { exact: true }).waitFor();
+    await showing(`device ${bob.address.userId}`);
     const messageId = await say(alice, bob, 'follow me');
     await rows().filter({ hasText: 'message acknowledged' }).last().waitFor();
     await goTo(`#/messages/${messageId}?recipient=${bob.address.userId}`);
@@ -454,7 +463,7 @@ describe('what it looks like', () => {
     await bob.client.call('validateKeys', bob.device.validateInput());
     const carol = await opened(there, named('carol'));
     await goTo('#/events');
-    await page.locator('.status').getByText('live', { exact: true }).waitFor();
+    await showing('everything');
     const messageId = await say(alice, carol, 'are you there?');
     for (let i = 0; i < 12; i++) {
       await say(alice, bob, `message ${i}`);
