@@ -94,7 +94,7 @@ export async function run<S extends Stage>(options: RunOptions<S>): Promise<Outc
       },
     });
     all.push(phone);
-    await phone.start();
+    await Promise.all([phone.start(), soon(() => phone.isOpen(), `the gate of ${addressKey(address)}`)]);
     return phone;
   };
   const troublesOf = (what: string): number =>

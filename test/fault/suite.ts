@@ -1,5 +1,5 @@
 /** What the files of faults share: a stage for the whole file, and three seeds for each fault. */
-import { afterAll, beforeAll, expect, it } from 'vitest';
+import { afterAll, afterEach, beforeEach, expect, it } from 'vitest';
 import { type Fault, run } from './run.ts';
 import { type ProcessStage, startStage } from './stage.ts';
 
@@ -7,14 +7,20 @@ const SEEDS = [1, 2, 3];
 
 /** @returns declares that the rules hold over a fault, which may depend on the seed */
 export function onStage(): (name: string, faultOf: (seed: number) => Fault) => void {
-  let stage: ProcessStage;
-  beforeAll(async () => {
-    stage = await startStage();
+  let stage: ProcessStage | null = null;
+  const stop = async (): Promise<void> => {
+    await stage?.stop();
+    stage = null;
+  };
+  beforeEach(async () => {
+    stage ??= await startStage();
   });
-  afterAll(() => stage?.stop());
+  // What a fault broke and a failure left so must not fail the next one.
+  afterEach(({ task }) => (task.result?.state === 'fail' ? stop() : undefined));
+  afterAll(stop);
   return (name, faultOf) => {
     it.each(SEEDS)(`${name} (seed %i)`, { timeout: 150_000 }, async (seed) => {
-      const { violations, counts } = await run({ stage, seed, fault: faultOf(seed) });
+      const { violations, counts } = await run({ stage: stage!, seed, fault: faultOf(seed) });
       expect(violations, `seed ${seed}: ${JSON.stringify(counts)}`).toEqual([]);
     });
   };

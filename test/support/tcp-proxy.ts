@@ -16,6 +16,12 @@ export interface TcpProxy {
   plugIn(): void;
   /** Cuts every connection; new ones are taken. */
   cut(): void;
+  /**
+   * The first connection that carries more bytes than this from now on is cut, in the midst of what it carries.
+   *
+   * @returns resolves when that has happened
+   */
+  cutOneAfter(byteCount: number): Promise<void>;
   /** From now on the link is as bad as this. With null it is good again, and connections that have lost bytes are cut. */
   impair(impairment: Impairment | null): void;
   /**
@@ -71,7 +77,17 @@ export async function startTcpProxy(
   const connections = new Set<Connection>();
   let unplugged = false;
   let impairment: Impairment = {};
+  let onCutAfterBytes: (() => void) | null = null;
   let trap: Trap | null = null;
+
+  function impair(next: Impairment): void {
+    impairment = next;
+    for (const connection of connections) {
+      connection.carriedBytes = 0;
+      // A stream with a hole can't be made whole.
+      if (connection.hasLostBytes && impairment.swallow === undefined) connection.cut();
+    }
+  }
 
   /** Takes the trap away that waits for this. */
   function springs(loses: Trap['loses'], request: RequestName | null): Trap | null {
@@ -120,6 +136,7 @@ export async function startTcpProxy(
         if (connection.carriedBytes <= (impairment.cutAfterBytes ?? Number.POSITIVE_INFINITY))
           return impairment;
         connection.cut();
+        onCutAfterBytes?.();
         return null;
       });
     const toServer = carry(client, gateway, 'toServer');
@@ -181,14 +198,16 @@ export async function startTcpProxy(
       unplugged = false;
     },
     cut,
-    impair(next) {
-      impairment = next ?? {};
-      for (const connection of connections) {
-        connection.carriedBytes = 0;
-        // A stream with a hole can't be made whole.
-        if (connection.hasLostBytes && impairment.swallow === undefined) connection.cut();
-      }
-    },
+    cutOneAfter: (cutAfterBytes) =>
+      new Promise((resolve) => {
+        impair({ cutAfterBytes });
+        onCutAfterBytes = () => {
+          impair({});
+          onCutAfterBytes = null;
+          resolve();
+        };
+      }),
+    impair: (next) => impair(next ?? {}),
     loseRequest: (name) => setTrap('request', name),
     loseAnswerOf: (name) => setTrap('answer', name),
     losePush: () => setTrap('push'),
