@@ -21,7 +21,7 @@ export interface CourierParts {
   log: Log;
   lowThreshold: number;
   reports: DeliveryReports;
-  /** A lost poke delays a message by at most this long. */
+  /** A lost poke delays a message, and a crash a bounce, by at most this long. */
   sweepPeriodMs?: number;
 }
 
@@ -54,7 +54,7 @@ const NOTE_SERVED_PERIOD_MS = 3_600_000;
 const SWEEP_DEVICES_MAX = 500;
 
 export function createCourier(parts: CourierParts): Courier {
-  const { messages, bus, clock, log, sweepPeriodMs = SWEEP_PERIOD_MS } = parts;
+  const { messages, bus, bounces, clock, log, sweepPeriodMs = SWEEP_PERIOD_MS } = parts;
   const sessions = new Map<string, Session>();
   let sweeping: Timer | null = null;
   let servedNotedMs = clock.nowMs();
@@ -66,7 +66,7 @@ export function createCourier(parts: CourierParts): Courier {
     bus.release({ device: session.device, fence: session.fence });
   }
 
-  async function sweep(): Promise<void> {
+  async function lookAround(): Promise<void> {
     for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {
       sessions.get(addressKey(device))?.look();
     }
@@ -126,7 +126,10 @@ export function createCourier(parts: CourierParts): Courier {
 
     start() {
       sweeping = every(clock, sweepPeriodMs, async () => {
-        await sweep().catch((error: Error) => log.warn({ error }, 'the delivery sweep failed'));
+        // What an interrupted bounce left anywhere goes home, whatever becomes of the rest.
+        for (const step of [() => bounces.settle(null), lookAround]) {
+          await step().catch((error: Error) => log.warn({ error }, 'the delivery sweep failed'));
+        }
       });
     },
 

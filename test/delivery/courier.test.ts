@@ -20,6 +20,9 @@ let courier: Courier;
 let fence: number;
 /** What the store was asked: `read bob.1`, and so on. */
 let asked: string[];
+/** Whose bounces were to be brought home. */
+let settled: (DeviceAddress | null)[];
+let settleFails: boolean;
 
 /** Queues that are empty, of devices whose keys are at version 1. */
 function emptyQueues(): MessageStore {
@@ -93,9 +96,17 @@ beforeEach(async () => {
   clock = createManualClock();
   fence = 0;
   asked = [];
+  settled = [];
+  settleFails = false;
   bus = createInProcessBus({ log: silentLog });
   const messages = emptyQueues();
-  const bounces = { settle: async () => {}, bounceStale: async () => 0 };
+  const bounces = {
+    async settle(of: DeviceAddress | null) {
+      settled.push(of);
+      if (settleFails) throw new Error('the store is away');
+    },
+    bounceStale: async () => 0,
+  };
   courier = createCourier({
     messages,
     bus,
@@ -130,6 +141,15 @@ describe('the courier', () => {
     await eventually(() =>
       expect(asked).toEqual(['sweep bob.1', 'read bob.1', 'read bob.1', 'prove carol.1']),
     );
+  });
+
+  it('brings home what an interrupted bounce left, and sweeps on where that fails', async () => {
+    await attachOpen(BOB);
+    asked = [];
+    settleFails = true;
+    await clock.advance(SWEEP_MS);
+    await eventually(() => expect(asked).toEqual(['sweep bob.1']));
+    expect(settled).toEqual([null]);
   });
 
   it('forgets a thousand sessions that ended: nobody is swept, looked at or leased', async () => {

@@ -1,5 +1,6 @@
 /** Delivery through sockets: at least once, in order, bounded, and never lost on the way. */
 import { randomUUID } from 'node:crypto';
+import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openDatabase } from '../../src/backends/postgres/database.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
@@ -592,6 +593,27 @@ describe('bounces', () => {
     await send(alice.client, bob, 'under a new id');
     await eventually(() => expect(contents(bob.client)).toContain('under a new id'));
     expect(contents(bob.client)).not.toContain('again');
+  });
+});
+
+describe('a bounce', () => {
+  it('that a crash interrupted comes home with the next sweep of any node', async () => {
+    const clock = createManualClock();
+    const at = await gatewayFor(undo, { clock });
+    const alice = await opened(at);
+    const bob = await enrol(at, someone(), FEW_KEYS);
+    const messageId = await send(alice.client, bob, 'for an identity that is gone');
+    // What a gateway leaves that ends between the two steps.
+    const sql = postgres(at.databaseUrl, { max: 1, onnotice: () => {} });
+    undo.push(() => sql.end());
+    await sql`UPDATE messages SET pending = false, content = NULL, bounce_reason = 'RECIPIENT_IDENTITY_CHANGED'`;
+    await clock.advance(15_000);
+    await eventually(() =>
+      expect(alice.client.envelopes).toMatchObject([
+        { kind: 'bounce', messageId, reason: 'RECIPIENT_IDENTITY_CHANGED', recipient: bob.address },
+      ]),
+    );
+    await eventually(async () => expect(await sql`SELECT 1 FROM messages`).toHaveLength(0));
   });
 });
 

@@ -174,15 +174,19 @@ export function createMessageStore(database: Database): MessageStore {
           senders.set(addressKey(sender), sender);
         }
       }
+      const home: BouncedRow[] = [];
       for (const [userId, rows] of groupBy(bounced, (row) => row.user_id)) {
-        await database.hot(removeBouncedStatement, {
+        const removed = await database.hot(removeBouncedStatement, {
           userId,
           deviceIds: numberArray(rows.map((row) => row.device_id)),
           sequences: numberArray(rows.map((row) => row.sequence)),
         });
+        // What another node settled at the same time is not counted twice.
+        const sequences = new Set(removed.map((row) => row.sequence));
+        home.push(...rows.filter((row) => sequences.has(row.sequence)));
       }
       return {
-        bounced: bounced.map((row) => ({
+        bounced: home.map((row) => ({
           recipient: { userId: row.user_id, deviceId: row.device_id },
           sender: { userId: row.peer_user_id, deviceId: row.peer_device_id },
           messageId: row.message_id,
@@ -859,7 +863,7 @@ SELECT ${placeholder('userId')}, b.device_id, b.sequence, b.id, ${BOUNCE}, b.rec
        b.message_id, b.reason, 0, ${moment('nowMs')}, ${moment('expiresAtMs')}
 FROM remembered r JOIN bounced b ON b.sequence = r.sequence`);
 
-const removeBouncedStatement = hotStatement<never>(sql`
+const removeBouncedStatement = hotStatement<{ sequence: number }>(sql`
 DELETE FROM ${messages}
 WHERE ctid = ANY (ARRAY(
   SELECT m.ctid
@@ -869,7 +873,8 @@ WHERE ctid = ANY (ARRAY(
     WHERE v.user_id = ${placeholder('userId')} AND v.device_id = b.device_id AND v.sequence = b.sequence
       AND NOT v.pending
     LIMIT 1
-  ) m))`);
+  ) m))
+RETURNING sequence`);
 
 function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<string, Row[]> {
   const groups = new Map<string, Row[]>();
