@@ -51,11 +51,19 @@ export interface Database {
 
 export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction']>[0]>[0];
 
+/** By which PostgreSQL knows our sessions. */
+const APPLICATION_NAME = 'keygate';
 /** One query, from getting a connection to the last row. The server gives up a little earlier, so that it answers why. */
 const QUERY_TIMEOUT_MS = 10_000;
 const STATEMENT_TIMEOUT_MS = 8_000;
 /** No transaction of ours waits for anything but its next statement: one that does belongs to a frozen process, and holds rows. */
 const IDLE_IN_TRANSACTION_MS = 3_000;
+/**
+ * Between the two halves of a statement that is new to its connection PostgreSQL waits for the client, holds the
+ * transaction's rows, and heeds neither of the time-outs above. A session that has waited there for so long is a frozen
+ * process's.
+ */
+const STALLED_AFTER_S = 3;
 const CONNECT_TIMEOUT_S = 5;
 const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
@@ -132,7 +140,30 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     try {
       return await slots[pool].run(async () => await inTime(work));
     } catch (error) {
+      // It may have waited for rows that nobody will ever release.
+      if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
       throw error instanceof NoSlotError || isOutage(error) ? unavailable(error) : error;
+    }
+  }
+
+  let endingStalled = false;
+
+  /** Ends this role's sessions, of whatever process, that hold a transaction open and will not go on. */
+  async function endStalled(): Promise<void> {
+    if (endingStalled || closed) return;
+    endingStalled = true;
+    try {
+      const ended = await pools.client`
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+        WHERE datname = current_database() AND usename = current_user AND application_name = ${APPLICATION_NAME}
+          AND state = 'active' AND wait_event = 'ClientRead'
+          AND query_start < clock_timestamp() - make_interval(secs => ${STALLED_AFTER_S})`;
+      if (ended.length > 0)
+        log.warn({ count: ended.length }, 'ended sessions that stood still in a transaction');
+    } catch (error) {
+      log.warn({ error: error as Error }, 'sessions that stand still were not looked for');
+    } finally {
+      endingStalled = false;
     }
   }
 
@@ -241,7 +272,7 @@ function connect(
     max: options.max,
     prepare: options.prepare ?? true,
     connect_timeout: CONNECT_TIMEOUT_S,
-    connection: { application_name: 'keygate', ...options.connection } as Record<string, string>,
+    connection: { application_name: APPLICATION_NAME, ...options.connection } as Record<string, string>,
     onnotice: () => {},
     // Array parameters are cast where they stand; asking the server for its types costs a query per connection.
     fetch_types: false,
@@ -290,6 +321,7 @@ function unavailable(cause: unknown): GatewayError {
   });
 }
 
+const STATEMENT_TIMED_OUT = '57014';
 const OUTAGE_CODES = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',
@@ -304,8 +336,8 @@ const OUTAGE_CODES = new Set([
   'ENETUNREACH',
   'ENOTFOUND',
   'EAI_AGAIN',
-  // Query cancelled by the statement time-out; deadlock; serialization; lock not available.
-  '57014',
+  STATEMENT_TIMED_OUT,
+  // Deadlock; serialization; lock not available.
   '40P01',
   '40001',
   '55P03',
@@ -315,13 +347,18 @@ const OUTAGE_CLASSES = ['08', '53', '57', '58'];
 
 /** Whether `error` says that the store is away rather than that the statement is wrong. */
 function isOutage(error: unknown): boolean {
+  const code = codeOf(error);
+  if (code === null) return false;
+  return OUTAGE_CODES.has(code) || (code.length === 5 && OUTAGE_CLASSES.includes(code.slice(0, 2)));
+}
+
+/** What the driver or the server named the failure; Drizzle wraps it. */
+function codeOf(error: unknown): string | null {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     const code = (at as { code?: unknown }).code;
-    if (typeof code !== 'string') continue;
-    if (OUTAGE_CODES.has(code)) return true;
-    if (code.length === 5 && OUTAGE_CLASSES.includes(code.slice(0, 2))) return true;
+    if (typeof code === 'string') return code;
   }
-  return false;
+  return null;
 }
 
 /**
