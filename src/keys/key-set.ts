@@ -4,6 +4,7 @@ import {
   type DeviceKeys,
   type DeviceKeysUpdate,
   type KeySetTransaction,
+  type KeyStore,
   type OneTimePreKey,
   PRE_KEY_KINDS,
   type PreKeyKind,
@@ -33,6 +34,23 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
   return { data, keysChanged: false, rotation: false, ranLow: false, wiped: false };
 }
 
+/**
+ * The store as one connection may change it: a device's late request, which a gateway that had stood still carries out
+ * when a newer connection has long been served, changes nothing.
+ */
+export function changedBy(store: KeyStore, fence: number): KeyStore {
+  return {
+    ...store,
+    change: (device, action) =>
+      store.change(device, (keys) => {
+        if (keys.current.servedFence > fence) {
+          throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
+        }
+        return action(keys);
+      }),
+  };
+}
+
 /** Whether a pool fell below the threshold, or to zero. */
 export function fellLow(
   before: DeviceKeys['availableCounts'],
@@ -48,7 +66,7 @@ export function fellLow(
 
 /** The row to save, to be changed step by step. */
 export function draftOf(current: DeviceKeys): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, ...rest } = current;
+  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, ...rest } = current;
   return { ...rest, availableCounts: { ...rest.availableCounts }, claimedCounts: { ...rest.claimedCounts } };
 }
 

@@ -18,6 +18,7 @@ export const NO_KEYS: DeviceKeys = {
   identityVersion: 0,
   updatedAtMs: null,
   servedAtMs: null,
+  servedFence: 0,
   restoredAtMs: null,
 };
 

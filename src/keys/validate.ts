@@ -183,7 +183,7 @@ async function withdrawAfterRollback(
     draft.countVersion = Math.max(current.countVersion, input.lastCountVersion ?? 0) + 1;
     const ranLow = fellLow(current.availableCounts, draft.availableCounts, parts.lowThreshold);
     await keys.save(draft, { ranLow });
-    return { ...draft, signedPreKeys: current.signedPreKeys, servedAtMs: current.servedAtMs };
+    return { ...current, ...draft };
   });
 }
 

@@ -45,6 +45,8 @@ export interface DeviceKeys {
   updatedAtMs: number | null;
   /** When the device's gate was opened last, or was last found open, give or take half a day. */
   servedAtMs: number | null;
+  /** The number of the newest connection that was ever served; 0 before the first. */
+  servedFence: number;
   /**
    * When a backup was restored, until the client has compared its keys with what is left of them: until then any key
    * that it holds may have been handed out in the time that was lost.
@@ -64,7 +66,7 @@ export type SignedPreKeyIdState =
 export type WipeReason = 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET' | 'DEVICE_REVOKED';
 
 /** The fields that a change of a key set ends with. */
-export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys' | 'servedAtMs'>;
+export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys' | 'servedAtMs' | 'servedFence'>;
 
 /**
  * One device's key set inside a transaction that holds the device's row: nothing of this device's

@@ -5,7 +5,7 @@ import { type SendParts, sendMessages } from '../delivery/send.ts';
 import type { Session } from '../delivery/session.ts';
 import type { BundleClaims } from '../keys/claim-bundle.ts';
 import type { DrainAlarm } from '../keys/drain-alarm.ts';
-import type { KeyChange } from '../keys/key-set.ts';
+import { changedBy, type KeyChange } from '../keys/key-set.ts';
 import { resetKeys } from '../keys/reset.ts';
 import { rotateSignedPreKey } from '../keys/rotate.ts';
 import { checkPreKeys, keyStats, keyStatus, listDevices } from '../keys/status.ts';
@@ -65,20 +65,26 @@ export function createHandlers(parts: HandlersParts): Handlers {
     return change.data;
   }
 
+  /** What a request over this connection works with. */
+  function on(connection: Connection | null): HandlersParts {
+    return connection === null ? parts : { ...parts, store: changedBy(store, connection.session.fence) };
+  }
+
   return {
     uploadKeys: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => uploadKeys(parts, device, input))),
+      announced(device, await carried(connection, () => uploadKeys(on(connection), device, input))),
 
-    addPreKeys: async ({ device }, input) => announced(device, await addPreKeys(parts, device, input)),
+    addPreKeys: async ({ device, connection }, input) =>
+      announced(device, await addPreKeys(on(connection), device, input)),
 
-    withdrawPreKeys: async ({ device }, input) =>
-      announced(device, await withdrawPreKeys(parts, device, input)),
+    withdrawPreKeys: async ({ device, connection }, input) =>
+      announced(device, await withdrawPreKeys(on(connection), device, input)),
 
     rotateSignedPreKey: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => rotateSignedPreKey(parts, device, input))),
+      announced(device, await carried(connection, () => rotateSignedPreKey(on(connection), device, input))),
 
     resetKeys: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => resetKeys(parts, device, input))),
+      announced(device, await carried(connection, () => resetKeys(on(connection), device, input))),
 
     keyStatus: async ({ device }) => keyStatus(store, device),
 
@@ -87,7 +93,7 @@ export function createHandlers(parts: HandlersParts): Handlers {
     checkPreKeys: async ({ device }) => checkPreKeys(store, device, lowThreshold),
 
     async validateKeys({ device, connection }, input) {
-      const { data, changed } = await validateKeys(parts, device, input);
+      const { data, changed } = await validateKeys(on(connection), device, input);
       if (changed) bus.poke([device]);
       if (data.keysValid) connection?.session.validated(data.keyVersion);
       return data;

@@ -142,7 +142,7 @@ export async function wipeKeySet(
 }
 
 function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, ...rest } = keys.current;
+  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, ...rest } = keys.current;
   return structuredClone(rest);
 }
 
@@ -219,6 +219,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           identityVersion: 0,
           updatedAtMs: null,
           servedAtMs: null,
+          servedFence: 0,
           restoredAtMs: null,
         });
       });
@@ -252,7 +253,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         for (const store of [keys, otherNode]) {
           const { identity: readIdentity, signedPreKeys, ...rest } = (await store.read(device))!;
           const { identity: _, ...savedRest } = saved;
-          expect(rest).toEqual({ ...savedRest, servedAtMs: null });
+          expect(rest).toEqual({ ...savedRest, servedAtMs: null, servedFence: 0 });
           expect(plain(readIdentity!)).toEqual(plain(identity));
           expect(plain(signedPreKeys)).toMatchObject(plain({ ec, pq }) as object);
         }

@@ -31,11 +31,13 @@ import {
   contents,
   enrol,
   open,
+  type Party,
   type RefusedError,
   send,
   startGateway,
   type TestGateway,
 } from '../support/gateway.ts';
+import { SignalDevice } from '../support/libsignal-device.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 
 const undo = undoAfterEach();
@@ -229,6 +231,31 @@ describe('a node that does not know that it was superseded', () => {
     await send(alice.client, bob, 'for the newer');
     await eventually(() => expect(contents(newer.client)).toEqual(['for the newer']));
   });
+
+  it.each<[string, (older: Party) => Promise<unknown>]>([
+    [
+      'replaces no identity',
+      ({ client, address }) =>
+        client.call('uploadKeys', {
+          ...new SignalDevice(address).uploadInput(FEW_KEYS),
+          replaceIdentity: true,
+        }),
+    ],
+    ['adds no prekeys', ({ client, device }) => client.call('addPreKeys', device.morePreKeys(1))],
+    ['withdraws none', ({ client }) => client.call('withdrawPreKeys', { preKeyIds: [1] })],
+    [
+      'rotates nothing',
+      ({ client, device }) => client.call('rotateSignedPreKey', { signedPreKey: device.newSignedPreKey() }),
+    ],
+    ['resets nothing', ({ client }) => client.call('resetKeys', { reason: 'late' })],
+  ])('%s: what it left behind is carried out too late', async (_, change) => {
+    const { first, second } = await twoDeafNodes();
+    const bob = await opened(first);
+    const newer = await reopened(second, bob);
+    const before = await newer.client.call('keyStatus');
+    await expect(change(bob)).rejects.toThrow('a newer connection of this device took over');
+    expect(await newer.client.call('keyStatus')).toEqual(before);
+  });
 });
 
 describe('two nodes', () => {
@@ -245,6 +272,8 @@ describe('two nodes', () => {
     const { clock, first, second } = await twoDeafNodes();
     const alice = await opened(first);
     const bob = await opened(second);
+    // What his opening still had to look for has been looked for.
+    await afterOthersGotTheirs(second, (await opened(second)).client);
     await send(alice.client, bob, 'found');
     await afterOthersGotTheirs(first, alice.client);
     await clock.advance(14_999);

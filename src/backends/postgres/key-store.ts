@@ -464,6 +464,7 @@ async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Pr
     identityVersion: row.identityVersion,
     updatedAtMs: row.updatedAt?.getTime() ?? null,
     servedAtMs: row.servedAt?.getTime() ?? null,
+    servedFence: row.fence,
     restoredAtMs: row.restoredAt?.getTime() ?? null,
   };
 }
