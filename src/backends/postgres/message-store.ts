@@ -157,7 +157,7 @@ export function createMessageStore(database: Database): MessageStore {
       );
       const senders = new Map<string, DeviceAddress>();
       // One sender's rows, then one recipient's rows: no statement spans two users.
-      for (const [userId, rows] of groupBy(bounced, (row) => row.peer_user_id)) {
+      for (const [userId, rows] of fewOfOne(bounced, (row) => row.peer_user_id)) {
         await database.hot(copyBounceStatement, {
           userId,
           deviceIds: numberArray(rows.map((row) => row.peer_device_id)),
@@ -175,7 +175,7 @@ export function createMessageStore(database: Database): MessageStore {
         }
       }
       const home: BouncedRow[] = [];
-      for (const [userId, rows] of groupBy(bounced, (row) => row.user_id)) {
+      for (const [userId, rows] of fewOfOne(bounced, (row) => row.user_id)) {
         const removed = await database.hot(removeBouncedStatement, {
           userId,
           deviceIds: numberArray(rows.map((row) => row.device_id)),
@@ -876,12 +876,23 @@ WHERE ctid = ANY (ARRAY(
   ) m))
 RETURNING sequence`);
 
-function groupBy<Row>(rows: readonly Row[], keyOf: (row: Row) => string): Map<string, Row[]> {
-  const groups = new Map<string, Row[]>();
+/** Rows of one user that a statement of a bounce's way home takes: it holds them until it is on disk. */
+const SETTLED_AT_ONCE = 64;
+
+/** The rows of each key, in groups of at most `SETTLED_AT_ONCE`. */
+function fewOfOne<Row>(rows: readonly Row[], keyOf: (row: Row) => string): [key: string, rows: Row[]][] {
+  const groups: [string, Row[]][] = [];
+  const open = new Map<string, Row[]>();
   for (const row of rows) {
-    const group = groups.get(keyOf(row));
-    if (group === undefined) groups.set(keyOf(row), [row]);
-    else group.push(row);
+    const key = keyOf(row);
+    const group = open.get(key);
+    if (group !== undefined && group.length < SETTLED_AT_ONCE) {
+      group.push(row);
+      continue;
+    }
+    const begun = [row];
+    open.set(key, begun);
+    groups.push([key, begun]);
   }
   return groups;
 }
