@@ -204,7 +204,8 @@ export async function openOperator(
 export interface EngineFacts {
   version: string;
   isNewEnough: boolean;
-  nowMs: number;
+  /** How far its clock is ahead of this machine's. */
+  clockDifferenceMs: number;
 }
 
 /**
@@ -222,12 +223,13 @@ export async function examineStore(config: Config): Promise<EngineFacts & { miss
   });
   try {
     const { version, versionNumber, nowMs } = await examinePostgres(examiner.database);
+    const clockDifferenceMs = nowMs - systemClock.nowMs();
     const missing = await missingMigrations(examiner.database).catch(() => null);
     if (missing === null) throw new Error('there is no schema: run keygate migrate');
     return {
       version,
       isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
-      nowMs,
+      clockDifferenceMs,
       missingMigrations: missing,
     };
   } finally {
@@ -241,7 +243,11 @@ export async function examineRedisOf(config: Config): Promise<EngineFacts | null
   const link = connectRedis({ url: config.redisUrl, name: 'doctor', log: silentLog });
   try {
     const { version, nowMs } = await examineRedis(link);
-    return { version, isNewEnough: compareVersions(version, REDIS_VERSION_MIN) >= 0, nowMs };
+    return {
+      version,
+      isNewEnough: compareVersions(version, REDIS_VERSION_MIN) >= 0,
+      clockDifferenceMs: nowMs - systemClock.nowMs(),
+    };
   } finally {
     link.disconnect();
   }

@@ -309,9 +309,9 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
 function engineFindings(
   name: string,
   versionMin: number,
-  { version, isNewEnough, nowMs }: EngineFacts,
+  { version, isNewEnough, clockDifferenceMs }: EngineFacts,
 ): Omit<Finding, 'what'>[] {
-  const differenceMs = Math.round(nowMs - systemClock.nowMs());
+  const differenceMs = Math.round(clockDifferenceMs);
   return [
     {
       good: isNewEnough,
