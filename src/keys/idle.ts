@@ -46,11 +46,15 @@ export function createIdleSweep(parts: {
   /** @returns whether it was still idle when its row was held */
   async function wipe(device: DeviceAddress, idleBeforeMs: number): Promise<boolean> {
     return await withCourtesyLock(locks, device, () =>
-      store.change(device, async (keys) => {
-        if (!isIdle(keys.current, idleBeforeMs)) return false;
-        await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs(), { leavesMessages: true });
-        return true;
-      }),
+      store.change(
+        device,
+        async (keys) => {
+          if (!isIdle(keys.current, idleBeforeMs)) return false;
+          await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs(), { leavesMessages: true });
+          return true;
+        },
+        { isUpkeep: true },
+      ),
     );
   }
 

@@ -152,10 +152,16 @@ export interface KeyStore {
   /** Null for a device that never uploaded. */
   read(device: DeviceAddress): Promise<DeviceKeys | null>;
 
-  /** Runs `action` in one transaction that holds the device's row; throws what it throws, having changed nothing then. */
+  /**
+   * Runs `action` in one transaction that holds the device's row; throws what it throws, having changed nothing then.
+   *
+   * @param how.isUpkeep whether nobody is told that it was done: a crash soon after may undo it, and the row waits for
+   *   no disk
+   */
   change<Result>(
     device: DeviceAddress,
     action: (keys: KeySetTransaction) => Promise<Result>,
+    how?: { isUpkeep: boolean },
   ): Promise<Result>;
 
   /** The user's devices that have keys, sorted by device id. */

@@ -124,9 +124,9 @@ export function createKeyStore(database: Database): KeyStore {
       return await database.run(async (db) => await readKeys(db, device, false));
     },
 
-    async change(device, action) {
+    async change(device, action, { isUpkeep } = { isUpkeep: false }) {
       return await inTurn(device, () =>
-        database.transaction(async (tx) => {
+        database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
           let current = await readKeys(tx, device, true);
           if (current === null) {
             await tx.insert(devices).values(device).onConflictDoNothing();
