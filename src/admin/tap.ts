@@ -3,6 +3,7 @@
  * event is made once, and its payload redacted only where some viewer has room for it.
  */
 import type { Clock } from '../lib/clock.ts';
+import { createRecent } from '../lib/recent.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import { type GateName, matchesFilter, type StreamEvent, type StreamFilter } from '../protocol/inspector.ts';
 import type { Observer, Reports } from '../requests/observe.ts';
@@ -36,7 +37,7 @@ export function createTap(parts: {
 }): Tap {
   const { observer, node, sockets, redactor, clock } = parts;
   const watches = new Set<{ filter: StreamFilter; outbox: Watcher }>();
-  const envelopes = new Map<string, { messageId: string; peer: string }>();
+  const envelopes = createRecent<{ messageId: string; peer: string }>(ENVELOPES_MAX);
   const lives: MessageEvent[] = [];
   let nextLife = 0;
   let number = 0;
@@ -74,14 +75,6 @@ export function createTap(parts: {
     else lives[nextLife] = event;
     nextLife = (nextLife + 1) % LIVES_MAX;
     emit(event);
-  }
-
-  function remember(envelopeId: string, message: { messageId: string; peer: string }): void {
-    if (envelopes.size >= ENVELOPES_MAX) {
-      const [oldest] = envelopes.keys();
-      if (oldest !== undefined) envelopes.delete(oldest);
-    }
-    envelopes.set(envelopeId, message);
   }
 
   const reports: Partial<Reports> = {
@@ -185,7 +178,7 @@ export function createTap(parts: {
         // A bounce is told as such, by whoever brought it back.
         if (body.kind === 'bounce') continue;
         const peer = addressKey(body.sender);
-        remember(id, { messageId, peer });
+        envelopes.set(id, { messageId, peer });
         emitLife({
           time: timeNow(),
           node,

@@ -3,6 +3,7 @@
  * them. The limits hold the harm down by themselves; this tells people.
  */
 import type { Clock } from '../lib/clock.ts';
+import { createRecent } from '../lib/recent.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 
 export interface DrainAlarm {
@@ -15,7 +16,7 @@ const WINDOW_MS = 10 * 60_000;
 const UNUSUAL_FACTOR = 10;
 /** What a window's count weighs in the usual one: a day's windows are forgotten in about a day. */
 const WEIGHT = 1 / 32;
-/** Devices that are watched; of more, those that were claimed of longest ago are forgotten. */
+/** Devices that are watched; of more than twice as many, those that were claimed of longest ago are forgotten. */
 const DEVICES_MAX = 50_000;
 
 interface Watch {
@@ -35,8 +36,7 @@ export function createDrainAlarm(parts: {
   onAlarm(event: { device: DeviceAddress; claimCount: number; usualCount: number }): void;
 }): DrainAlarm {
   const { claimsMin, clock, onAlarm } = parts;
-  /** In the order of their windows, so that the oldest come first. */
-  const watches = new Map<string, Watch>();
+  const watches = createRecent<Watch>(DEVICES_MAX);
 
   function watchOf(key: string, window: number): Watch {
     const present = watches.get(key);
@@ -46,12 +46,6 @@ export function createDrainAlarm(parts: {
       // The windows between had no claims at all.
       const idle = Math.max(0, window - present.window - 1);
       watch.usual = (present.usual + (present.count - present.usual) * WEIGHT) * (1 - WEIGHT) ** idle;
-      watches.delete(key);
-    } else if (watches.size >= DEVICES_MAX) {
-      for (const oldest of watches.keys()) {
-        watches.delete(oldest);
-        break;
-      }
     }
     watches.set(key, watch);
     return watch;

@@ -6,6 +6,7 @@
  * each key, knows no most number of keys, and makes a promise for each charge.
  */
 import type { Clock } from '../../lib/clock.ts';
+import { createRecent, type Recent } from '../../lib/recent.ts';
 import type { Charge, Limit, LimitHit, RateLimiter } from '../../ports/rate-limiter.ts';
 
 /** The counts that all nodes share. */
@@ -22,8 +23,8 @@ export interface SharedCounts {
 
 /** A node tells of a key's charges when they make up this part of the limit. */
 const SHARES_PER_LIMIT = 16;
-/** Keys of one limit that are counted; of more, the oldest are forgotten. */
-const KEYS_MAX = 100_000;
+/** Keys of one limit that are counted; of more than twice as many, those that were charged longest ago are forgotten. */
+const KEYS_MAX = 50_000;
 /** Clocks and round trips differ by less; two windows of one key by more. */
 const SAME_WINDOW_MS = 500;
 
@@ -43,8 +44,9 @@ interface Counter {
   /** Told of at once from here on. */
   nearPoints: number;
   sharePoints: number;
-  /** In the order of their windows' beginnings, so that those that have ended come first. */
-  counts: Map<string, Count>;
+  counts: Recent<Count>;
+  /** When the present generation of `counts` began: windows that began before the one before it have ended. */
+  turnedAtMs: number;
 }
 
 /** @param parts.shared what the nodes share; null where this is the only node */
@@ -61,7 +63,8 @@ export function createInProcessRateLimiter(parts: {
       limit,
       sharePoints,
       nearPoints: limit.points - sharePoints,
-      counts: new Map(),
+      counts: createRecent(KEYS_MAX),
+      turnedAtMs: clock.nowMs(),
     });
   }
 
@@ -123,13 +126,12 @@ function countOf(counter: Counter, key: string, nowMs: number): Count {
   const { counts, limit } = counter;
   const present = counts.get(key);
   if (present !== undefined && !hasEnded(present, counter, nowMs)) return present;
-  const fresh = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
-  counts.delete(key);
-  counts.set(key, fresh);
-  for (const [oldKey, old] of counts) {
-    if (counts.size <= KEYS_MAX && !hasEnded(old, counter, nowMs)) break;
-    counts.delete(oldKey);
+  if (Math.abs(nowMs - counter.turnedAtMs) >= limit.windowMs) {
+    counter.turnedAtMs = nowMs;
+    counts.turn();
   }
+  const fresh = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
+  counts.set(key, fresh);
   return fresh;
 }
 

@@ -4,6 +4,7 @@
  * it because a restored backup gives out the same numbers again.
  */
 import { sql } from 'drizzle-orm';
+import { createRecent } from '../../lib/recent.ts';
 import type { Identity, SignedPreKey } from '../../ports/key-store.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
@@ -36,28 +37,12 @@ const GENERATION_MAX = 5_000;
 export function createPublicParts(database: Database): {
   read(ids: readonly PublicPartsId[]): Promise<(PublicParts | null)[]>;
 } {
-  // When the newer generation is full, it becomes the older one, and what nobody asked for since is forgotten.
-  let newer = new Map<string, Entry>();
-  let older = new Map<string, Entry>();
-
-  function keep(device: string, entry: Entry): void {
-    if (newer.size >= GENERATION_MAX) {
-      older = newer;
-      newer = new Map();
-    }
-    newer.set(device, entry);
-  }
+  const entries = createRecent<Entry>(GENERATION_MAX);
 
   /** @returns null where nothing is known, or only what another key set had */
   function cached(id: PublicPartsId): PublicParts | null {
-    const device = deviceKey(id);
-    let entry = newer.get(device);
-    if (entry === undefined) {
-      entry = older.get(device);
-      if (entry === undefined) return null;
-      keep(device, entry);
-    }
-    return isSame(entry.id, id) ? entry.parts : null;
+    const entry = entries.get(deviceKey(id));
+    return entry !== undefined && isSame(entry.id, id) ? entry.parts : null;
   }
 
   return {
@@ -78,7 +63,7 @@ export function createPublicParts(database: Database): {
           const { id, indexes } = asked[row.ord]!;
           const found = toParts(row);
           for (const index of indexes) parts[index] = found;
-          keep(deviceKey(id), { id, parts: found });
+          entries.set(deviceKey(id), { id, parts: found });
         }
       }
       return parts;
