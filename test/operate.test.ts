@@ -29,6 +29,8 @@ beforeAll(async () => {
   }
   await send(alice.client, bob, 'waits');
   await bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
+  // What comes back to her stays in the store.
+  alice.client.close();
 });
 afterAll(() => gateway.stop());
 

@@ -9,10 +9,11 @@ const { dependencies, optionalDependencies, scripts, version } = JSON.parse(
   readFileSync('package.json', 'utf8'),
 );
 
-/** The first two cells of each row of the table under `heading`. */
+/** The first two cells of each row of the table under `heading`; what a command prints is none of it. */
 function tableUnder(heading: string): [string, string][] {
   const section = readme.split(`\n## ${heading}\n`)[1]?.split('\n## ')[0] ?? '';
-  const rows = section.split('\n').filter((line) => line.startsWith('| `'));
+  const text = section.replace(/^```[\s\S]*?^```$/gm, '');
+  const rows = text.split('\n').filter((line) => line.startsWith('| `'));
   return rows.map((row) => {
     const cells = row.split('|').map((cell) => cell.trim());
     return [cells[1]!.replaceAll('`', ''), cells[2]!];
