@@ -72,13 +72,14 @@ export function createInProcessRateLimiter(parts: {
     charge(charges) {
       const nowMs = clock.nowMs();
       let hits: LimitHit[] | null = null;
-      for (const charge of charges) {
-        const counter = counters.get(charge.limit);
+      // The memory of many keys is out of the processor's caches: each is looked up once.
+      const found: (Count | undefined)[] = [];
+      for (const { limit, key, points } of charges) {
+        const counter = counters.get(limit);
+        const count = counter === undefined ? undefined : presentCount(counter, key, nowMs);
+        found.push(count);
         if (counter === undefined) continue;
-        const count = counter.counts.get(charge.key);
-        if (count === undefined || hasEnded(count, counter, nowMs)) {
-          if (charge.points <= counter.limit.points) continue;
-        } else if (total(count) + charge.points <= counter.limit.points) continue;
+        if ((count === undefined ? 0 : total(count)) + points <= counter.limit.points) continue;
         hits ??= [];
         hits.push(hitOf(counter, count, nowMs));
       }
@@ -86,15 +87,15 @@ export function createInProcessRateLimiter(parts: {
 
       const isShared = shared?.isThere() ?? false;
       let toTell: Promise<LimitHit | null>[] | null = null;
-      for (const charge of charges) {
-        const counter = counters.get(charge.limit);
+      for (const [index, { limit, key, points }] of charges.entries()) {
+        const counter = counters.get(limit);
         if (counter === undefined) continue;
-        const count = countOf(counter, charge.key, nowMs);
-        count.untold += charge.points;
+        const count = found[index] ?? newCount(counter, key, nowMs);
+        count.untold += points;
         if (!isShared) continue;
         if (count.untold <= counter.sharePoints && total(count) <= counter.nearPoints) continue;
         toTell ??= [];
-        toTell.push(tell(counter, charge.key, count));
+        toTell.push(tell(counter, key, count));
       }
       if (toTell === null) return NO_HITS;
       return Promise.all(toTell).then((told) => told.filter((hit) => hit !== null));
@@ -122,17 +123,20 @@ export function createInProcessRateLimiter(parts: {
   }
 }
 
-function countOf(counter: Counter, key: string, nowMs: number): Count {
+function presentCount(counter: Counter, key: string, nowMs: number): Count | undefined {
+  const count = counter.counts.get(key);
+  return count === undefined || hasEnded(count, counter, nowMs) ? undefined : count;
+}
+
+function newCount(counter: Counter, key: string, nowMs: number): Count {
   const { counts, limit } = counter;
-  const present = counts.get(key);
-  if (present !== undefined && !hasEnded(present, counter, nowMs)) return present;
   if (Math.abs(nowMs - counter.turnedAtMs) >= limit.windowMs) {
     counter.turnedAtMs = nowMs;
     counts.turn();
   }
-  const fresh = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
-  counts.set(key, fresh);
-  return fresh;
+  const count = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
+  counts.set(key, count);
+  return count;
 }
 
 /** A clock that was set back can't tell how old a window is: then it has ended. */
