@@ -2,7 +2,8 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
-import { chmod, cp, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, cp, link, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
@@ -381,5 +382,27 @@ describe('the ownership of a folder', () => {
       owners[0]!.release();
     }
     expect(readdirSync(dataDir)).toHaveLength(1);
+  });
+
+  it('is not a dead owner’s whose socket a child still holds that it had forked when it was killed', async () => {
+    await mkdir(dataDir);
+    const server = createServer();
+    const first = join(dataDir, 'first');
+    await new Promise<void>((resolve) => server.listen(first, resolve));
+    await link(first, join(dataDir, '1'));
+    const { fd } = (server as unknown as { _handle: { fd: number } })._handle;
+    const child = spawn('sleep', ['60'], { stdio: ['ignore', 'ignore', 'ignore', fd] });
+    undo.push(() => child.kill('SIGKILL'));
+    await once(child, 'spawn');
+    await new Promise((resolve) => server.close(resolve));
+
+    const owning = ownFolder(dataDir);
+    // One end of the connection bears the listener's name.
+    const isAsked = (): boolean => readFileSync('/proc/net/unix', 'utf8').split(`${first}\n`).length > 2;
+    await eventually(isAsked, { that: 'the owner being asked' });
+    await killHard(child);
+    const ownership = await owning;
+    expect(ownership).not.toBeNull();
+    ownership!.release();
   });
 });

@@ -14,6 +14,7 @@ export interface FolderOwnership {
 
 /** Each round is lost to another taker that got further, so a handful is plenty. */
 const ROUNDS_MAX = 50;
+const SILENT_OWNER_MS = 1_000;
 
 /**
  * Owns `folder` until `release` or the end of this process; makes the folder when it is absent.
@@ -75,18 +76,28 @@ async function highestNumber(folder: string): Promise<number> {
   return Math.max(0, ...numbers);
 }
 
+/**
+ * Whether the owner lives: then it closes each connection in good order. A child that it had just forked when it was
+ * killed keeps its socket listening for a moment, until that child becomes what it was forked for; then what waits there
+ * is reset. An owner that stands still says nothing, and is one all the same.
+ */
 function answers(socketPath: string): Promise<boolean> {
   return new Promise((resolve, reject) => {
     const socket = connect(socketPath);
-    socket.once('connect', () => {
+    const settle = (isOwned: boolean | Promise<boolean>): void => {
       socket.destroy();
-      resolve(true);
-    });
+      resolve(isOwned);
+    };
+    socket.setTimeout(SILENT_OWNER_MS, () => settle(true));
+    socket.once('end', () => settle(true));
     socket.once('error', (error: NodeJS.ErrnoException) => {
-      if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') resolve(false);
+      if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') settle(false);
       // The owner is there, with a full queue of callers.
-      else if (error.code === 'EAGAIN') resolve(true);
+      else if (error.code === 'EAGAIN') settle(true);
+      else if (error.code === 'ECONNRESET') settle(answers(socketPath));
       else reject(error);
     });
+    // Nothing is said; what ends is seen only by whoever reads.
+    socket.resume();
   });
 }
