@@ -124,9 +124,9 @@ export async function acceptConnection(
   }
 
   // The connection may end while the store is asked: then nobody else would tell the session.
-  socket.conn.once('close', end);
+  socket.conn.on('close', end);
   // One that has left and keeps its transport is of no more use.
-  socket.once('disconnect', (reason) => close(reason));
+  socket.on('disconnect', close);
 
   // A polite end would wait until everything was read.
   const line = watchLine(socket.conn, clock, () => {
@@ -239,13 +239,16 @@ export async function acceptConnection(
   });
 }
 
+const NOTHING = Object.freeze({});
+const NO_HEADERS: readonly string[] = Object.freeze([]);
+
 /**
  * What the connection began with, its token too, is of no more use, and a good part of what an idle socket would hold.
  * The engine keeps the request itself for as long as the connection lives, so it is emptied.
  */
 function forgetHandshake({ handshake, conn }: GatewaySocket): void {
-  Object.assign(handshake, { headers: {}, query: {}, auth: {} });
-  Object.assign(conn.request, { headers: {}, rawHeaders: [], _query: {} });
+  Object.assign(handshake, { headers: NOTHING, query: NOTHING, auth: NOTHING });
+  Object.assign(conn.request, { headers: NOTHING, rawHeaders: NO_HEADERS, _query: NOTHING });
   (conn as { request: unknown }).request = null;
 }
 

@@ -112,7 +112,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
         });
       }
       connectionCounts.set(address, (connectionCounts.get(address) ?? 0) + 1);
-      socket.once('close', () => {
+      socket.on('close', () => {
         const left = (connectionCounts.get(address) ?? 1) - 1;
         if (left > 0) connectionCounts.set(address, left);
         else connectionCounts.delete(address);
@@ -237,7 +237,7 @@ function watchWebSockets(engine: Server['engine'], clock: Clock): { end(): Promi
     const webSocket = webSocketOf(conn);
     if (isOver) return webSocket.terminate();
     open.add(webSocket);
-    webSocket.once('close', () => {
+    webSocket.on('close', () => {
       open.delete(webSocket);
       if (open.size === 0) onEmpty();
     });

@@ -27,6 +27,10 @@ export interface Strangers {
 
 export function watchStrangers(engine: Engine, clock: Clock): Strangers {
   const releases = new WeakMap<EngineConnection, () => void>();
+  const endSoon = function (this: EngineConnection): void {
+    const webSocket = webSocketOf(this);
+    clock.after(CLOSE_GRACE_MS, () => webSocket.terminate());
+  };
 
   engine.on('connection', (connection: EngineConnection) => {
     const webSocket = webSocketOf(connection);
@@ -38,13 +42,16 @@ export function watchStrangers(engine: Engine, clock: Clock): Strangers {
     };
     // A polite end would wait half a minute for the stranger's agreement.
     const timer = clock.after(HANDSHAKE_TIMEOUT_MS, () => webSocket.terminate());
+    // All of this is forgotten: most connections were taken in long ago.
     const release = (): void => {
       timer.cancel();
       tcp.off('data', count);
+      webSocket.off('close', release);
+      releases.delete(connection);
     };
     tcp.on('data', count);
-    webSocket.once('close', release);
-    connection.once('close', () => void clock.after(CLOSE_GRACE_MS, () => webSocket.terminate()));
+    webSocket.on('close', release);
+    connection.on('close', endSoon);
     releases.set(connection, release);
     boundControlFrames(webSocket, clock);
   });
@@ -72,8 +79,8 @@ function boundControlFrames(webSocket: WebSocketOfEngine, clock: Clock): void {
 /** What is used of the WebSocket under a connection: the only transport that there is. */
 interface WebSocketOfEngine {
   readonly bufferedAmount: number;
-  on(event: 'ping' | 'pong', listener: () => void): void;
-  once(event: 'close', listener: () => void): void;
+  on(event: 'ping' | 'pong' | 'close', listener: () => void): void;
+  off(event: 'close', listener: () => void): void;
   terminate(): void;
 }
 

@@ -18,18 +18,28 @@ const TIMER_DELAY_MAX_MS = 2 ** 31 - 1;
 
 export const systemClock: Clock = {
   nowMs: () => Date.now(),
-  after(delayMs, action) {
-    const dueMs = Date.now() + delayMs;
-    let handle: NodeJS.Timeout;
-    const arm = (): void => {
-      const leftMs = Math.max(0, dueMs - Date.now());
-      handle = setTimeout(leftMs > TIMER_DELAY_MAX_MS ? arm : action, Math.min(leftMs, TIMER_DELAY_MAX_MS));
-      handle.unref();
-    };
-    arm();
-    return { cancel: () => clearTimeout(handle) };
-  },
+  after: (delayMs, action) => new SystemTimer(delayMs, action),
 };
+
+/** A class, because every open socket holds one. */
+class SystemTimer implements Timer {
+  #handle: NodeJS.Timeout;
+
+  constructor(delayMs: number, action: () => void) {
+    this.#handle = this.#arm(Math.max(0, delayMs), action);
+  }
+
+  cancel(): void {
+    clearTimeout(this.#handle);
+  }
+
+  #arm(leftMs: number, action: () => void): NodeJS.Timeout {
+    if (leftMs <= TIMER_DELAY_MAX_MS) return setTimeout(action, leftMs).unref();
+    return setTimeout(() => {
+      this.#handle = this.#arm(leftMs - TIMER_DELAY_MAX_MS, action);
+    }, TIMER_DELAY_MAX_MS).unref();
+  }
+}
 
 /** For measuring: it tells fractions of a millisecond and never steps back. Its timers are the system's. */
 export const steadyClock: Clock = {
