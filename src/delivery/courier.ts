@@ -11,7 +11,7 @@ import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
 import type { DeliveryReports } from './reports.ts';
 import { isRevoked, type TokenAge } from './revocation.ts';
-import { createSession, type ServedSocket, type Session } from './session.ts';
+import { createSession, type ServedSocket, type Session, type SessionShared } from './session.ts';
 
 export interface CourierParts {
   messages: MessageStore;
@@ -66,6 +66,8 @@ export function createCourier(parts: CourierParts): Courier {
     bus.release({ device: session.device, fence: session.fence });
   }
 
+  const shared: SessionShared = { ...parts, forget };
+
   async function lookAround(): Promise<void> {
     for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {
       sessions.get(addressKey(device))?.look();
@@ -86,7 +88,7 @@ export function createCourier(parts: CourierParts): Courier {
     async attach(device, socket, token = { issuedAtMs: null }) {
       const { fence, lowNoticeVersion, revokedAtMs } = await messages.connect(device);
       if (isRevoked(token, revokedAtMs)) throw new GatewayError('FORBIDDEN', 'the device was revoked');
-      const session = createSession({ ...parts, device, token, fence, lowNoticeVersion, socket, forget });
+      const session = createSession(shared, { device, token, fence, lowNoticeVersion, socket });
       if (!socket.isOpen()) {
         // One that ended while it was numbered must not displace one that came after it.
         session.detach();

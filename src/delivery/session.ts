@@ -92,19 +92,24 @@ export interface Session {
   detach(): void;
 }
 
-export interface SessionParts {
-  device: DeviceAddress;
-  token: TokenAge;
-  fence: number;
-  lowNoticeVersion: number;
-  socket: ServedSocket;
+/** What all sessions of a node work with. */
+export interface SessionShared {
   messages: MessageStore;
-  bounces: Bounces;
+  bounces: Pick<Bounces, 'settle'>;
   clock: Clock;
   log: Log;
   lowThreshold: number;
   reports: DeliveryReports;
   forget(session: Session): void;
+}
+
+/** What one session begins with. */
+export interface SessionStart {
+  device: DeviceAddress;
+  token: TokenAge;
+  fence: number;
+  lowNoticeVersion: number;
+  socket: ServedSocket;
 }
 
 /** After a failure of the store, look again this much later. */
@@ -137,168 +142,190 @@ interface PushedPage {
   isSettling: boolean;
 }
 
-export function createSession(parts: SessionParts): Session {
-  const { device, fence, socket, messages, bounces, clock, log, lowThreshold, reports } = parts;
-  const me: Reader = { device, fence };
-  let state: GateState = CONNECTED;
-  let opening: Opening | null = null;
-  /** The window: a client that says that it is ready, or closes its gate, has read no more by that. */
-  const window = new Set<PushedPage>();
-  /** How often the gate was closed. */
-  let closings = 0;
-  /** A validation of a newer key set than the one that the gate is open on. */
-  let validatedAhead: number | null = null;
-  let noticeVersion = parts.lowNoticeVersion;
-  /** `clientReady` is followed by a notice where a pool is low, also if it was so before. */
-  let lowNoticeOwed = false;
-  let knownToHaveKeys = false;
-  /** Changes of this socket's own that have ended: what was asked before the last of them says nothing of now. */
-  let ownChanges = 0;
-  let { token } = parts;
-  let paused = false;
-  let ended = false;
-  let looking = false;
-  let lookAgain = false;
-  let readCount = 0;
-  /** Whether something may wait that is not in the window, as far as the reads have shown. */
-  let mayWait = true;
-  /** What was handed over in this turn, and goes out at its end. */
-  let handed: { page: PushedPage; envelopes: QueuedEnvelope[] } | null = null;
-  let timer: Timer | null = null;
-  let timerDueMs = Number.POSITIVE_INFINITY;
+export function createSession(shared: SessionShared, start: SessionStart): Session {
+  return new DeviceSession(shared, start);
+}
 
-  function apply(event: GateEvent): void {
-    const before = state;
-    const next = step(state, event);
-    state = next.state;
-    if (state.name !== before.name || keyVersionOf(state) !== keyVersionOf(before)) {
-      const closing = next.effects.find((effect) => effect.name === 'close');
-      reports.gateMoved(me, before, state, closing?.reason ?? null);
-    }
-    for (const effect of next.effects) carryOut(effect);
+/** A class, because every open socket has one: methods of its own would be half of what it holds while it idles. */
+class DeviceSession implements Session {
+  readonly device: DeviceAddress;
+  readonly fence: number;
+  readonly #shared: SessionShared;
+  readonly #me: Reader;
+  readonly #socket: ServedSocket;
+  #state: GateState = CONNECTED;
+  #opening: Opening | null = null;
+  /** The window: a client that says that it is ready, or closes its gate, has read no more by that. */
+  readonly #window = new Set<PushedPage>();
+  /** How often the gate was closed. */
+  #closings = 0;
+  /** A validation of a newer key set than the one that the gate is open on. */
+  #validatedAhead: number | null = null;
+  #noticeVersion: number;
+  /** `clientReady` is followed by a notice where a pool is low, also if it was so before. */
+  #lowNoticeOwed = false;
+  #knownToHaveKeys = false;
+  /** Changes of this socket's own that have ended: what was asked before the last of them says nothing of now. */
+  #ownChanges = 0;
+  #token: TokenAge;
+  #paused = false;
+  #ended = false;
+  #looking = false;
+  #lookAgain = false;
+  #readCount = 0;
+  /** Whether something may wait that is not in the window, as far as the reads have shown. */
+  #mayWait = true;
+  /** What was handed over in this turn, and goes out at its end. */
+  #handed: { page: PushedPage; envelopes: QueuedEnvelope[] } | null = null;
+  #timer: Timer | null = null;
+  #timerDueMs = Number.POSITIVE_INFINITY;
+  constructor(shared: SessionShared, start: SessionStart) {
+    this.device = start.device;
+    this.fence = start.fence;
+    this.#shared = shared;
+    this.#me = { device: start.device, fence: start.fence };
+    this.#socket = start.socket;
+    this.#noticeVersion = start.lowNoticeVersion;
+    this.#token = start.token;
   }
 
-  function carryOut(effect: GateEffect): void {
+  #apply(event: GateEvent): void {
+    const before = this.#state;
+    const next = step(this.#state, event);
+    this.#state = next.state;
+    if (this.#state.name !== before.name || keyVersionOf(this.#state) !== keyVersionOf(before)) {
+      const closing = next.effects.find((effect) => effect.name === 'close');
+      this.#shared.reports.gateMoved(this.#me, before, this.#state, closing?.reason ?? null);
+    }
+    for (const effect of next.effects) this.#carryOut(effect);
+  }
+
+  #carryOut(effect: GateEffect): void {
     switch (effect.name) {
       case 'deliver':
-        session.look();
+        this.look();
         break;
       case 'close':
         // What is in flight stays pending: a late acknowledgement still counts, another opening offers it again.
-        opening = null;
-        closings += 1;
-        for (const page of window) page.isVoid = true;
-        socket.push('gateClosed', { reason: effect.reason, keyVersion: effect.keyVersion });
+        this.#opening = null;
+        this.#closings += 1;
+        for (const page of this.#window) page.isVoid = true;
+        this.#socket.push('gateClosed', { reason: effect.reason, keyVersion: effect.keyVersion });
         break;
     }
   }
 
   /** Looks once, and once more for everything that asked meanwhile. */
-  async function lookUntilQuiet(): Promise<void> {
-    looking = true;
-    while (lookAgain && !ended) {
-      lookAgain = false;
+  async #lookUntilQuiet(): Promise<void> {
+    this.#looking = true;
+    while (this.#lookAgain && !this.#ended) {
+      this.#lookAgain = false;
       try {
-        if (state.name === 'open' && !paused) await drain();
+        if (this.#state.name === 'open' && !this.#paused) await this.#drain();
         else {
-          const start = now();
-          learn(await messages.prove(device), start);
+          const start = this.#now();
+          this.#learn(await this.#shared.messages.prove(this.device), start);
         }
       } catch (error) {
-        log.warn({ device: addressKey(device), error: error as Error }, 'looking at a device failed');
-        lookAt(clock.nowMs() + RETRY_MS);
+        this.#shared.log.warn(
+          { device: addressKey(this.device), error: error as Error },
+          'looking at a device failed',
+        );
+        this.#lookAt(this.#shared.clock.nowMs() + RETRY_MS);
       }
     }
-    looking = false;
+    this.#looking = false;
   }
 
-  function now(): Start {
-    return { state, ownChanges };
+  #now(): Start {
+    return { state: this.#state, ownChanges: this.#ownChanges };
   }
 
-  function knowKeys(hasKeys: boolean, start: Start): void {
-    if (start.ownChanges === ownChanges) knownToHaveKeys = hasKeys;
+  #knowKeys(hasKeys: boolean, start: Start): void {
+    if (start.ownChanges === this.#ownChanges) this.#knownToHaveKeys = hasKeys;
   }
 
   /** Takes in what a statement proved. @returns whether the gate is open at the proven version */
-  function learn(proof: DeviceProof | null, start: Start): boolean {
-    if (ended) return false;
+  #learn(proof: DeviceProof | null, start: Start): boolean {
+    if (this.#ended) return false;
     if (proof === null) {
-      if (start.state.name !== 'connected') findRestored(0);
+      if (start.state.name !== 'connected') this.#findRestored(0);
       return false;
     }
-    if (leftAsRevoked(proof)) return false;
-    knowKeys(proof.hasKeys, start);
+    if (this.#leftAsRevoked(proof)) return false;
+    this.#knowKeys(proof.hasKeys, start);
     // An open gate was served under its number: a backup was restored that had not heard of it.
-    if (proof.fence < fence && start.state.name === 'open') {
-      findRestored(proof.keyVersion);
+    if (proof.fence < this.fence && start.state.name === 'open') {
+      this.#findRestored(proof.keyVersion);
       return false;
     }
-    if (proof.fence > fence) {
-      session.displace();
+    if (proof.fence > this.fence) {
+      this.displace();
       return false;
     }
-    if (lowNoticeOwed || proof.lowNoticeVersion > noticeVersion) {
-      lowNoticeOwed = false;
-      noticeVersion = Math.max(noticeVersion, proof.lowNoticeVersion);
-      if (isLow(proof)) pushPreKeysLow(proof);
+    if (this.#lowNoticeOwed || proof.lowNoticeVersion > this.#noticeVersion) {
+      this.#lowNoticeOwed = false;
+      this.#noticeVersion = Math.max(this.#noticeVersion, proof.lowNoticeVersion);
+      if (this.#isLow(proof)) this.#pushPreKeysLow(proof);
     }
-    follow(proof, start);
-    return state.name === 'open' && state.keyVersion === proof.keyVersion;
+    this.#follow(proof, start);
+    return this.#state.name === 'open' && this.#state.keyVersion === proof.keyVersion;
   }
 
   /** Whether this socket's token was revoked: then it is told so, and ends. */
-  function leftAsRevoked({ revokedAtMs, keyVersion }: DeviceProof): boolean {
-    if (!isRevoked(token, revokedAtMs)) return false;
-    socket.push('gateClosed', { reason: 'deviceRevoked', keyVersion });
-    session.detach();
-    socket.close('its device was revoked');
+  #leftAsRevoked({ revokedAtMs, keyVersion }: DeviceProof): boolean {
+    if (!isRevoked(this.#token, revokedAtMs)) return false;
+    this.#socket.push('gateClosed', { reason: 'deviceRevoked', keyVersion });
+    this.detach();
+    this.#socket.close('its device was revoked');
     return true;
   }
 
   /** Voids all that was proven: of the keys that the client compared with, the store may know nothing any more. */
-  function findRestored(keyVersion: number): void {
-    validatedAhead = null;
-    if (keyVersion === 0) knownToHaveKeys = false;
-    apply({ name: 'keysChanged', keyVersion, reason: 'serverRestored' });
+  #findRestored(keyVersion: number): void {
+    this.#validatedAhead = null;
+    if (keyVersion === 0) this.#knownToHaveKeys = false;
+    this.#apply({ name: 'keysChanged', keyVersion, reason: 'serverRestored' });
   }
 
   /** Tells the gate which version a statement proved that began at `start`. */
-  function follow(proof: DeviceProof, start: Start): void {
-    const keyVersion = keyVersionOf(state);
+  #follow(proof: DeviceProof, start: Start): void {
+    const keyVersion = keyVersionOf(this.#state);
     if (keyVersion === null || proof.keyVersion === keyVersion) return;
     // A version that went back while no change of ours was under way: an older backup was restored.
     if (proof.keyVersion < keyVersion && keyVersion === keyVersionOf(start.state)) {
-      findRestored(proof.keyVersion);
+      this.#findRestored(proof.keyVersion);
     } else {
-      apply({ name: 'keysChanged', keyVersion: proof.keyVersion, reason: reasonOf(proof) });
+      this.#apply({ name: 'keysChanged', keyVersion: proof.keyVersion, reason: this.#reasonOf(proof) });
     }
   }
 
-  function reasonOf(proof: DeviceProof): GateClosedReason {
+  #reasonOf(proof: DeviceProof): GateClosedReason {
     if (!proof.hasKeys) return 'keysReset';
-    return proof.identityVersion === opening?.identityVersion ? 'keysRotated' : 'identityReplaced';
+    return proof.identityVersion === this.#opening?.identityVersion ? 'keysRotated' : 'identityReplaced';
   }
 
-  function isLow(proof: DeviceProof): boolean {
+  #isLow(proof: DeviceProof): boolean {
     const { ec, pq } = proof.availableCounts;
-    return proof.hasKeys && (ec < lowThreshold || (proof.offersPq && pq < lowThreshold));
+    return (
+      proof.hasKeys && (ec < this.#shared.lowThreshold || (proof.offersPq && pq < this.#shared.lowThreshold))
+    );
   }
 
-  function pushPreKeysLow(proof: DeviceProof): void {
-    socket.push('preKeysLow', {
+  #pushPreKeysLow(proof: DeviceProof): void {
+    this.#socket.push('preKeysLow', {
       availableCount: proof.availableCounts.ec,
       pqAvailableCount: proof.availableCounts.pq,
-      threshold: lowThreshold,
+      threshold: this.#shared.lowThreshold,
       countVersion: proof.countVersion,
     });
   }
 
   /** What the window still takes; null where an acknowledgement must come first. A page holds its first envelope whatever its size. */
-  function roomInWindow(): { envelopes: number; bytes: number } | null {
+  #roomInWindow(): { envelopes: number; bytes: number } | null {
     let envelopes = WINDOW_ENVELOPES_MAX;
     let bytes = WINDOW_BYTES_MAX;
-    for (const page of window) {
+    for (const page of this.#window) {
       envelopes -= page.sequences.size;
       bytes -= page.bytes;
     }
@@ -306,130 +333,133 @@ export function createSession(parts: SessionParts): Session {
   }
 
   /** Reads and pushes pages until the queue or the window ends. */
-  async function drain(): Promise<void> {
-    while (state.name === 'open' && opening !== null && !paused && !ended) {
-      const current = opening;
-      const closingsAtStart = closings;
-      const room = roomInWindow();
-      mayWait = true;
+  async #drain(): Promise<void> {
+    while (this.#state.name === 'open' && this.#opening !== null && !this.#paused && !this.#ended) {
+      const current = this.#opening;
+      const closingsAtStart = this.#closings;
+      const room = this.#roomInWindow();
+      this.#mayWait = true;
       // An acknowledgement makes room and looks again.
       if (room === null) return;
-      const start = now();
-      readCount += 1;
-      const page = await messages.read(me, {
-        inFlight: inFlight(),
+      const start = this.#now();
+      this.#readCount += 1;
+      const page = await this.#shared.messages.read(this.#me, {
+        inFlight: this.#inFlight(),
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room.envelopes),
         bytesMax: Math.min(PAGE_BYTES_MAX, room.bytes),
-        nowMs: clock.nowMs(),
+        nowMs: this.#shared.clock.nowMs(),
       });
-      if (!learn(page?.proof ?? null, start) || page === null) return;
+      if (!this.#learn(page?.proof ?? null, start) || page === null) return;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
-      if (closings !== closingsAtStart) continue;
+      if (this.#closings !== closingsAtStart) continue;
       // Before what is pushed of it: under steady traffic no page may ever be empty.
-      announceEmpty(current, page.oldestSequence);
-      if (page.nextDueAtMs !== null) lookAt(page.nextDueAtMs);
+      this.#announceEmpty(current, page.oldestSequence);
+      if (page.nextDueAtMs !== null) this.#lookAt(page.nextDueAtMs);
       if (page.unreadable.length > 0) {
-        await messages.bounce(device, page.unreadable);
-        await bounces.settle(device);
+        await this.#shared.messages.bounce(this.device, page.unreadable);
+        await this.#shared.bounces.settle(this.device);
       }
-      if (closings !== closingsAtStart || paused || ended) continue;
-      if (page.envelopes.length > 0) pushPage(page.envelopes);
+      if (this.#closings !== closingsAtStart || this.#paused || this.#ended) continue;
+      if (page.envelopes.length > 0) this.#pushPage(page.envelopes);
       if (!page.more && page.unreadable.length === 0) {
-        mayWait = false;
+        this.#mayWait = false;
         return;
       }
     }
   }
 
   /** @param current what the gate was open for when the read began that found `oldestSequence` */
-  function announceEmpty(current: Opening, oldestSequence: number | null): void {
-    if (opening !== current || current.emptyAnnounced) return;
+  #announceEmpty(current: Opening, oldestSequence: number | null): void {
+    if (this.#opening !== current || current.emptyAnnounced) return;
     if (oldestSequence !== null && oldestSequence <= current.boundary) return;
     // The store has deleted what an acknowledgement under way has not been counted for: its end looks again.
-    for (const page of window) {
+    for (const page of this.#window) {
       if (page.isVoid && !page.isSettling) continue;
       for (const sequence of page.sequences.values()) if (sequence <= current.boundary) return;
     }
     current.emptyAnnounced = true;
-    socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
+    this.#socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
   }
 
   /** What is not to be read again. */
-  function inFlight(): number[] {
-    return [...window].flatMap((page) => (page.isVoid ? [] : [...page.sequences.values()]));
+  #inFlight(): number[] {
+    return [...this.#window].flatMap((page) => (page.isVoid ? [] : [...page.sequences.values()]));
   }
 
-  function isInFlight(sequence: number): boolean {
-    for (const page of window) {
+  #isInFlight(sequence: number): boolean {
+    for (const page of this.#window) {
       if (page.isVoid) continue;
       for (const pushed of page.sequences.values()) if (pushed === sequence) return true;
     }
     return false;
   }
 
-  function emptyPage(): PushedPage {
+  #emptyPage(): PushedPage {
     const page = {
       sequences: new Map<string, number>(),
       bytes: 0,
-      pushedAtMs: clock.nowMs(),
+      pushedAtMs: this.#shared.clock.nowMs(),
       isVoid: false,
       isSettling: false,
     };
-    window.add(page);
+    this.#window.add(page);
     return page;
   }
 
-  function addTo(page: PushedPage, envelope: QueuedEnvelope): void {
+  #addTo(page: PushedPage, envelope: QueuedEnvelope): void {
     page.sequences.set(envelope.id, envelope.sequence);
     page.bytes += contentBytesOf(envelope);
   }
 
-  function pushPage(envelopes: QueuedEnvelope[]): void {
-    const page = emptyPage();
-    for (const envelope of envelopes) addTo(page, envelope);
-    push(page, envelopes);
+  #pushPage(envelopes: QueuedEnvelope[]): void {
+    const page = this.#emptyPage();
+    for (const envelope of envelopes) this.#addTo(page, envelope);
+    this.#push(page, envelopes);
   }
 
   /** At the end of the turn, so that what was stored together goes out together. */
-  function pushHanded(): void {
-    if (handed === null) return;
-    const { page, envelopes } = handed;
-    handed = null;
-    if (page.isVoid || paused || ended) {
+  #pushHanded(): void {
+    if (this.#handed === null) return;
+    const { page, envelopes } = this.#handed;
+    this.#handed = null;
+    if (page.isVoid || this.#paused || this.#ended) {
       // It waits in the queue like everything else.
-      window.delete(page);
-      session.look();
-    } else push(page, envelopes);
+      this.#window.delete(page);
+      this.look();
+    } else this.#push(page, envelopes);
   }
 
-  function push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
-    reports.pushed(me, envelopes);
-    void socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
+  #push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
+    this.#shared.reports.pushed(this.#me, envelopes);
+    void this.#socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
       if (acknowledgement === null) {
-        window.delete(page);
+        this.#window.delete(page);
         // The client may have been told that the gate is closed and have dropped the page: that is no silence.
-        if (page.isVoid) session.look();
-        else if (!ended) socket.close('a push was not acknowledged in time');
+        if (page.isVoid) this.look();
+        else if (!this.#ended) this.#socket.close('a push was not acknowledged in time');
         return;
       }
       page.isSettling = true;
       let isAllGone = false;
       try {
-        isAllGone = await settlePage(page, acknowledgement);
-        reports.settled(me, acknowledgement);
+        isAllGone = await this.#settlePage(page, acknowledgement);
+        this.#shared.reports.settled(this.#me, acknowledgement);
       } catch (error) {
-        log.warn({ device: addressKey(device), error: error as Error }, 'an acknowledgement was not stored');
-        lookAt(clock.nowMs() + RETRY_MS);
+        this.#shared.log.warn(
+          { device: addressKey(this.device), error: error as Error },
+          'an acknowledgement was not stored',
+        );
+        this.#lookAt(this.#shared.clock.nowMs() + RETRY_MS);
       } finally {
-        window.delete(page);
+        this.#window.delete(page);
         // Where the last read found nothing beyond the window, there is nothing to look for.
-        if (!isAllGone || page.isVoid || mayWait || opening?.emptyAnnounced !== true) session.look();
+        if (!isAllGone || page.isVoid || this.#mayWait || this.#opening?.emptyAnnounced !== true) this.look();
       }
     });
   }
 
   /** @returns whether every envelope of the page was processed, and was this session's to delete */
-  async function settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
+  async #settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
     const left = new Map(page.sequences);
     const processed: number[] = [];
     for (const id of acknowledgement.processed) {
@@ -450,194 +480,207 @@ export function createSession(parts: SessionParts): Session {
 
     let isAllGone = failures.length === 0;
     if (processed.length > 0) {
-      const count = await messages.acknowledge(me, processed);
+      const count = await this.#shared.messages.acknowledge(this.#me, processed);
       isAllGone &&= count === processed.length;
       // What was pushed before a second `clientReady` and processed after it counts for the second.
-      if (opening !== null) opening.deliveredCount += count;
+      if (this.#opening !== null) this.#opening.deliveredCount += count;
     }
     if (failures.length > 0) {
-      const { nextDueAtMs, bounced } = await messages.putOff(me, failures, clock.nowMs());
-      if (nextDueAtMs !== null) lookAt(nextDueAtMs);
-      if (bounced) await bounces.settle(device);
+      const { nextDueAtMs, bounced } = await this.#shared.messages.putOff(
+        this.#me,
+        failures,
+        this.#shared.clock.nowMs(),
+      );
+      if (nextDueAtMs !== null) this.#lookAt(nextDueAtMs);
+      if (bounced) await this.#shared.bounces.settle(this.device);
     }
     return isAllGone;
   }
 
   /** Looks at `dueMs`, or before. */
-  function lookAt(dueMs: number): void {
-    if (ended || dueMs >= timerDueMs) return;
-    timer?.cancel();
-    timerDueMs = dueMs;
-    timer = clock.after(Math.max(0, dueMs - clock.nowMs()), () => {
-      timerDueMs = Number.POSITIVE_INFINITY;
-      session.look();
+  #lookAt(dueMs: number): void {
+    if (this.#ended || dueMs >= this.#timerDueMs) return;
+    this.#timer?.cancel();
+    this.#timerDueMs = dueMs;
+    this.#timer = this.#shared.clock.after(Math.max(0, dueMs - this.#shared.clock.nowMs()), () => {
+      this.#timerDueMs = Number.POSITIVE_INFINITY;
+      this.look();
     });
   }
 
-  const session: Session = {
-    device,
-    fence,
-    gate: () => state,
+  gate(): GateState {
+    return this.#state;
+  }
 
-    window() {
-      let count = 0;
-      let bytes = 0;
-      let oldestPushAtMs: number | null = null;
-      for (const page of window) {
-        oldestPushAtMs ??= page.pushedAtMs;
-        count += page.sequences.size;
-        bytes += page.bytes;
+  window(): ReturnType<Session['window']> {
+    let count = 0;
+    let bytes = 0;
+    let oldestPushAtMs: number | null = null;
+    for (const page of this.#window) {
+      oldestPushAtMs ??= page.pushedAtMs;
+      count += page.sequences.size;
+      bytes += page.bytes;
+    }
+    return {
+      count,
+      bytes,
+      isFull: count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX,
+      oldestPushAtMs,
+    };
+  }
+
+  reader(): ReturnType<Session['reader']> {
+    return {
+      ...this.#me,
+      keyVersion: this.#state.name === 'open' ? this.#state.keyVersion : 0,
+      lowNoticeVersion: this.#noticeVersion,
+      inFlight: this.#inFlight().length,
+    };
+  }
+
+  validated(keyVersion: number): void {
+    this.#apply({ name: 'validated', keyVersion });
+    if (this.#state.name !== 'open' || keyVersion <= this.#state.keyVersion) return;
+    // The notice of a change was lost, or is on its way: the look closes the gate and tells why.
+    this.#validatedAhead = keyVersion;
+    this.look();
+  }
+
+  async ready(broughtKeyVersion: number | null): ReturnType<Session['ready']> {
+    const start = this.#now();
+    const validatedVersion = keyVersionOf(start.state);
+    const keyVersion =
+      broughtKeyVersion ??
+      (validatedVersion === null ? null : Math.max(validatedVersion, this.#validatedAhead ?? 0));
+    if (keyVersion === null) {
+      if (!(await this.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
+      throw new GatewayError('KEYS_NOT_VALIDATED');
+    }
+    const result = await this.#shared.messages.serve(this.#me, keyVersion, this.#shared.clock.nowMs());
+    if (result === null) this.#learn(null, start);
+    if (result !== null && this.#leftAsRevoked(result.proof)) throw new GatewayError('FORBIDDEN');
+    if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
+    this.#follow(result.proof, start);
+    if (!result.served) {
+      this.#learn(result.proof, start);
+      if (result.proof.fence > this.fence) {
+        throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
       }
-      return {
-        count,
-        bytes,
-        isFull: count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX,
-        oldestPushAtMs,
-      };
-    },
+      throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, {
+        details: { keyVersion: result.proof.keyVersion },
+      });
+    }
+    this.#knowKeys(true, start);
+    this.#lowNoticeOwed = true;
+    this.#apply({ name: 'validated', keyVersion });
+    this.#opening = {
+      identityVersion: result.proof.identityVersion,
+      boundary: result.newestSequence,
+      deliveredCount: 0,
+      emptyAnnounced: false,
+    };
+    this.#apply({ name: 'opened', keyVersion });
+    const { name, keyVersion: newest } = this.gate() as Exclude<GateState, { name: 'connected' }>;
+    if (name !== 'open') {
+      // A newer key set was validated while the store answered for this one.
+      this.#opening = null;
+      throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, { details: { keyVersion: newest } });
+    }
+    this.#validatedAhead = null;
+    // An own rotation may have carried the gate on meanwhile: then this opening is the one to deliver for.
+    this.look();
+    return { pendingCount: result.pendingCount, keyVersion };
+  }
 
-    reader: () => ({
-      ...me,
-      keyVersion: state.name === 'open' ? state.keyVersion : 0,
-      lowNoticeVersion: noticeVersion,
-      inFlight: inFlight().length,
-    }),
+  async change<Outcome extends { rotation: boolean; data: { keyVersion: number } }>(
+    change: () => Promise<Outcome>,
+  ): Promise<Outcome> {
+    this.#apply({ name: 'rotationStarted' });
+    let keyVersion: number | null = null;
+    try {
+      const outcome = await change();
+      if (outcome.rotation) keyVersion = outcome.data.keyVersion;
+      return outcome;
+    } finally {
+      this.#knownToHaveKeys = false;
+      this.#ownChanges += 1;
+      this.#apply({ name: 'rotationEnded', keyVersion });
+      // Where it was more than a rotation, the store's version tells.
+      this.look();
+    }
+  }
 
-    validated(keyVersion) {
-      apply({ name: 'validated', keyVersion });
-      if (state.name !== 'open' || keyVersion <= state.keyVersion) return;
-      // The notice of a change was lost, or is on its way: the look closes the gate and tells why.
-      validatedAhead = keyVersion;
-      session.look();
-    },
+  async hasKeys(): Promise<boolean> {
+    if (this.#knownToHaveKeys) return true;
+    const start = this.#now();
+    const hasKeys = (await this.#shared.messages.prove(this.device))?.hasKeys ?? false;
+    this.#knowKeys(hasKeys, start);
+    return hasKeys;
+  }
 
-    async ready(broughtKeyVersion) {
-      const start = now();
-      const validatedVersion = keyVersionOf(start.state);
-      const keyVersion =
-        broughtKeyVersion ??
-        (validatedVersion === null ? null : Math.max(validatedVersion, validatedAhead ?? 0));
-      if (keyVersion === null) {
-        if (!(await session.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
-        throw new GatewayError('KEYS_NOT_VALIDATED');
-      }
-      const result = await messages.serve(me, keyVersion, clock.nowMs());
-      if (result === null) learn(null, start);
-      if (result !== null && leftAsRevoked(result.proof)) throw new GatewayError('FORBIDDEN');
-      if (result === null || !result.proof.hasKeys) throw new GatewayError('KEYS_NOT_UPLOADED');
-      follow(result.proof, start);
-      if (!result.served) {
-        learn(result.proof, start);
-        if (result.proof.fence > fence) {
-          throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
-        }
-        throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, {
-          details: { keyVersion: result.proof.keyVersion },
-        });
-      }
-      knowKeys(true, start);
-      lowNoticeOwed = true;
-      apply({ name: 'validated', keyVersion });
-      opening = {
-        identityVersion: result.proof.identityVersion,
-        boundary: result.newestSequence,
-        deliveredCount: 0,
-        emptyAnnounced: false,
-      };
-      apply({ name: 'opened', keyVersion });
-      const { name, keyVersion: newest } = session.gate() as Exclude<GateState, { name: 'connected' }>;
-      if (name !== 'open') {
-        // A newer key set was validated while the store answered for this one.
-        opening = null;
-        throw new GatewayError('KEYS_OUT_OF_SYNC', undefined, { details: { keyVersion: newest } });
-      }
-      validatedAhead = null;
-      // An own rotation may have carried the gate on meanwhile: then this opening is the one to deliver for.
-      session.look();
-      return { pendingCount: result.pendingCount, keyVersion };
-    },
+  readCount(): number | null {
+    return this.#looking ? null : this.#readCount;
+  }
 
-    async change(change) {
-      apply({ name: 'rotationStarted' });
-      let keyVersion: number | null = null;
-      try {
-        const outcome = await change();
-        if (outcome.rotation) keyVersion = outcome.data.keyVersion;
-        return outcome;
-      } finally {
-        knownToHaveKeys = false;
-        ownChanges += 1;
-        apply({ name: 'rotationEnded', keyVersion });
-        // Where it was more than a rotation, the store's version tells.
-        session.look();
-      }
-    },
+  handOver(envelope: QueuedEnvelope, stored: StoredMessage, readCountBefore: number): boolean {
+    // Whoever drains may be about to read it himself, or has read it.
+    if (this.#ended || this.#paused || this.#looking || this.#readCount !== readCountBefore) return false;
+    if (this.#state.name !== 'open' || this.#opening?.emptyAnnounced !== true || this.#mayWait) return false;
+    const isCurrent =
+      stored.fence === this.fence &&
+      stored.keyVersion === this.#state.keyVersion &&
+      stored.identityVersion === this.#opening.identityVersion;
+    if (
+      !isCurrent ||
+      stored.waiting === null ||
+      !stored.waiting.every((sequence) => this.#isInFlight(sequence))
+    )
+      return false;
+    if (this.#roomInWindow() === null) return false;
+    const bytes = contentBytesOf(envelope);
+    const isFull =
+      this.#handed !== null &&
+      (this.#handed.envelopes.length === PAGE_ENVELOPES_MAX ||
+        this.#handed.page.bytes + bytes > PAGE_BYTES_MAX);
+    if (isFull || this.#handed?.page.isVoid) this.#pushHanded();
+    if (this.#handed === null) {
+      this.#handed = { page: this.#emptyPage(), envelopes: [] };
+      setImmediate(() => this.#pushHanded());
+    }
+    this.#addTo(this.#handed.page, envelope);
+    this.#handed.envelopes.push(envelope);
+    return true;
+  }
 
-    async hasKeys() {
-      if (knownToHaveKeys) return true;
-      const start = now();
-      const hasKeys = (await messages.prove(device))?.hasKeys ?? false;
-      knowKeys(hasKeys, start);
-      return hasKeys;
-    },
+  look(): void {
+    this.#lookAgain = true;
+    if (!this.#looking && !this.#ended) void this.#lookUntilQuiet();
+  }
 
-    readCount: () => (looking ? null : readCount),
+  pause(): void {
+    this.#paused = true;
+  }
 
-    handOver(envelope, stored, readCountBefore) {
-      // Whoever drains may be about to read it himself, or has read it.
-      if (ended || paused || looking || readCount !== readCountBefore) return false;
-      if (state.name !== 'open' || opening?.emptyAnnounced !== true || mayWait) return false;
-      const isCurrent =
-        stored.fence === fence &&
-        stored.keyVersion === state.keyVersion &&
-        stored.identityVersion === opening.identityVersion;
-      if (!isCurrent || stored.waiting === null || !stored.waiting.every(isInFlight)) return false;
-      if (roomInWindow() === null) return false;
-      const bytes = contentBytesOf(envelope);
-      const isFull =
-        handed !== null &&
-        (handed.envelopes.length === PAGE_ENVELOPES_MAX || handed.page.bytes + bytes > PAGE_BYTES_MAX);
-      if (isFull || handed?.page.isVoid) pushHanded();
-      if (handed === null) {
-        handed = { page: emptyPage(), envelopes: [] };
-        setImmediate(pushHanded);
-      }
-      addTo(handed.page, envelope);
-      handed.envelopes.push(envelope);
-      return true;
-    },
+  resume(newer: TokenAge): void {
+    this.#token = newer;
+    this.#paused = false;
+    this.look();
+  }
 
-    look() {
-      lookAgain = true;
-      if (!looking && !ended) void lookUntilQuiet();
-    },
+  displace(): void {
+    if (this.#ended) return;
+    this.#socket.push('displaced', {});
+    this.detach();
+    this.#socket.displace();
+  }
 
-    pause() {
-      paused = true;
-    },
-
-    resume(newer) {
-      token = newer;
-      paused = false;
-      session.look();
-    },
-
-    displace() {
-      if (ended) return;
-      socket.push('displaced', {});
-      session.detach();
-      socket.displace();
-    },
-
-    detach() {
-      if (ended) return;
-      ended = true;
-      opening = null;
-      timer?.cancel();
-      parts.forget(session);
-    },
-  };
-  return session;
+  detach(): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#opening = null;
+    this.#timer?.cancel();
+    this.#shared.forget(this);
+  }
 }
 
 function keyVersionOf(state: GateState): number | null {

@@ -8,17 +8,20 @@ import { GatewayError } from '../protocol/errors.ts';
 import {
   inputIsOptional,
   type MessagesAcknowledgement,
+  type PushName,
+  type PushPayload,
   pushes,
   type Reply,
   type RequestName,
   requests,
 } from '../protocol/events.ts';
+import type { DeviceAddress } from '../protocol/ids.ts';
 import { ACKNOWLEDGEMENT_TIMEOUT_MS } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
-import type { RequestContext } from '../requests/handlers.ts';
-import type { Observer } from '../requests/observe.ts';
+import type { Connection, RequestContext } from '../requests/handlers.ts';
+import type { LiveSocket, LiveSocketFacts, Observer } from '../requests/observe.ts';
 import { frameBytesOf } from './parser.ts';
 import { webSocketOf } from './strangers.ts';
 
@@ -61,182 +64,206 @@ export async function acceptConnection(
   socket: GatewaySocket,
   caller: Caller,
 ): Promise<void> {
-  const { courier, dispatch, observer, clock } = parts;
-  const { device } = caller;
   // It may have ended while its token was checked, and then nobody tells of its end any more.
   if (socket.conn.readyState !== 'open') return;
-  let ended = false;
-  let session: Session | null = null;
-  const unanswered = new Set<() => void>();
+  await new DeviceConnection(parts, socket, caller).begin(caller);
+}
 
-  const served: ServedSocket = {
-    isOpen: () => !ended,
-    push: (name, payload) => {
-      observer.pushSent(device, session?.fence ?? null, name, payload);
-      (socket.emit as (event: string, body: unknown) => void)(name, payload);
-    },
-    pushMessages,
-    close,
-    displace: () => {
-      end('displaced');
-      // Socket.IO ignores this for a socket that is still being taken in: its door does it then.
-      socket.data.isDisplaced = true;
-      socket.disconnect(true);
-    },
-  };
+/** A class, because every open socket has one: methods of its own would be much of what it holds while it idles. */
+class DeviceConnection implements ServedSocket, LiveSocket, Connection {
+  readonly #parts: ConnectionParts;
+  readonly #socket: GatewaySocket;
+  readonly #device: DeviceAddress;
+  readonly #line: Line;
+  readonly #token: TokenWatch;
+  readonly #unanswered = new Set<() => void>();
+  #session: Session | null = null;
+  #ended = false;
+  readonly #waiting: WaitingRequest[] = [];
+  #underWay = 0;
+  #requestBytes = 0;
+
+  constructor(parts: ConnectionParts, socket: GatewaySocket, caller: Caller) {
+    this.#parts = parts;
+    this.#socket = socket;
+    this.#device = caller.device;
+    // The connection may end while the store is asked: then nobody else would tell the session.
+    socket.conn.on('close', (reason) => this.#end(reason));
+    // One that has left and keeps its transport is of no more use.
+    socket.on('disconnect', (reason) => this.close(reason));
+    this.#line = new Line(socket.conn, parts.clock, () => {
+      this.#end('it reads too slowly');
+      // A polite end would wait until everything was read.
+      webSocketOf(socket.conn).terminate();
+    });
+    this.#token = new TokenWatch(caller, parts.clock, {
+      onExpiring: (expiresAt) => this.push('tokenExpiring', { expiresAt }),
+      onExpired: () => this.#session?.pause(),
+      onGraceOver: () => this.close('its token ran out'),
+    });
+  }
+
+  async begin(caller: Caller): Promise<void> {
+    const { courier, observer } = this.#parts;
+    const session = await courier.attach(this.#device, this, caller);
+    this.#session = session;
+    if (this.#ended) {
+      session.detach();
+      return;
+    }
+    forgetHandshake(this.#socket);
+    observer.socketOpened({ device: this.#device, fence: session.fence, live: this });
+    const context: RequestContext = { door: 'socket', device: this.#device, connection: this };
+    // Nothing is passed on: no event has another listener.
+    this.#socket.use((packet) => this.#receive(packet as [string, ...unknown[]], context));
+  }
+
+  // ── As the session has it
+
+  isOpen(): boolean {
+    return !this.#ended;
+  }
+
+  push<Name extends Exclude<PushName, 'messages'>>(name: Name, payload: PushPayload<Name>): void {
+    this.#parts.observer.pushSent(this.#device, this.#session?.fence ?? null, name, payload);
+    (this.#socket.emit as (event: string, body: unknown) => void)(name, payload);
+  }
 
   /** Resolves null where nothing usable came in time. */
-  function pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null> {
+  pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null> {
+    const { clock, observer } = this.#parts;
     return new Promise((resolve) => {
       let answered: ReturnType<Observer['pushSent']> = null;
       const settle = (acknowledgement: MessagesAcknowledgement | null): void => {
         timer.cancel();
         answered?.(acknowledgement);
-        unanswered.delete(giveUp);
+        this.#unanswered.delete(giveUp);
         resolve(acknowledgement);
       };
       const giveUp = (): void => settle(null);
       const timer = clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
-      unanswered.add(giveUp);
-      if (ended) return giveUp();
-      answered = observer.pushSent(device, session?.fence ?? null, 'messages', { envelopes });
-      socket.emit('messages', { envelopes }, (raw: unknown) => {
+      this.#unanswered.add(giveUp);
+      if (this.#ended) return giveUp();
+      answered = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
+      this.#socket.emit('messages', { envelopes }, (raw: unknown) => {
         const parsed = pushes.messages.acknowledgement.safeParse(raw);
         settle(parsed.success ? parsed.data : null);
       });
     });
   }
 
-  function end(reason: string): void {
-    if (ended) return;
-    ended = true;
-    token.stop();
-    for (const giveUp of unanswered) giveUp();
-    if (session === null) return;
-    session.detach();
-    observer.socketClosed({ device, fence: session.fence, reason });
-  }
-
-  function close(reason: string): void {
-    end(reason);
+  close(reason: string): void {
+    this.#end(reason);
     // The transport is closed, not the Socket.IO session: the client comes back by itself.
-    socket.conn.close();
+    this.#socket.conn.close();
   }
 
-  // The connection may end while the store is asked: then nobody else would tell the session.
-  socket.conn.on('close', end);
-  // One that has left and keeps its transport is of no more use.
-  socket.on('disconnect', close);
-
-  // A polite end would wait until everything was read.
-  const line = watchLine(socket.conn, clock, () => {
-    end('it reads too slowly');
-    webSocketOf(socket.conn).terminate();
-  });
-
-  const token = watchToken(caller, clock, {
-    onExpiring: (expiresAt) => served.push('tokenExpiring', { expiresAt }),
-    onExpired: () => session?.pause(),
-    onGraceOver: () => close('its token ran out'),
-  });
-
-  session = await courier.attach(device, served, caller);
-  if (ended) {
-    session.detach();
-    return;
-  }
-  forgetHandshake(socket);
-  const attached = session;
-  observer.socketOpened({
-    device,
-    fence: attached.fence,
-    live: {
-      facts() {
-        const { count, bytes, isFull, oldestPushAtMs } = attached.window();
-        return {
-          windowCount: count,
-          windowBytes: bytes,
-          windowFull: isFull,
-          oldestPushAtMs,
-          ...line.facts(),
-          tokenExpiresAtMs: token.expiresAtMs(),
-        };
-      },
-      close,
-    },
-  });
-
-  const context: RequestContext = {
-    door: 'socket',
-    device,
-    connection: {
-      session: attached,
-      extend(newer) {
-        token.extend(newer);
-        attached.resume(newer);
-      },
-    },
-  };
-  const waiting: WaitingRequest[] = [];
-  let underWay = 0;
-  let requestBytes = 0;
-
-  function carryOut(): void {
-    while (underWay < REQUESTS_UNDER_WAY_MAX && !ended) {
-      const request = waiting.shift();
-      if (request === undefined) return;
-      underWay += 1;
-      void dispatch(request.name, request.input, context, request.bytes).then((reply) => {
-        underWay -= 1;
-        requestBytes -= request.bytes;
-        request.acknowledge(reply);
-        carryOut();
-      });
-    }
+  displace(): void {
+    this.#end('displaced');
+    // Socket.IO ignores this for a socket that is still being taken in: its door does it then.
+    this.#socket.data.isDisplaced = true;
+    this.#socket.disconnect(true);
   }
 
-  // Nothing is passed on: no event has another listener.
-  socket.use((packet) => {
-    const [event, ...args] = packet as [string, ...unknown[]];
+  #end(reason: string): void {
+    if (this.#ended) return;
+    this.#ended = true;
+    this.#token.stop();
+    for (const giveUp of this.#unanswered) giveUp();
+    if (this.#session === null) return;
+    this.#session.detach();
+    this.#parts.observer.socketClosed({ device: this.#device, fence: this.#session.fence, reason });
+  }
+
+  // ── As the inspector sees it
+
+  facts(): LiveSocketFacts {
+    const { count, bytes, isFull, oldestPushAtMs } = this.session.window();
+    return {
+      windowCount: count,
+      windowBytes: bytes,
+      windowFull: isFull,
+      oldestPushAtMs,
+      ...this.#line.facts(),
+      tokenExpiresAtMs: this.#token.expiresAtMs,
+    };
+  }
+
+  // ── As requests have it
+
+  /** There from when requests are taken. */
+  get session(): Session {
+    return this.#session!;
+  }
+
+  extend(newer: Caller): void {
+    this.#token.extend(newer);
+    this.session.resume(newer);
+  }
+
+  #receive(packet: [string, ...unknown[]], context: RequestContext): void {
+    const [event, ...args] = packet;
     const last = args.at(-1);
     // Nobody could learn what became of a request without an acknowledgement: it is not carried out.
     if (typeof last !== 'function') return;
     const acknowledge = (reply: Reply<RequestName>): void => {
-      if (ended) return;
+      if (this.#ended) return;
       last(reply);
     };
-    const isKnown = Object.hasOwn(requests, event);
-    const refuse = (error: GatewayError): void => {
-      const { fence } = attached;
-      const name = isKnown ? (event as RequestName) : 'unknown';
-      observer.requestEnded({ door: 'socket', device, fence, name, code: error.code, durationMs: 0 });
-      acknowledge({ ok: false, error: error.toObject() });
-    };
-
-    if (!isKnown) return refuse(badRequest([{ path: [], message: 'unknown event' }]));
-    const name = event as RequestName;
-    if (args.length > 2) {
-      return refuse(badRequest([{ path: [], message: 'takes one argument and an acknowledgement' }]));
-    }
-    if (token.isExpired() && name !== 'refreshToken') return refuse(new GatewayError('TOKEN_EXPIRED'));
-    if (parts.isDraining()) {
-      return refuse(
-        new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: TOO_MANY_RETRY_MS }),
-      );
-    }
+    const name = Object.hasOwn(requests, event) ? (event as RequestName) : 'unknown';
     const bytes = frameBytesOf(packet);
-    if (waiting.length >= REQUESTS_WAITING_MAX || requestBytes + bytes > REQUEST_BYTES_MAX) {
-      return refuse(
-        new GatewayError('RATE_LIMITED', 'too many requests are under way on this socket', {
-          retryAfterMs: TOO_MANY_RETRY_MS,
-        }),
-      );
+    const refusal = this.#refusalOf({ name, argumentCount: args.length, bytes });
+    if (refusal !== null) {
+      const [device, { fence }] = [this.#device, this.session];
+      const { observer } = this.#parts;
+      observer.requestEnded({ door: 'socket', device, fence, name, code: refusal.code, durationMs: 0 });
+      acknowledge({ ok: false, error: refusal.toObject() });
+      return;
     }
-    const input = args.length === 1 && inputIsOptional(name) ? {} : args.length === 1 ? undefined : args[0];
-    requestBytes += bytes;
-    waiting.push({ name, input, bytes, acknowledge });
-    carryOut();
-  });
+    const known = name as RequestName;
+    const input = args.length === 1 && inputIsOptional(known) ? {} : args.length === 1 ? undefined : args[0];
+    this.#requestBytes += bytes;
+    this.#waiting.push({ name: known, input, bytes, acknowledge });
+    this.#carryOut(context);
+  }
+
+  /** Why a request is not even looked at. */
+  #refusalOf(asked: {
+    name: RequestName | 'unknown';
+    argumentCount: number;
+    bytes: number;
+  }): GatewayError | null {
+    if (asked.name === 'unknown') return badRequest([{ path: [], message: 'unknown event' }]);
+    if (asked.argumentCount > 2) {
+      return badRequest([{ path: [], message: 'takes one argument and an acknowledgement' }]);
+    }
+    if (this.#token.isExpired() && asked.name !== 'refreshToken') return new GatewayError('TOKEN_EXPIRED');
+    if (this.#parts.isDraining()) {
+      return new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: TOO_MANY_RETRY_MS });
+    }
+    const isFull = this.#waiting.length >= REQUESTS_WAITING_MAX;
+    if (isFull || this.#requestBytes + asked.bytes > REQUEST_BYTES_MAX) {
+      return new GatewayError('RATE_LIMITED', 'too many requests are under way on this socket', {
+        retryAfterMs: TOO_MANY_RETRY_MS,
+      });
+    }
+    return null;
+  }
+
+  #carryOut(context: RequestContext): void {
+    const { dispatch } = this.#parts;
+    while (this.#underWay < REQUESTS_UNDER_WAY_MAX && !this.#ended) {
+      const request = this.#waiting.shift();
+      if (request === undefined) return;
+      this.#underWay += 1;
+      void dispatch(request.name, request.input, context, request.bytes).then((reply) => {
+        this.#underWay -= 1;
+        this.#requestBytes -= request.bytes;
+        request.acknowledge(reply);
+        this.#carryOut(context);
+      });
+    }
+  }
 }
 
 const NOTHING = Object.freeze({});
@@ -259,74 +286,86 @@ interface WaitingRequest {
   acknowledge(reply: Reply<RequestName>): void;
 }
 
-interface TokenWatch {
-  expiresAtMs(): number;
-  isExpired(): boolean;
-  extend(caller: Caller): void;
-  stop(): void;
-}
+/** One timer at a time: a socket that idles for hours holds no more than it needs. */
+class TokenWatch {
+  readonly #clock: Clock;
+  readonly #listener: { onExpiring(expiresAt: string): void; onExpired(): void; onGraceOver(): void };
+  #expiresAtMs: number;
+  #timer: Timer | null = null;
 
-function watchToken(
-  first: Caller,
-  clock: Clock,
-  listener: { onExpiring(expiresAt: string): void; onExpired(): void; onGraceOver(): void },
-): TokenWatch {
-  let timer: Timer | null = null;
-  let expiresAtMs = first.expiresAtMs;
-
-  function stop(): void {
-    timer?.cancel();
-    timer = null;
+  constructor(
+    first: Caller,
+    clock: Clock,
+    listener: { onExpiring(expiresAt: string): void; onExpired(): void; onGraceOver(): void },
+  ) {
+    this.#clock = clock;
+    this.#listener = listener;
+    this.#expiresAtMs = first.expiresAtMs;
+    this.#watch();
   }
 
-  // One timer at a time: a socket that idles for hours holds no more than it needs.
-  function watch(): void {
-    stop();
-    const leftMs = expiresAtMs - clock.nowMs();
-    timer = clock.after(Math.max(leftMs - TOKEN_NOTICE_MS, leftMs * 0.9), () => {
-      timer = clock.after(expiresAtMs - clock.nowMs(), () => {
-        timer = clock.after(TOKEN_GRACE_MS, () => listener.onGraceOver());
+  get expiresAtMs(): number {
+    return this.#expiresAtMs;
+  }
+
+  isExpired(): boolean {
+    return this.#clock.nowMs() >= this.#expiresAtMs;
+  }
+
+  extend(caller: Caller): void {
+    this.#expiresAtMs = caller.expiresAtMs;
+    this.#watch();
+  }
+
+  stop(): void {
+    this.#timer?.cancel();
+    this.#timer = null;
+  }
+
+  #watch(): void {
+    this.stop();
+    const clock = this.#clock;
+    const listener = this.#listener;
+    const leftMs = this.#expiresAtMs - clock.nowMs();
+    this.#timer = clock.after(Math.max(leftMs - TOKEN_NOTICE_MS, leftMs * 0.9), () => {
+      this.#timer = clock.after(this.#expiresAtMs - clock.nowMs(), () => {
+        this.#timer = clock.after(TOKEN_GRACE_MS, () => listener.onGraceOver());
         listener.onExpired();
       });
-      listener.onExpiring(new Date(expiresAtMs).toISOString());
+      listener.onExpiring(new Date(this.#expiresAtMs).toISOString());
     });
   }
-
-  watch();
-  return {
-    expiresAtMs: () => expiresAtMs,
-    isExpired: () => clock.nowMs() >= expiresAtMs,
-    extend(caller) {
-      expiresAtMs = caller.expiresAtMs;
-      watch();
-    },
-    stop,
-  };
 }
 
 /**
  * Watches what passes, and calls `onTooSlow` as soon as more is written than the bound and not yet taken by the
  * network. The engine hands its WebSocket one batch at a time and queues the rest itself, both without a bound.
  */
-function watchLine(
-  conn: GatewaySocket['conn'],
-  clock: Clock,
-  onTooSlow: () => void,
-): { facts(): { bufferedBytes: number; roundTripMs: number | null } } {
-  const webSocket = webSocketOf(conn);
-  let queuedBytes = 0;
-  let pingedAtMs = 0;
-  let roundTripMs: number | null = null;
-  conn.on('packetCreate', ({ type, data }: { type: string; data?: string | Buffer }) => {
-    if (type === 'ping') pingedAtMs = clock.nowMs();
-    if (data !== undefined) queuedBytes += Buffer.byteLength(data);
-    if (queuedBytes + webSocket.bufferedAmount > UNREAD_BYTES_MAX) onTooSlow();
-  });
-  conn.on('flush', () => {
-    queuedBytes = 0;
-  });
-  conn.on('heartbeat', () => {
-    roundTripMs = clock.nowMs() - pingedAtMs;
-  });
-  return { facts: () => ({ bufferedBytes: queuedBytes + webSocket.bufferedAmount, roundTripMs }) };
+class Line {
+  readonly #webSocket: ReturnType<typeof webSocketOf>;
+  #queuedBytes = 0;
+  #pingedAtMs = 0;
+  #roundTripMs: number | null = null;
+
+  constructor(conn: GatewaySocket['conn'], clock: Clock, onTooSlow: () => void) {
+    this.#webSocket = webSocketOf(conn);
+    conn.on('packetCreate', ({ type, data }: { type: string; data?: string | Buffer }) => {
+      if (type === 'ping') this.#pingedAtMs = clock.nowMs();
+      if (data !== undefined) this.#queuedBytes += Buffer.byteLength(data);
+      if (this.#queuedBytes + this.#webSocket.bufferedAmount > UNREAD_BYTES_MAX) onTooSlow();
+    });
+    conn.on('flush', () => {
+      this.#queuedBytes = 0;
+    });
+    conn.on('heartbeat', () => {
+      this.#roundTripMs = clock.nowMs() - this.#pingedAtMs;
+    });
+  }
+
+  facts(): { bufferedBytes: number; roundTripMs: number | null } {
+    return {
+      bufferedBytes: this.#queuedBytes + this.#webSocket.bufferedAmount,
+      roundTripMs: this.#roundTripMs,
+    };
+  }
 }

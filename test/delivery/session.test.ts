@@ -131,20 +131,18 @@ beforeEach(() => {
     close: () => events.push('closed'),
     displace: () => events.push('cut'),
   };
-  session = createSession({
-    device: BOB,
-    token: { issuedAtMs: 0 },
-    fence: 1,
-    lowNoticeVersion: 0,
-    socket,
-    messages,
-    bounces: { settle: async () => {}, bounceStale: async () => 0 },
-    clock: createManualClock(),
-    log: silentLog,
-    lowThreshold: 10,
-    reports: noReports,
-    forget: () => {},
-  });
+  session = createSession(
+    {
+      messages,
+      bounces: { settle: async () => {} },
+      clock: createManualClock(),
+      log: silentLog,
+      lowThreshold: 10,
+      reports: noReports,
+      forget: () => {},
+    },
+    { device: BOB, token: { issuedAtMs: 0 }, fence: 1, lowNoticeVersion: 0, socket },
+  );
   session.validated(1);
 });
 
