@@ -211,6 +211,7 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
     const clock = systemClock;
     try {
       const keyRowCount = await sweepKeys({ store, clock, claimedPreKeyRetentionMs, onBatch });
+      const messageRowCount = await sweepMessages({ messages, bounces, clock, onBatch });
       const onWiped = async (device: DeviceAddress): Promise<void> => {
         onBatch(1);
         await bounces.bounceStale(device);
@@ -222,7 +223,6 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
         idleDeviceCount += run.wipedCount;
         isAtEnd = run.isAtEnd;
       }
-      const messageRowCount = await sweepMessages({ messages, bounces, clock, onBatch });
       bar.end();
       answer(values, { keyRowCount, messageRowCount, idleDeviceCount }, [
         `swept ${keyRowCount} rows of keys, ${messageRowCount} of messages, and the keys of ${idleDeviceCount} idle devices`,

@@ -56,7 +56,7 @@ const SWEEP_DEVICES_MAX = 500;
 export function createCourier(parts: CourierParts): Courier {
   const { messages, bus, bounces, clock, log, sweepPeriodMs = SWEEP_PERIOD_MS } = parts;
   const sessions = new Map<string, Session>();
-  let sweeping: Timer | null = null;
+  let sweeping: Timer[] = [];
   let servedNotedMs = clock.nowMs();
 
   function forget(session: Session): void {
@@ -127,16 +127,16 @@ export function createCourier(parts: CourierParts): Courier {
     },
 
     start() {
-      sweeping = every(clock, sweepPeriodMs, async () => {
-        // What an interrupted bounce left anywhere goes home, whatever becomes of the rest.
-        for (const step of [() => bounces.settle(null), lookAround]) {
+      // What an interrupted bounce left anywhere goes home. It may be much: nobody's look waits for it.
+      sweeping = [lookAround, () => bounces.settle(null)].map((step) =>
+        every(clock, sweepPeriodMs, async () => {
           await step().catch((error: Error) => log.warn({ error }, 'the delivery sweep failed'));
-        }
-      });
+        }),
+      );
     },
 
     stop() {
-      sweeping?.cancel();
+      for (const timer of sweeping) timer.cancel();
     },
   };
 }

@@ -16,7 +16,7 @@ const WINDOW_MS = 10 * 60_000;
 const UNUSUAL_FACTOR = 10;
 /** What a window's count weighs in the usual one: a day's windows are forgotten in about a day. */
 const WEIGHT = 1 / 32;
-/** Devices that are watched; of more than twice as many, those that were claimed of longest ago are forgotten. */
+/** At least so many devices are watched, those that were claimed of last, and at most twice as many. */
 const DEVICES_MAX = 50_000;
 
 interface Watch {

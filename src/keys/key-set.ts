@@ -41,13 +41,17 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
 export function changedBy(store: KeyStore, fence: number): KeyStore {
   return {
     ...store,
-    change: (device, action) =>
-      store.change(device, (keys) => {
-        if (keys.current.servedFence > fence) {
-          throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
-        }
-        return action(keys);
-      }),
+    change: (device, action, how) =>
+      store.change(
+        device,
+        (keys) => {
+          if (keys.current.servedFence > fence) {
+            throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
+          }
+          return action(keys);
+        },
+        how,
+      ),
   };
 }
 

@@ -13,8 +13,11 @@ export interface Recent<Value> {
   turn(): void;
 }
 
-/** @param generationMax entries of one generation; of twice as many the last used are kept, of those beyond none */
-export function createRecent<Value>(generationMax: number): Recent<Value> {
+/**
+ * @param generationMax entries of one generation: at least so many of the last used are kept, at most twice as many
+ * @param onFull called when a full generation is followed by a new one
+ */
+export function createRecent<Value>(generationMax: number, onFull: () => void = () => {}): Recent<Value> {
   let newer = new Map<string, Value>();
   let older = new Map<string, Value>();
 
@@ -24,7 +27,10 @@ export function createRecent<Value>(generationMax: number): Recent<Value> {
   }
 
   function set(key: string, value: Value): void {
-    if (newer.size >= generationMax) turn();
+    if (newer.size >= generationMax) {
+      turn();
+      onFull();
+    }
     newer.set(key, value);
   }
 

@@ -23,7 +23,7 @@ export interface SharedCounts {
 
 /** A node tells of a key's charges when they make up this part of the limit. */
 const SHARES_PER_LIMIT = 16;
-/** Keys of one limit that are counted; of more than twice as many, those that were charged longest ago are forgotten. */
+/** At least so many keys of one limit are counted, those that were charged last, and at most twice as many. */
 const KEYS_MAX = 50_000;
 /** Clocks and round trips differ by less; two windows of one key by more. */
 const SAME_WINDOW_MS = 500;
@@ -59,13 +59,16 @@ export function createInProcessRateLimiter(parts: {
   const counters = new Map<string, Counter>();
   for (const limit of parts.limits) {
     const sharePoints = Math.floor(limit.points / SHARES_PER_LIMIT);
-    counters.set(limit.name, {
+    const counter: Counter = {
       limit,
       sharePoints,
       nearPoints: limit.points - sharePoints,
-      counts: createRecent(KEYS_MAX),
+      counts: createRecent(KEYS_MAX, () => {
+        counter.turnedAtMs = clock.nowMs();
+      }),
       turnedAtMs: clock.nowMs(),
-    });
+    };
+    counters.set(limit.name, counter);
   }
 
   return {

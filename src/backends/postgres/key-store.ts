@@ -228,7 +228,9 @@ export function createKeyStore(database: Database): KeyStore {
         await database.run(
           async (db) =>
             await db.execute(sql`
-              SELECT count(*) FROM ${prekeyClaims} WHERE user_id = ${userId} AND device_id = ${deviceId} AND ${old}`),
+              SELECT count(claimed_at) FROM (
+                SELECT claimed_at FROM ${prekeyClaims}
+                WHERE user_id = ${userId} AND device_id = ${deviceId} AND ${old} LIMIT ${limit}) c`),
         );
         return await database.upkeep(async (tx) => {
           const [locked] = await select<{ identity_canonical: Uint8Array | null }>(
