@@ -43,15 +43,16 @@ export function createIdleSweep(parts: {
   let after: DeviceAddress | null = null;
   let restsUntilMs = 0;
 
-  /** @returns whether it was still idle when its row was held */
-  async function wipe(device: DeviceAddress, idleBeforeMs: number): Promise<boolean> {
+  /** `gone`: its keys were taken before, and what waited for it was not bounced, since the process died. */
+  async function wipe(device: DeviceAddress, idleBeforeMs: number): Promise<'wiped' | 'gone' | 'used'> {
     return await withCourtesyLock(locks, device, () =>
       store.change(
         device,
         async (keys) => {
-          if (!isIdle(keys.current, idleBeforeMs)) return false;
+          if (keys.current.identity === null) return 'gone';
+          if (!isIdle(keys.current, idleBeforeMs)) return 'used';
           await wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', clock.nowMs(), { leavesMessages: true });
-          return true;
+          return 'wiped';
         },
         { isUpkeep: true },
       ),
@@ -70,10 +71,9 @@ export function createIdleSweep(parts: {
           if (wipedCount === WIPED_MAX) return { wipedCount, isAtEnd: false };
           // Before it is wiped: one that fails holds up none of those behind it, and waits for the next walk.
           after = device;
-          if (await wipe(device, idleBeforeMs)) {
-            wipedCount += 1;
-            await onWiped(device);
-          }
+          const outcome = await wipe(device, idleBeforeMs);
+          if (outcome === 'wiped') wipedCount += 1;
+          if (outcome !== 'used') await onWiped(device);
         }
         after = last;
         if (last === null) {
@@ -89,5 +89,5 @@ export function createIdleSweep(parts: {
 /** The rule of the store's `findIdle`, for a row that is held: it may have been used since it was found. */
 function isIdle(keys: DeviceKeys, idleBeforeMs: number): boolean {
   const uses = [keys.servedAtMs, keys.updatedAtMs, keys.restoredAtMs].filter((atMs) => atMs !== null);
-  return keys.identity !== null && uses.length > 0 && Math.max(...uses) < idleBeforeMs;
+  return uses.length > 0 && Math.max(...uses) < idleBeforeMs;
 }

@@ -203,8 +203,9 @@ export interface KeyStore {
    * Looks at the next `limit` devices in the order of their addresses, whatever they are, and locks none.
    *
    * @param page.after the `last` of the page before; null for the first page
-   * @returns those that have keys and were neither served nor changed since `idleBeforeMs`, nor restored; `last` is
-   *   where the next page begins, null where there is none
+   * @returns those that have keys and were neither served nor changed since `idleBeforeMs`, nor restored, and those
+   *   that have lost them while messages wait for them still; `last` is where the next page begins, null where there
+   *   is none
    */
   findIdle(page: {
     idleBeforeMs: number;

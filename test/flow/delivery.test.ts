@@ -245,7 +245,9 @@ describe('acknowledgement', () => {
     expect(contents(bob.client)).toEqual(['processed', 'left out', 'left out']);
     // Carol's is still hers.
     carols.answerAll();
-    expect(await reopened(at, carol).then((party) => party.client.next('queueEmpty'))).toBeDefined();
+    const again = await reopened(at, carol);
+    expect(await again.client.next('queueEmpty')).toEqual({ deliveredCount: 0 });
+    expect(contents(again.client)).toEqual([]);
   });
 
   it.each([

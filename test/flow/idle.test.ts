@@ -1,6 +1,11 @@
 /** Devices that nobody uses: where the operator says after which time, their keys go, and nobody else's. */
 import postgres from 'postgres';
 import { expect, it } from 'vitest';
+import { openDatabase } from '../../src/backends/postgres/database.ts';
+import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
+import { wipeKeySet } from '../../src/keys/key-set.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, NO_MORE_KEYS, reopened, someone, undoAfterEach } from '../support/flow.ts';
 import { connectClient, contents, enrol, open, send, type TestGateway } from '../support/gateway.ts';
@@ -76,6 +81,28 @@ it('an idle device loses its keys, its sender is told, and it starts anew; one t
   await open({ client: again, device: idler.device });
   await send(alice.client, idler, 'anew');
   await eventually(() => expect(contents(again)).toEqual(['anew']));
+});
+
+it('what waits for one whose sweeper died between its keys and its queue goes home with the next walk', async () => {
+  const { at, clock } = await gatewayOfDays({ IDLE_DEVICE_RETENTION_DAYS: '10' });
+  const alice = await enrol(at, someone(), FEW_KEYS);
+  await open(alice);
+  const idler = await enrol(at, someone(), FEW_KEYS);
+  idler.client.close();
+  await send(alice.client, idler, 'waits');
+  const address = { kind: 'url', url: at.databaseUrl } as const;
+  const database = openDatabase({ address, clock: systemClock, log: silentLog });
+  undo.push(() => database.close());
+  // Longer ago than the sweep of messages looks back.
+  const wipedAtMs = clock.nowMs() - 2 * 3_600_000;
+  await createKeyStore(database).change(idler.address, (keys) =>
+    wipeKeySet(keys, 'RECIPIENT_KEYS_RESET', wipedAtMs, { leavesMessages: true }),
+  );
+  await clock.advance(3_600_000);
+  await eventually(async () => {
+    await clock.advance(STEP_MS);
+    expect(contents(alice.client)).toEqual(['RECIPIENT_KEYS_RESET']);
+  });
 });
 
 it('no device is ever idle where the operator says nothing', async () => {

@@ -342,9 +342,9 @@ describe('the outbox', () => {
     });
     expect(phone.client.snapshot().outboxLength).toBe(5);
     proxy.plugIn();
-    await Promise.all(waiting);
+    const [answer] = await Promise.all(waiting);
     await eventually(() => expect(phone.client.state).toBe('ready'));
-    expect(await phone.client.call('keyStats', {})).toBeDefined();
+    expect(await phone.client.call('keyStats', {})).toEqual(answer);
   });
 
   it('is emptied with an error when the client is closed', async () => {

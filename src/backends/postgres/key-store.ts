@@ -20,6 +20,7 @@ import { type Database, hotStatement, type Transaction } from './database.ts';
 import { createPublicParts } from './public-parts.ts';
 import {
   devices,
+  ENVELOPE_KIND,
   messages,
   oneTimePreKeys,
   PRE_KEY_KIND,
@@ -275,8 +276,13 @@ export function createKeyStore(database: Database): KeyStore {
           await select<{ user_id: string; device_id: number; is_idle: boolean | null }>(
             db,
             sql`
-            SELECT user_id, device_id,
-                   identity_key IS NOT NULL AND ${lastUsedAt} < ${moment(idleBeforeMs)} AS is_idle
+            SELECT user_id, device_id, CASE
+                WHEN identity_key IS NOT NULL THEN ${lastUsedAt} < ${moment(idleBeforeMs)}
+                ELSE EXISTS (
+                  SELECT 1 FROM ${messages} m
+                  WHERE m.user_id = ${devices}.user_id AND m.device_id = ${devices}.device_id
+                    AND m.pending AND m.kind = ${sql.raw(String(ENVELOPE_KIND.message))})
+              END AS is_idle
             FROM ${devices}
             WHERE (user_id, device_id) > (${after?.userId ?? ''}, ${after?.deviceId ?? 0}::int2)
             ORDER BY user_id, device_id LIMIT ${limit}`,
