@@ -53,7 +53,8 @@ export function createBounces(parts: {
       for (;;) {
         const count = await messages.bounceStale(of, { nowMs: clock.nowMs(), limit: STALE_MAX });
         total += count;
-        if (count < STALE_MAX) break;
+        // Fewer than asked for may mean that others were held just then.
+        if (count === 0) break;
       }
       await bounces.settle(of);
       return total;

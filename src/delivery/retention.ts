@@ -59,7 +59,8 @@ export async function sweepMessages(parts: {
       });
       total += touched;
       parts.onBatch?.(touched);
-      if (touched < SWEEP_ROWS_MAX) return;
+      // Fewer than asked for may mean that others were held just then.
+      if (touched === 0) return;
       // What is on its way back leaves the front of the queue, or each batch would walk over all before it.
       await settle();
     }
