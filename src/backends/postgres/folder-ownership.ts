@@ -15,6 +15,8 @@ export interface FolderOwnership {
 /** Each round is lost to another taker that got further, so a handful is plenty. */
 const ROUNDS_MAX = 50;
 const SILENT_OWNER_MS = 1_000;
+/** After a reset the socket is gone; whoever resets again and again is alive. */
+const RESETS_MAX = 10;
 
 /**
  * Owns `folder` until `release` or the end of this process; makes the folder when it is absent.
@@ -81,7 +83,7 @@ async function highestNumber(folder: string): Promise<number> {
  * killed keeps its socket listening for a moment, until that child becomes what it was forked for; then what waits there
  * is reset. An owner that stands still says nothing, and is one all the same.
  */
-function answers(socketPath: string): Promise<boolean> {
+function answers(socketPath: string, triesLeft = RESETS_MAX): Promise<boolean> {
   return new Promise((resolve, reject) => {
     const socket = connect(socketPath);
     const settle = (isOwned: boolean | Promise<boolean>): void => {
@@ -94,7 +96,7 @@ function answers(socketPath: string): Promise<boolean> {
       if (error.code === 'ECONNREFUSED' || error.code === 'ENOENT') settle(false);
       // The owner is there, with a full queue of callers.
       else if (error.code === 'EAGAIN') settle(true);
-      else if (error.code === 'ECONNRESET') settle(answers(socketPath));
+      else if (error.code === 'ECONNRESET') settle(triesLeft === 0 || answers(socketPath, triesLeft - 1));
       else reject(error);
     });
     // Nothing is said; what ends is seen only by whoever reads.
