@@ -22,6 +22,7 @@ import type { Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { Connection, RequestContext } from '../requests/handlers.ts';
 import type { LiveSocket, LiveSocketFacts, Observer } from '../requests/observe.ts';
+import { Frames } from './frames.ts';
 import { frameBytesOf } from './parser.ts';
 import { webSocketOf } from './strangers.ts';
 
@@ -74,7 +75,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   readonly #parts: ConnectionParts;
   readonly #socket: GatewaySocket;
   readonly #device: DeviceAddress;
-  readonly #line: Line;
+  readonly #frames: Frames;
   readonly #token: TokenWatch;
   readonly #unanswered = new Set<() => void>();
   #session: Session | null = null;
@@ -91,10 +92,14 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     socket.conn.on('close', (reason) => this.#end(reason));
     // One that has left and keeps its transport is of no more use.
     socket.on('disconnect', (reason) => this.close(reason));
-    this.#line = new Line(socket.conn, parts.clock, () => {
-      this.#end('it reads too slowly');
-      // A polite end would wait until everything was read.
-      webSocketOf(socket.conn).terminate();
+    this.#frames = new Frames(socket, {
+      clock: parts.clock,
+      unreadBytesMax: UNREAD_BYTES_MAX,
+      onTooSlow: () => {
+        this.#end('it reads too slowly');
+        // A polite end would wait until everything was read.
+        webSocketOf(socket.conn).terminate();
+      },
     });
     this.#token = new TokenWatch(caller, parts.clock, {
       onExpiring: (expiresAt) => this.push('tokenExpiring', { expiresAt }),
@@ -114,8 +119,21 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     forgetHandshake(this.#socket);
     observer.socketOpened({ device: this.#device, fence: session.fence, live: this });
     const context: RequestContext = { door: 'socket', device: this.#device, connection: this };
-    // Nothing is passed on: no event has another listener.
-    this.#socket.use((packet) => this.#receive(packet as [string, ...unknown[]], context));
+    this.#frames.serve(({ id, event, args, bytes }) => {
+      const answer = (reply: Reply<RequestName>): void => this.#frames.reply(id, JSON.stringify(reply));
+      this.#receive({ event, args, bytes, answer }, context);
+    });
+    // What brings attachments comes by Socket.IO. Nothing is passed on: no event has another listener.
+    this.#socket.use((packet) => {
+      const [event, ...args] = packet as [string, ...unknown[]];
+      const answer = args.pop();
+      // Nobody could learn what became of a request without an acknowledgement: it is not carried out.
+      if (typeof answer !== 'function') return;
+      this.#receive(
+        { event, args, bytes: frameBytesOf(packet), answer: answer as Incoming['answer'] },
+        context,
+      );
+    });
   }
 
   // ── As the session has it
@@ -126,7 +144,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
 
   push<Name extends Exclude<PushName, 'messages'>>(name: Name, payload: PushPayload<Name>): void {
     this.#parts.observer.pushSent(this.#device, this.#session?.fence ?? null, name, payload);
-    (this.#socket.emit as (event: string, body: unknown) => void)(name, payload);
+    this.#frames.push(name, JSON.stringify(payload));
   }
 
   /** Resolves null where nothing usable came in time. */
@@ -145,7 +163,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       this.#unanswered.add(giveUp);
       if (this.#ended) return giveUp();
       answered = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
-      this.#socket.emit('messages', { envelopes }, (raw: unknown) => {
+      this.#frames.pushForAnswer('messages', JSON.stringify({ envelopes }), (raw) => {
         const parsed = pushes.messages.acknowledgement.safeParse(raw);
         settle(parsed.success ? parsed.data : null);
       });
@@ -184,7 +202,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       windowBytes: bytes,
       windowFull: isFull,
       oldestPushAtMs,
-      ...this.#line.facts(),
+      ...this.#frames.facts(),
       tokenExpiresAtMs: this.#token.expiresAtMs,
     };
   }
@@ -201,29 +219,20 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     this.session.resume(newer);
   }
 
-  #receive(packet: [string, ...unknown[]], context: RequestContext): void {
-    const [event, ...args] = packet;
-    const last = args.at(-1);
-    // Nobody could learn what became of a request without an acknowledgement: it is not carried out.
-    if (typeof last !== 'function') return;
-    const acknowledge = (reply: Reply<RequestName>): void => {
-      if (this.#ended) return;
-      last(reply);
-    };
+  #receive({ event, args, bytes, answer }: Incoming, context: RequestContext): void {
     const name = Object.hasOwn(requests, event) ? (event as RequestName) : 'unknown';
-    const bytes = frameBytesOf(packet);
     const refusal = this.#refusalOf({ name, argumentCount: args.length, bytes });
     if (refusal !== null) {
       const [device, { fence }] = [this.#device, this.session];
       const { observer } = this.#parts;
       observer.requestEnded({ door: 'socket', device, fence, name, code: refusal.code, durationMs: 0 });
-      acknowledge({ ok: false, error: refusal.toObject() });
+      if (!this.#ended) answer({ ok: false, error: refusal.toObject() });
       return;
     }
     const known = name as RequestName;
-    const input = args.length === 1 && inputIsOptional(known) ? {} : args.length === 1 ? undefined : args[0];
+    const input = args.length === 0 && inputIsOptional(known) ? {} : args[0];
     this.#requestBytes += bytes;
-    this.#waiting.push({ name: known, input, bytes, acknowledge });
+    this.#waiting.push({ name: known, input, bytes, answer });
     this.#carryOut(context);
   }
 
@@ -234,7 +243,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     bytes: number;
   }): GatewayError | null {
     if (asked.name === 'unknown') return badRequest([{ path: [], message: 'unknown event' }]);
-    if (asked.argumentCount > 2) {
+    if (asked.argumentCount > 1) {
       return badRequest([{ path: [], message: 'takes one argument and an acknowledgement' }]);
     }
     if (this.#token.isExpired() && asked.name !== 'refreshToken') return new GatewayError('TOKEN_EXPIRED');
@@ -259,7 +268,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       void dispatch(request.name, request.input, context, request.bytes).then((reply) => {
         this.#underWay -= 1;
         this.#requestBytes -= request.bytes;
-        request.acknowledge(reply);
+        if (!this.#ended) request.answer(reply);
         this.#carryOut(context);
       });
     }
@@ -279,11 +288,19 @@ function forgetHandshake({ handshake, conn }: GatewaySocket): void {
   (conn as { request: unknown }).request = null;
 }
 
-interface WaitingRequest {
+/** A request as it came in, whichever way. */
+interface Incoming {
+  event: string;
+  /** Without the acknowledgement. */
+  args: readonly unknown[];
+  /** Of the frame that brought it. */
+  bytes: number;
+  answer(reply: Reply<RequestName>): void;
+}
+
+interface WaitingRequest extends Pick<Incoming, 'bytes' | 'answer'> {
   name: RequestName;
   input: unknown;
-  bytes: number;
-  acknowledge(reply: Reply<RequestName>): void;
 }
 
 /** One timer at a time: a socket that idles for hours holds no more than it needs. */
@@ -334,38 +351,5 @@ class TokenWatch {
       });
       listener.onExpiring(new Date(this.#expiresAtMs).toISOString());
     });
-  }
-}
-
-/**
- * Watches what passes, and calls `onTooSlow` as soon as more is written than the bound and not yet taken by the
- * network. The engine hands its WebSocket one batch at a time and queues the rest itself, both without a bound.
- */
-class Line {
-  readonly #webSocket: ReturnType<typeof webSocketOf>;
-  #queuedBytes = 0;
-  #pingedAtMs = 0;
-  #roundTripMs: number | null = null;
-
-  constructor(conn: GatewaySocket['conn'], clock: Clock, onTooSlow: () => void) {
-    this.#webSocket = webSocketOf(conn);
-    conn.on('packetCreate', ({ type, data }: { type: string; data?: string | Buffer }) => {
-      if (type === 'ping') this.#pingedAtMs = clock.nowMs();
-      if (data !== undefined) this.#queuedBytes += Buffer.byteLength(data);
-      if (this.#queuedBytes + this.#webSocket.bufferedAmount > UNREAD_BYTES_MAX) onTooSlow();
-    });
-    conn.on('flush', () => {
-      this.#queuedBytes = 0;
-    });
-    conn.on('heartbeat', () => {
-      this.#roundTripMs = clock.nowMs() - this.#pingedAtMs;
-    });
-  }
-
-  facts(): { bufferedBytes: number; roundTripMs: number | null } {
-    return {
-      bufferedBytes: this.#queuedBytes + this.#webSocket.bufferedAmount,
-      roundTripMs: this.#roundTripMs,
-    };
   }
 }

@@ -8,7 +8,7 @@ import { FRAME_BYTES_MAX, JSON_DEPTH_MAX } from '../protocol/limits.ts';
 const { Decoder, Encoder } = createRequire(import.meta.url)('socket.io-parser') as typeof Parser;
 
 /** A request has two arguments at most, an acknowledgement one; a few more are answered with BAD_REQUEST. */
-const ARGUMENTS_MAX = 64;
+export const ARGUMENTS_MAX = 64;
 
 /** The event's arguments are the one thing of a frame that reaches the socket. */
 const frameBytes = new WeakMap<unknown[], number>();

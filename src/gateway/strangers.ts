@@ -5,6 +5,7 @@
 import type { Server, Socket } from 'socket.io';
 import type { Clock } from '../lib/clock.ts';
 import { TOKEN_LENGTH_MAX } from '../protocol/limits.ts';
+import type { LibraryWebSocket } from './plain-frames.ts';
 
 type Engine = Server['engine'];
 /** One connection of the engine, whatever rides on it. */
@@ -77,12 +78,18 @@ function boundControlFrames(webSocket: WebSocketOfEngine, clock: Clock): void {
 }
 
 /** What is used of the WebSocket under a connection: the only transport that there is. */
-interface WebSocketOfEngine {
+interface WebSocketOfEngine extends LibraryWebSocket {
   readonly bufferedAmount: number;
   on(event: 'ping' | 'pong' | 'close', listener: () => void): void;
+  on(event: 'message', listener: OnMessage): void;
   off(event: 'close', listener: () => void): void;
+  off(event: 'message', listener: OnMessage): void;
+  listeners(event: 'message'): OnMessage[];
   terminate(): void;
 }
+
+/** Hears each message whole; `data` is UTF-8 unless `isBinary`. */
+type OnMessage = (this: unknown, data: Buffer, isBinary: boolean) => void;
 
 export function webSocketOf(connection: EngineConnection): WebSocketOfEngine {
   return (connection.transport as unknown as { socket: WebSocketOfEngine }).socket;

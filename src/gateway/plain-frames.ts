@@ -1,0 +1,108 @@
+/**
+ * WebSocket frames of the plainest kind, past the streams of the WebSocket library: whole texts, unfragmented and of no
+ * more than 64 KiB. Everything else, control frames, fragments, halves, goes to the library with all that comes behind it in
+ * the same chunk; so does everything where the library is not built as it is looked at here.
+ *
+ * @see RFC 6455, section 5.2
+ */
+import { isUtf8 } from 'node:buffer';
+import type { Socket as TcpSocket } from 'node:net';
+
+/** What is looked at of the library's WebSocket. */
+export interface LibraryWebSocket {
+  readonly readyState: number;
+  readonly _socket?: TcpSocket;
+  readonly _receiver?: {
+    _state: number;
+    _bufferedBytes: number;
+    _fragmented: number;
+    writableLength: number;
+  };
+  send(text: string): void;
+}
+
+const OPEN = 1;
+/** The library's state between two frames. */
+const AWAITS_FRAME = 0;
+const LIBRARY_LISTENER = 'socketOnData';
+
+const WHOLE_TEXT = 0x81;
+const MASKED = 0x80;
+const MASK_BYTES = 4;
+/** Lengths up to this stand in the second byte; those up to the next in the two bytes behind it. */
+const SHORT_MAX = 125;
+const MEDIUM_MAX = 0xffff;
+const MEDIUM = 126;
+
+/** @param onText gets each text and its length in UTF-8, in the order in which they came; does not throw */
+export function readPlainFrames(
+  webSocket: LibraryWebSocket,
+  onText: (text: string, bytes: number) => void,
+): void {
+  const { _socket: tcp, _receiver: library } = webSocket;
+  const pass = tcp?.listeners('data').find(({ name }) => name === LIBRARY_LISTENER);
+  if (tcp === undefined || library === undefined || pass === undefined) return;
+  tcp.off('data', pass as () => void);
+  tcp.on('data', (chunk: Buffer) => {
+    let at = 0;
+    const isBetweenFrames =
+      library._state === AWAITS_FRAME &&
+      library._bufferedBytes === 0 &&
+      library._fragmented === 0 &&
+      library.writableLength === 0;
+    while (isBetweenFrames && webSocket.readyState === OPEN) {
+      const start = startOfText(chunk, at);
+      if (start < 0) break;
+      const end =
+        start + (start - at > 2 + MASK_BYTES ? chunk.readUInt16BE(at + 2) : chunk[at + 1]! - MASKED);
+      if (end > chunk.length) break;
+      const isAscii = unmask(chunk, start, end);
+      if (!isAscii && !isUtf8(chunk.subarray(start, end))) {
+        // The library says what is wrong with it.
+        unmask(chunk, start, end);
+        break;
+      }
+      at = end;
+      onText(chunk.toString(isAscii ? 'latin1' : 'utf8', start, end), end - start);
+    }
+    if (at < chunk.length) pass.call(tcp, at === 0 ? chunk : chunk.subarray(at));
+  });
+}
+
+/** Writes a text as a frame of its own, after all that was sent before. */
+export function writePlainFrame(webSocket: LibraryWebSocket, text: string): void {
+  const { length } = text;
+  // Text of one byte a character needs no buffer of its own on its way.
+  if (webSocket._socket === undefined || length > MEDIUM_MAX || Buffer.byteLength(text) !== length) {
+    webSocket.send(text);
+    return;
+  }
+  if (webSocket.readyState !== OPEN) return;
+  const head =
+    length <= SHORT_MAX
+      ? String.fromCharCode(WHOLE_TEXT, length)
+      : String.fromCharCode(WHOLE_TEXT, MEDIUM, length >> 8, length & 0xff);
+  webSocket._socket.write(head + text, 'latin1');
+}
+
+/** @returns where the text of the frame begins that begins at `at`; -1 where it is not a plain one, or its head not all there */
+function startOfText(chunk: Buffer, at: number): number {
+  const short = at + 2 + MASK_BYTES;
+  if (chunk.length < short || chunk[at] !== WHOLE_TEXT) return -1;
+  const length = chunk[at + 1]! - MASKED;
+  if (length < 0 || length > MEDIUM) return -1;
+  if (length < MEDIUM) return short;
+  return chunk.length < short + 2 ? -1 : short + 2;
+}
+
+/** Applies the mask that stands before `start`, which twice is nothing. @returns whether each byte is ASCII now */
+function unmask(chunk: Buffer, start: number, end: number): boolean {
+  const mask = start - MASK_BYTES;
+  let bits = 0;
+  for (let at = start; at < end; at++) {
+    const byte = chunk[at]! ^ chunk[mask + ((at - start) & 3)]!;
+    chunk[at] = byte;
+    bits |= byte;
+  }
+  return bits < 0x80;
+}

@@ -1,0 +1,169 @@
+// How frames may be cut on their way: whatever the pieces, each request is answered once, and nothing else is.
+import { createServer } from 'node:http';
+import type { AddressInfo } from 'node:net';
+import fc from 'fast-check';
+import { Server } from 'socket.io';
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { frame, OPCODE, openAdmittedPeer, type RawPeer, text } from '../hostile/raw-peer.ts';
+import { startGateway, type TestGateway } from '../support/gateway.ts';
+
+const FIRST_ID = 1;
+const PING = frame(OPCODE.ping, 'are you there');
+
+/** A request as one frame; the others of its kinds take the library's way or Socket.IO's. */
+const KINDS: Record<string, (id: number) => Buffer[]> = {
+  'one frame': (id) => [text(`42${id}["keyStatus",{}]`)],
+  'an acknowledgement alone': (id) => [text(`42${id}["keyStatus"]`)],
+  'letters of several bytes': (id) => [text(`42${id}["keyStatus",{"é":"🔑"}]`)],
+  'a length in two bytes': (id) => [text(`42${id}["keyStatus",{"x":"${'x'.repeat(300)}"}]`)],
+  'a length in eight bytes': (id) => [text(`42${id}["keyStatus",{"x":"${'x'.repeat(70_000)}"}]`)],
+  'two fragments': (id) => [
+    frame(OPCODE.text, `42${id}["key`, { isLast: false }),
+    frame(OPCODE.continuation, 'Status",{}]'),
+  ],
+  'two fragments and a ping between them': (id) => [
+    frame(OPCODE.text, `42${id}["key`, { isLast: false }),
+    PING,
+    frame(OPCODE.continuation, 'Status",{}]'),
+  ],
+  'a ping before it': (id) => [PING, text(`42${id}["keyStatus",{}]`)],
+  'an attachment': (id) => [
+    text(`451-${id}["keyStatus",{"_placeholder":true,"num":0}]`),
+    frame(OPCODE.binary, 'attached'),
+  ],
+};
+
+describe('requests', () => {
+  let gateway: TestGateway;
+  let peer: RawPeer;
+  let nextId = FIRST_ID;
+
+  beforeAll(async () => {
+    gateway = await startGateway();
+    peer = await openAdmittedPeer(gateway.url, await gateway.token({ userId: 'in-pieces', deviceId: 1 }));
+  });
+  afterAll(async () => {
+    peer?.destroy();
+    await gateway?.stop();
+  });
+
+  /** Sends the bytes in pieces and resolves, when all of `ids` are answered, to the numbers of all answers. */
+  async function answeredTo(pieces: readonly Buffer[], ids: readonly number[]): Promise<number[]> {
+    const answered: number[] = [];
+    const last = nextId++;
+    await new Promise<void>((done) => {
+      peer.onText = (message) => {
+        const [, id] = /^43(\d+)\[/.exec(message) ?? [];
+        // What is answered after all of them, and twice therefore, comes before the answer to one more.
+        if (Number(id) === last) return done();
+        if (id !== undefined) answered.push(Number(id));
+        if (ids.every((each) => answered.includes(each))) void peer.write(text(`42${last}["keyStatus",{}]`));
+      };
+      void (async () => {
+        for (const piece of pieces) await peer.write(piece);
+      })();
+    });
+    return answered.sort((one, other) => one - other);
+  }
+
+  it.each(Object.keys(KINDS))('are answered once by %s, whole or byte by byte', async (kind) => {
+    for (const isWhole of [true, false]) {
+      const id = nextId++;
+      const bytes = Buffer.concat(KINDS[kind]!(id));
+      const pieces =
+        isWhole || bytes.length > 1_000 ? [bytes] : [...bytes].map((byte) => Buffer.from([byte]));
+      expect(await answeredTo(pieces, [id])).toEqual([id]);
+    }
+  });
+
+  it('are answered once each, in whatever pieces they come together', async () => {
+    const kinds = Object.values(KINDS);
+    await fc.assert(
+      fc.asyncProperty(
+        fc.array(fc.nat(kinds.length - 1), { minLength: 2, maxLength: 12 }),
+        fc.array(fc.nat(), { maxLength: 6 }),
+        async (chosen, cuts) => {
+          const ids = chosen.map(() => nextId++);
+          const bytes = Buffer.concat(ids.flatMap((id, index) => kinds[chosen[index]!]!(id)));
+          const places = [0, ...cuts.map((cut) => cut % bytes.length).sort((a, b) => a - b), bytes.length];
+          const pieces = places.slice(1).map((place, index) => bytes.subarray(places[index], place));
+          expect(await answeredTo(pieces, ids)).toEqual(ids);
+        },
+      ),
+      { numRuns: 60 },
+    );
+  });
+
+  it('that are no UTF-8 end the connection with the code for it', async () => {
+    const other = await openAdmittedPeer(
+      gateway.url,
+      await gateway.token({ userId: 'no-text', deviceId: 1 }),
+    );
+    const broken = Buffer.concat([
+      Buffer.from('421["keyStatus",{"x":"'),
+      Buffer.from([0xc3, 0x28]),
+      Buffer.from('"}]'),
+    ]);
+    await other.write(frame(OPCODE.text, broken));
+    expect(await other.seen('\x88\x02\x03\xef')).toBe(true);
+    other.destroy();
+  });
+
+  it('behind a close frame are not read', async () => {
+    const device = { userId: 'has-left', deviceId: 1 };
+    const other = await openAdmittedPeer(gateway.url, await gateway.token(device));
+    const ended = new Promise<void>((resolve) => other.socket.once('end', resolve));
+    await other.write(
+      Buffer.concat([frame(OPCODE.close, Buffer.from([0x03, 0xe8])), text('421["keyStatus",{}]')]),
+    );
+    await ended;
+    expect(other.received).not.toContain('431[');
+    other.destroy();
+  });
+});
+
+describe('a connection whose pong is due', () => {
+  it('is alive for the engine as soon as a request comes', async () => {
+    const server = createServer();
+    const io = new Server(server, { transports: ['websocket'], pingInterval: 50, pingTimeout: 20_000 });
+    const requests: RequestFrame[] = [];
+    const packets: string[] = [];
+    io.on('connection', (socket) => {
+      const frames = new Frames(socket, {
+        clock: systemClock,
+        unreadBytesMax: 1_000_000,
+        onTooSlow() {},
+      });
+      socket.conn.on('packet', ({ type }: { type: string }) => packets.push(type));
+      frames.serve((request) => {
+        requests.push(request);
+        frames.reply(request.id, '{}');
+      });
+    });
+    await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
+    const peer = await openAdmittedPeer(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, 'any');
+    try {
+      const pinged = new Promise<void>((resolve) => {
+        peer.onText = (message) => {
+          if (message === '2') resolve();
+        };
+      });
+      await pinged;
+      await peer.write(text('427["one"]'));
+      expect(await peer.seen('437[{}]')).toBe(true);
+      await peer.write(text('428["two"]'));
+      expect(await peer.seen('438[{}]')).toBe(true);
+      expect(requests.map(({ id, event }) => ({ id, event }))).toEqual([
+        { id: 7, event: 'one' },
+        { id: 8, event: 'two' },
+      ]);
+      // Once for each ping: the second request tells the engine nothing.
+      expect(packets).toEqual(['message', 'noop', 'message']);
+    } finally {
+      peer.destroy();
+      await io.close();
+    }
+  });
+});
