@@ -3,16 +3,14 @@
  *
  * How it is exact. Every change of a device's keys, pools and claims holds the lock of the device's row and raises its
  * `revision`. The statement reads the revision in its snapshot, then locks the row at its place, which gives the revision
- * as it stands, and nothing where the row has moved on. Where both are the same, the snapshot's view of the pool and of earlier claims is the present state, and
- * nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
+ * as it stands, and nothing where the row has moved on. Where both are the same, the snapshot's view of the pool and of
+ * earlier claims is the present state, and nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
  * that device and the request comes back as `again`; a transaction that locks first, waiting, and then runs this very
  * statement serves it. So one held device never keeps the rest of a batch.
  *
  * How it stays fast. Rows are locked in sorted order, so that two batches can't deadlock. Tables are reached only
- * through LATERAL … LIMIT (an index probe per row, whatever the statistics say), by `ctid`, or through the arbiter
- * index of ON CONFLICT: no plan can turn into a scan. What is joined is numbered by `place` first, so that the joins
- * are of small numbers, by hash. Measured beside it: one statement that ranks and deletes without
- * lock told 33 of 40 claimers "none" while keys were there; SKIP LOCKED has to look again to avoid the same.
+ * through LATERAL … LIMIT (an index probe per row, whatever the statistics say) or by `ctid`: no plan can turn into a
+ * scan. Measured beside it: one statement that ranks and deletes without lock told 33 of 40 claimers "none" while keys were there; SKIP LOCKED has to look again to avoid the same.
  */
 import { type SQL, sql } from 'drizzle-orm';
 import { hotStatement } from './database.ts';
@@ -25,7 +23,8 @@ export interface ClaimRow {
   outcome: 'claimed' | 'repeated' | 'again';
   registration_id: number;
   identity_version: number;
-  identity_canonical: Uint8Array;
+  /** In hexadecimal digits. */
+  identity_canonical: string;
   signed_prekey_id: number;
   pq_last_resort_prekey_id: number | null;
   ec_key_id: number | null;
@@ -56,51 +55,42 @@ export interface ClaimValues {
   nowMs: number;
 }
 
-/** Whether spending takes a pool below the threshold, or empties it. */
-function ranLow(value: ValueOf, available: string, spent: string): SQL {
-  const before = sql.raw(available);
-  const after = sql.raw(`(${available} - ${spent})`);
-  const threshold = sql`${value('lowThreshold')}::int4`;
-  return sql`(${after} < ${before} AND (${after} = 0 OR (${before} >= ${threshold} AND ${after} < ${threshold})))`;
+/** Whether the key that a request gets is the last one, or the first that leaves fewer than the threshold. */
+function ranLow(value: ValueOf, keyId: string, available: string): SQL {
+  const left = sql.raw(`${available} - w.nth`);
+  return sql`(${sql.raw(keyId)} IS NOT NULL AND (${left} = 0 OR ${left} = ${value('lowThreshold')}::int4 - 1))`;
 }
 
-/** The oldest unclaimed keys of each device that needs some, each for the place of the request that gets it. */
-function oldestUnclaimed(kind: number, availableColumn: string): SQL {
-  return sql`(
-  SELECT n.places[p.nth] AS place, p.ctid AS row_place, p.key_id, p.public_key, p.signature
-  FROM needed n
-  CROSS JOIN LATERAL (
-    SELECT o.ctid, o.key_id, o.public_key, o.signature, row_number() OVER (ORDER BY o.sequence) AS nth
-    FROM (
-      SELECT k.ctid, k.key_id, k.public_key, k.signature, k.sequence
-      FROM ${oneTimePreKeys} k
-      WHERE k.user_id = n.user_id AND k.device_id = n.device_id AND k.kind = ${sql.raw(String(kind))}
-      ORDER BY k.user_id, k.device_id, k.kind, k.sequence
-      LIMIT n.amount
-    ) o
-  ) p
-  WHERE n.${sql.raw(availableColumn)} > 0
-)`;
+/** The oldest unclaimed key of the device of a request `w`, after those that go to the requests before it. */
+function oldestUnclaimed(kind: number, available: string): SQL {
+  return sql`
+    SELECT k.ctid AS row_place, k.key_id, k.public_key, k.signature
+    FROM ${oneTimePreKeys} k
+    WHERE w.is_new AND NOT w.spares AND w.nth <= ${sql.raw(available)}
+      AND k.user_id = w.user_id AND k.device_id = w.device_id AND k.kind = ${sql.raw(String(kind))}
+    ORDER BY k.user_id, k.device_id, k.kind, k.sequence
+    OFFSET w.nth - 1 LIMIT 1`;
 }
 
 export function claimSql(value: ValueOf): SQL {
   return sql`
-WITH asked AS MATERIALIZED (
-  SELECT * FROM unnest(
+-- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
+WITH wanted AS MATERIALIZED (
+  SELECT a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id, a.claim_id, d.row_place, d.revision,
+         d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
+         c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature,
+         c.claim_id IS NULL AS is_new, coalesce(c.is_target_spared, a.spares) AS spares,
+         -- Keys go to the first of a device's requests: those that spend none come last.
+         (row_number() OVER (
+           PARTITION BY a.user_id, d.device_id ORDER BY c.claim_id IS NOT NULL, a.spares, a.ord
+         ))::int4 AS nth
+  FROM unnest(
     ${value('ords')}::int4[], ${value('userIds')}::text[], ${value('firstDeviceIds')}::int2[],
     ${value('lastDeviceIds')}::int2[], ${value('exceptDeviceIds')}::int2[],
     ${value('claimerUserIds')}::text[], ${value('claimerDeviceIds')}::int2[],
     ${value('claimIds')}::uuid[], ${value('sparedTargets')}::bool[]
   ) AS a (ord, user_id, first_device_id, last_device_id, except_device_id, claimer_user_id, claimer_device_id, claim_id,
           spares)
-),
--- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
-wanted AS MATERIALIZED (
-  SELECT row_number() OVER ()::int4 AS place, a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id,
-         a.claim_id, d.row_place, d.revision, d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
-         c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature,
-         coalesce(c.is_target_spared, a.spares) AS spares
-  FROM asked a
   CROSS JOIN LATERAL (
     SELECT v.ctid AS row_place, v.device_id, v.revision, v.identity_version, v.identity_canonical
     FROM ${devices} v
@@ -117,63 +107,58 @@ wanted AS MATERIALIZED (
       AND p.identity_version = d.identity_version
     LIMIT 1
   ) c ON true
+  ORDER BY a.user_id, d.device_id
 ),
-needed AS MATERIALIZED (
-  SELECT l.*, w.places, w.amount,
-         least(w.amount, l.ec_available) AS ec_spent, least(w.amount, l.pq_available) AS pq_spent
-  FROM (
-    SELECT user_id, device_id, row_place, revision, count(*) FILTER (WHERE NOT spares)::int4 AS amount,
-           -- Keys go to the first places: those that spend none come last.
-           array_agg(place ORDER BY spares, ord) AS places
-    FROM wanted WHERE signed_prekey_id IS NULL
-    GROUP BY user_id, device_id, row_place, revision
-    ORDER BY user_id, device_id
-  ) w
+-- Each device once: all its requests are claimed for, or none.
+locked AS MATERIALIZED (
+  SELECT w.row_place, l.*
+  FROM wanted w
   CROSS JOIN LATERAL (
-    SELECT v.user_id, v.device_id, v.registration_id, v.identity_version, v.identity_canonical, v.signed_prekey_id,
-           v.pq_last_resort_prekey_id, v.ec_available, v.pq_available, v.revision
+    SELECT v.registration_id, v.identity_version, v.signed_prekey_id, v.pq_last_resort_prekey_id, v.ec_available,
+           v.pq_available, v.revision
     FROM ${devices} v
     WHERE v.ctid = w.row_place
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED
   ) l
-  WHERE l.revision = w.revision
-),
-ec AS MATERIALIZED ${oldestUnclaimed(PRE_KEY_KIND.ec, 'ec_available')},
-pq AS MATERIALIZED ${oldestUnclaimed(PRE_KEY_KIND.pq, 'pq_available')},
-taken AS (
-  DELETE FROM ${oneTimePreKeys}
-  WHERE ctid = ANY (ARRAY(SELECT row_place FROM ec UNION ALL SELECT row_place FROM pq))
-),
-counted AS (
-  INSERT INTO ${devices} AS d (user_id, device_id, ec_available, pq_available)
-  SELECT n.user_id, n.device_id, n.ec_spent, n.pq_spent
-  FROM needed n
-  ON CONFLICT (user_id, device_id) DO UPDATE SET
-    revision = d.revision + 1,
-    count_version = d.count_version + (excluded.ec_available + excluded.pq_available > 0)::int4,
-    ec_available = d.ec_available - excluded.ec_available,
-    pq_available = d.pq_available - excluded.pq_available,
-    ec_claimed = d.ec_claimed + excluded.ec_available,
-    pq_claimed = d.pq_claimed + excluded.pq_available,
-    low_notice_version = CASE
-      WHEN ${ranLow(value, 'd.ec_available', 'excluded.ec_available')}
-        OR ${ranLow(value, 'd.pq_available', 'excluded.pq_available')}
-      THEN d.count_version + 1 ELSE d.low_notice_version END
+  WHERE w.is_new AND w.nth = 1 AND l.revision = w.revision
 ),
 answers AS MATERIALIZED (
-  SELECT w.place, w.ord, n.*, w.claimer_user_id, w.claimer_device_id, w.claim_id, ec.key_id AS ec_key_id,
-         ec.public_key AS ec_public_key, pq.key_id AS pq_key_id, pq.public_key AS pq_public_key,
-         pq.signature AS pq_signature, w.spares
+  SELECT w.ord, w.user_id, w.device_id, w.claimer_user_id, w.claimer_device_id, w.claim_id, w.row_place,
+         w.identity_canonical, w.is_new, w.spares, l.row_place IS NOT NULL AS is_claimed,
+         coalesce(w.registration_id, l.registration_id) AS registration_id,
+         coalesce(w.identity_version, l.identity_version) AS identity_version,
+         coalesce(w.signed_prekey_id, l.signed_prekey_id) AS signed_prekey_id,
+         -- Where a request was answered before, there is no row of its own to take from.
+         coalesce(w.pq_last_resort_prekey_id, l.pq_last_resort_prekey_id) AS pq_last_resort_prekey_id,
+         coalesce(w.ec_key_id, ec.key_id) AS ec_key_id, coalesce(w.ec_public_key, ec.public_key) AS ec_public_key,
+         coalesce(w.pq_key_id, pq.key_id) AS pq_key_id, coalesce(w.pq_public_key, pq.public_key) AS pq_public_key,
+         coalesce(w.pq_signature, pq.signature) AS pq_signature, ec.row_place AS ec_place, pq.row_place AS pq_place,
+         ${ranLow(value, 'ec.key_id', 'l.ec_available')} OR ${ranLow(value, 'pq.key_id', 'l.pq_available')} AS ran_low
+  FROM wanted w
+  LEFT JOIN locked l ON w.is_new AND l.row_place = w.row_place
+  LEFT JOIN LATERAL (${oldestUnclaimed(PRE_KEY_KIND.ec, 'l.ec_available')}) ec ON true
+  LEFT JOIN LATERAL (${oldestUnclaimed(PRE_KEY_KIND.pq, 'l.pq_available')}) pq ON true
+),
+taken AS (
+  DELETE FROM ${oneTimePreKeys}
+  WHERE ctid = ANY (ARRAY(SELECT ec_place FROM answers UNION ALL SELECT pq_place FROM answers))
+),
+counted AS (
+  UPDATE ${devices} d SET
+    revision = d.revision + 1,
+    count_version = d.count_version + (s.ec_spent + s.pq_spent > 0)::int4,
+    ec_available = d.ec_available - s.ec_spent,
+    pq_available = d.pq_available - s.pq_spent,
+    ec_claimed = d.ec_claimed + s.ec_spent,
+    pq_claimed = d.pq_claimed + s.pq_spent,
+    low_notice_version = CASE WHEN s.ran_low THEN d.count_version + 1 ELSE d.low_notice_version END
   FROM (
-    SELECT unnest(places) AS needed_place, user_id, device_id, registration_id, identity_version,
-           identity_canonical, signed_prekey_id, pq_last_resort_prekey_id, ${ranLow(value, 'ec_available', 'ec_spent')}
-             OR ${ranLow(value, 'pq_available', 'pq_spent')} AS ran_low
-    FROM needed
-  ) n
-  JOIN wanted w ON w.place = n.needed_place
-  LEFT JOIN ec ON ec.place = n.needed_place
-  LEFT JOIN pq ON pq.place = n.needed_place
+    SELECT row_place, count(ec_place)::int4 AS ec_spent, count(pq_place)::int4 AS pq_spent, bool_or(ran_low) AS ran_low
+    FROM answers WHERE is_claimed GROUP BY row_place
+  ) s
+  -- The rows are reached by the list; the join only tells which of them is whose.
+  WHERE d.ctid = ANY (ARRAY(SELECT row_place FROM answers WHERE is_claimed)) AND d.ctid = s.row_place
 ),
 claimed AS (
   INSERT INTO ${prekeyClaims} (
@@ -183,18 +168,13 @@ claimed AS (
   SELECT user_id, device_id, claimer_user_id, claimer_device_id, claim_id, identity_version, registration_id,
          signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
          spares, to_timestamp(${value('nowMs')}::float8 / 1000)
-  FROM answers
+  FROM answers WHERE is_claimed
 )
-SELECT ord, device_id, 'claimed' AS outcome, registration_id, identity_version, identity_canonical,
-       signed_prekey_id, pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
+SELECT ord, device_id, CASE WHEN is_claimed THEN 'claimed' WHEN is_new THEN 'again' ELSE 'repeated' END AS outcome,
+       registration_id, identity_version, encode(identity_canonical, 'hex') AS identity_canonical, signed_prekey_id,
+       pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
        spares AS is_target_spared, ran_low
-FROM answers
-UNION ALL
-SELECT w.ord, w.device_id, CASE WHEN w.signed_prekey_id IS NULL THEN 'again' ELSE 'repeated' END, w.registration_id,
-       w.identity_version, w.identity_canonical, w.signed_prekey_id, w.pq_last_resort_prekey_id, w.ec_key_id, w.ec_public_key, w.pq_key_id,
-       w.pq_public_key, w.pq_signature, w.spares, false
-FROM wanted w
-WHERE NOT EXISTS (SELECT 1 FROM answers a WHERE a.place = w.place)`;
+FROM answers`;
 }
 
 export const claimStatement = hotStatement<ClaimRow>(claimSql(sql.placeholder));

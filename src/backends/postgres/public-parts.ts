@@ -14,7 +14,8 @@ export interface PublicPartsId {
   userId: string;
   deviceId: number;
   identityVersion: number;
-  canonicalKey: Uint8Array;
+  /** In hexadecimal digits. */
+  canonicalKey: string;
   signedPreKeyId: number;
   pqLastResortPreKeyId: number | null;
 }
@@ -80,7 +81,7 @@ function isSame(a: PublicPartsId, b: PublicPartsId): boolean {
     a.identityVersion === b.identityVersion &&
     a.signedPreKeyId === b.signedPreKeyId &&
     a.pqLastResortPreKeyId === b.pqLastResortPreKeyId &&
-    Buffer.compare(a.canonicalKey, b.canonicalKey) === 0
+    a.canonicalKey === b.canonicalKey
   );
 }
 
