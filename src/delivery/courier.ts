@@ -11,7 +11,13 @@ import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
 import type { DeliveryReports } from './reports.ts';
 import { isRevoked, type TokenAge } from './revocation.ts';
-import { createSession, type ServedSocket, type Session, type SessionShared } from './session.ts';
+import {
+  createDeletedLately,
+  createSession,
+  type ServedSocket,
+  type Session,
+  type SessionShared,
+} from './session.ts';
 
 export interface CourierParts {
   messages: MessageStore;
@@ -66,7 +72,7 @@ export function createCourier(parts: CourierParts): Courier {
     bus.release({ device: session.device, fence: session.fence });
   }
 
-  const shared: SessionShared = { ...parts, forget };
+  const shared: SessionShared = { ...parts, deleted: createDeletedLately(), forget };
 
   async function lookAround(): Promise<void> {
     for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {

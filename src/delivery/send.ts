@@ -36,20 +36,14 @@ export async function sendMessages(
   const { messages, courier, bus, clock, reports } = parts;
   const nowMs = clock.nowMs();
   const sendAnyway = input.onMismatch === 'sendAnyway';
-  const toStore = input.envelopes.map((envelope) => ({
-    deviceId: envelope.deviceId,
-    registrationId: envelope.registrationId,
-    type: envelope.type,
-    content: Buffer.from(envelope.content, 'base64'),
-  }));
   const handOvers = new Map(
-    toStore.map(({ deviceId }) => [deviceId, courier.handOverTo({ userId: input.userId, deviceId })]),
+    input.envelopes.map(({ deviceId }) => [deviceId, courier.handOverTo({ userId: input.userId, deviceId })]),
   );
   const result = await messages.store({
     sender,
     messageId: input.messageId,
     recipientUserId: input.userId,
-    messages: toStore,
+    messages: input.envelopes,
     sendAnyway,
     nowMs,
     expiresAtMs: nowMs + parts.messageLifetimeMs,
@@ -66,7 +60,7 @@ export async function sendMessages(
   reports.stored(sent);
   const handedOver = new Set<number>();
   for (const stored of result.fresh) {
-    const { type, content } = toStore.find(({ deviceId }) => deviceId === stored.deviceId)!;
+    const { type, content } = input.envelopes.find(({ deviceId }) => deviceId === stored.deviceId)!;
     const envelope: QueuedEnvelope = {
       sequence: stored.sequence,
       id: stored.id,

@@ -4,6 +4,7 @@
  */
 import type { Clock, Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
+import { createRecent } from '../lib/recent.ts';
 import type {
   DeviceProof,
   MessageStore,
@@ -11,6 +12,7 @@ import type {
   Reader,
   StoredMessage,
 } from '../ports/message-store.ts';
+import { decodedLength } from '../protocol/base64.ts';
 import type { IncomingEnvelope } from '../protocol/envelope.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type {
@@ -100,7 +102,15 @@ export interface SessionShared {
   log: Log;
   lowThreshold: number;
   reports: DeliveryReports;
+  /** Messages that were just deleted: a statement that began before may still have seen them wait. */
+  deleted: DeletedLately;
   forget(session: Session): void;
+}
+
+/** The numbers of the messages that this node deleted last, at least `DELETED_MAX` of them. */
+export interface DeletedLately {
+  add(sequences: readonly number[]): void;
+  has(sequence: number): boolean;
 }
 
 /** What one session begins with. */
@@ -140,6 +150,19 @@ interface PushedPage {
   isVoid: boolean;
   /** Its acknowledgement has come and is being stored. */
   isSettling: boolean;
+}
+
+/** So many are deleted in about a second at most, and no statement takes so long while they are. */
+const DELETED_MAX = 10_000;
+
+export function createDeletedLately(): DeletedLately {
+  const sequences = createRecent<true, number>(DELETED_MAX);
+  return {
+    add(list) {
+      for (const sequence of list) sequences.set(sequence, true);
+    },
+    has: (sequence) => sequences.get(sequence) === true,
+  };
 }
 
 export function createSession(shared: SessionShared, start: SessionStart): Session {
@@ -481,7 +504,8 @@ class DeviceSession implements Session {
     let isAllGone = failures.length === 0;
     if (processed.length > 0) {
       const count = await this.#shared.messages.acknowledge(this.#me, processed);
-      isAllGone &&= count === processed.length;
+      if (count === processed.length) this.#shared.deleted.add(processed);
+      else isAllGone = false;
       // What was pushed before a second `clientReady` and processed after it counts for the second.
       if (this.#opening !== null) this.#opening.deliveredCount += count;
     }
@@ -633,7 +657,7 @@ class DeviceSession implements Session {
     if (
       !isCurrent ||
       stored.waiting === null ||
-      !stored.waiting.every((sequence) => this.#isInFlight(sequence))
+      !stored.waiting.every((sequence) => this.#isInFlight(sequence) || this.#shared.deleted.has(sequence))
     )
       return false;
     if (this.#roomInWindow() === null) return false;
@@ -688,7 +712,7 @@ function keyVersionOf(state: GateState): number | null {
 }
 
 function contentBytesOf({ body }: QueuedEnvelope): number {
-  return body.kind === 'message' ? body.content.length : 0;
+  return body.kind === 'message' ? decodedLength(body.content) : 0;
 }
 
 function toWire(envelope: QueuedEnvelope): IncomingEnvelope {
@@ -704,14 +728,13 @@ function toWire(envelope: QueuedEnvelope): IncomingEnvelope {
       storedAt,
     };
   }
-  const content = Buffer.from(body.content.buffer, body.content.byteOffset, body.content.byteLength);
   return {
     id,
     kind: 'message',
     messageId,
     sender: body.sender,
     type: body.type,
-    content: content.toString('base64'),
+    content: body.content,
     storedAt,
   };
 }

@@ -3,11 +3,11 @@
  * whose oldest entries are deleted one by one walks over the holes they leave, tens of microseconds for each new entry
  * at 100,000.
  */
-export interface Recent<Value> {
+export interface Recent<Value, Key = string> {
   /** What is found counts as used. */
-  get(key: string): Value | undefined;
-  set(key: string, value: Value): void;
-  delete(key: string): void;
+  get(key: Key): Value | undefined;
+  set(key: Key, value: Value): void;
+  delete(key: Key): void;
   clear(): void;
   /** Begins a new generation: what is not used before the next one begins is forgotten then. */
   turn(): void;
@@ -17,16 +17,19 @@ export interface Recent<Value> {
  * @param generationMax entries of one generation: at least so many of the last used are kept, at most twice as many
  * @param onFull called when a full generation is followed by a new one
  */
-export function createRecent<Value>(generationMax: number, onFull: () => void = () => {}): Recent<Value> {
-  let newer = new Map<string, Value>();
-  let older = new Map<string, Value>();
+export function createRecent<Value, Key extends string | number = string>(
+  generationMax: number,
+  onFull: () => void = () => {},
+): Recent<Value, Key> {
+  let newer = new Map<Key, Value>();
+  let older = new Map<Key, Value>();
 
   function turn(): void {
     older = newer;
     newer = new Map();
   }
 
-  function set(key: string, value: Value): void {
+  function set(key: Key, value: Value): void {
     if (newer.size >= generationMax) {
       turn();
       onFull();

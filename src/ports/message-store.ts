@@ -8,7 +8,8 @@ export interface MessageToStore {
   deviceId: number;
   registrationId: number;
   type: number;
-  content: Uint8Array;
+  /** Base64, as it came: nobody between two clients has a use for the bytes. */
+  content: string;
 }
 
 export interface StoreRequest {
@@ -60,7 +61,7 @@ export interface QueuedEnvelope {
   messageId: string;
   storedAtMs: number;
   body:
-    | { kind: 'message'; sender: DeviceAddress; type: number; content: Uint8Array }
+    | { kind: 'message'; sender: DeviceAddress; type: number; content: string }
     | { kind: 'bounce'; recipient: DeviceAddress; reason: BounceReason };
 }
 

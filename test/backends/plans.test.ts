@@ -401,7 +401,7 @@ function storeFor(
       deviceId,
       registrationId: 7,
       type: 3,
-      content: Buffer.from('x'),
+      content: 'eA==',
     })),
     sendAnyway: false,
     nowMs: NOW_MS,

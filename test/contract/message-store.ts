@@ -33,7 +33,7 @@ type StoreOptions = Partial<Omit<StoreRequest, 'sender' | 'recipientUserId' | 'm
 };
 
 const ids = (from: number, count: number): number[] => Array.from({ length: count }, (_, i) => from + i);
-const text = (content: Uint8Array): string => Buffer.from(content).toString();
+const text = (content: string): string => Buffer.from(content, 'base64').toString();
 
 /** @param open an empty store; every test has devices of its own on it */
 export function describeMessageStore(engine: string, open: () => Promise<OpenMessageStore>): void {
@@ -79,7 +79,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           deviceId,
           registrationId,
           type: 3,
-          content: Buffer.from(content),
+          content: Buffer.from(content).toString('base64'),
         })),
         sendAnyway: false,
         nowMs: NOW_MS,

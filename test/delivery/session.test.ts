@@ -1,7 +1,12 @@
 /** One session against a store that answers when it is told: orders of events that sockets can't bring about at will. */
 import { beforeEach, describe, expect, it } from 'vitest';
 import { noReports } from '../../src/delivery/reports.ts';
-import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
+import {
+  createDeletedLately,
+  createSession,
+  type ServedSocket,
+  type Session,
+} from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, QueuedEnvelope } from '../../src/ports/message-store.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
@@ -64,7 +69,7 @@ function put(sequence: number): QueuedEnvelope {
     id: `id ${sequence}`,
     messageId: `message ${sequence}`,
     storedAtMs: 0,
-    body: { kind: 'message', sender: { userId: 'alice', deviceId: 1 }, type: 3, content: Buffer.from('x') },
+    body: { kind: 'message', sender: { userId: 'alice', deviceId: 1 }, type: 3, content: 'eA==' },
   };
   queue.push(envelope);
   return envelope;
@@ -139,6 +144,7 @@ beforeEach(() => {
       log: silentLog,
       lowThreshold: 10,
       reports: noReports,
+      deleted: createDeletedLately(),
       forget: () => {},
     },
     { device: BOB, token: { issuedAtMs: 0 }, fence: 1, lowNoticeVersion: 0, socket },
@@ -522,6 +528,24 @@ describe('a session', () => {
       // Of a longer queue the store tells no more.
       const stored = { deviceId: 1, sequence: 3, id: 'id 3', keyVersion: 1, identityVersion: 1, fence: 1 };
       expect(session.handOver(put(3), { ...stored, waiting: null }, session.readCount()!)).toBe(false);
+    });
+
+    it('pushes one whose statement still saw wait what was deleted meanwhile, and no other', async () => {
+      expect(putAndHandOver(1)).toBe(true);
+      await quiet();
+      answers.shift()!({ processed: ['id 1'] });
+      await quiet();
+      const stored = { deviceId: 1, keyVersion: 1, identityVersion: 1, fence: 1 };
+      const handOver = (sequence: number, waiting: number[]): boolean =>
+        session.handOver(
+          put(sequence),
+          { ...stored, sequence, id: `id ${sequence}`, waiting },
+          session.readCount()!,
+        );
+      expect(handOver(3, [1, 2])).toBe(false);
+      expect(handOver(4, [1])).toBe(true);
+      await quiet();
+      expect(events).toEqual(['messages 1', 'messages 4']);
     });
 
     it.each([

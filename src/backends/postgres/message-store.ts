@@ -13,10 +13,11 @@ import {
   type StoreResult,
   WAITING_TOLD_MAX,
 } from '../../ports/message-store.ts';
+import { decodedLength } from '../../protocol/base64.ts';
 import type { BounceReason } from '../../protocol/envelope.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
-import { base64Array, numberArray, textArray } from './array-literal.ts';
+import { numberArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
 
@@ -312,7 +313,7 @@ interface StoreRow {
 }
 
 function contentBytes(request: StoreRequest): number {
-  return request.messages.reduce((sum, message) => sum + message.content.length, 0);
+  return request.messages.reduce((sum, message) => sum + decodedLength(message.content), 0);
 }
 
 function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
@@ -336,7 +337,7 @@ function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
     deviceIds: numberArray(items.map((item) => item.deviceId)),
     registrationIds: numberArray(items.map((item) => item.registrationId)),
     types: numberArray(items.map((item) => item.type)),
-    contents: base64Array(items.map((item) => item.content)),
+    contents: textArray(items.map((item) => item.content)),
     ids: textArray(items.map(() => randomUUID())),
   };
 }
@@ -592,7 +593,8 @@ interface EnvelopeRow {
   peer_user_id: string;
   peer_device_id: number;
   type: number | null;
-  content: Uint8Array | null;
+  /** Base64. */
+  content: string | null;
   bounce_reason: BounceReason | null;
   stamp: number;
   expired: boolean;
@@ -675,7 +677,11 @@ CROSS JOIN LATERAL (
   LIMIT 1
 ) d
 LEFT JOIN LATERAL (
-  SELECT p.*, row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
+  SELECT p.sequence, p.id, p.kind, p.message_id, p.peer_user_id, p.peer_device_id, p.type, p.bounce_reason, p.stamp,
+         p.expired, p.stored_at_ms,
+         -- PostgreSQL breaks it into lines.
+         translate(encode(p.content, 'base64'), E'\\n', '') AS content,
+         row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
          sum(coalesce(octet_length(p.content), 0)) OVER (ORDER BY p.sequence) AS bytes
   FROM (
     SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
