@@ -40,7 +40,7 @@ const READ_BATCH = { requests: 64, bytes: 4 << 20 };
 const CONNECT_BATCH = 128;
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
 /** Requests that are worth a statement of their own beside the one under way. */
-const BESIDE_MIN = 32;
+const BESIDE_MIN = 64;
 
 type Connected = Awaited<ReturnType<MessageStore['connect']>>;
 
@@ -680,7 +680,7 @@ LEFT JOIN LATERAL (
   SELECT p.sequence, p.id, p.kind, p.message_id, p.peer_user_id, p.peer_device_id, p.type, p.bounce_reason, p.stamp,
          p.expired, p.stored_at_ms,
          -- PostgreSQL breaks it into lines.
-         translate(encode(p.content, 'base64'), E'\\n', '') AS content,
+         replace(encode(p.content, 'base64'), E'\\n', '') AS content,
          row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
          sum(coalesce(octet_length(p.content), 0)) OVER (ORDER BY p.sequence) AS bytes
   FROM (
