@@ -61,15 +61,28 @@ function ranLow(value: ValueOf, keyId: string, available: string): SQL {
   return sql`(${sql.raw(keyId)} IS NOT NULL AND (${left} = 0 OR ${left} = ${value('lowThreshold')}::int4 - 1))`;
 }
 
-/** The oldest unclaimed key of the device of a request `w`, after those that go to the requests before it. */
-function oldestUnclaimed(kind: number, available: string): SQL {
+/** The unclaimed keys of the device of a request `w`, oldest first. */
+function unclaimed(kind: number, columns: string, condition: string): SQL {
   return sql`
-    SELECT k.ctid AS row_place, k.key_id, k.public_key, k.signature
-    FROM ${oneTimePreKeys} k
-    WHERE w.is_new AND NOT w.spares AND w.nth <= ${sql.raw(available)}
-      AND k.user_id = w.user_id AND k.device_id = w.device_id AND k.kind = ${sql.raw(String(kind))}
-    ORDER BY k.user_id, k.device_id, k.kind, k.sequence
-    OFFSET w.nth - 1 LIMIT 1`;
+    SELECT ${sql.raw(columns)} FROM ${oneTimePreKeys} k
+    WHERE ${sql.raw(condition)} AND k.user_id = w.user_id AND k.device_id = w.device_id AND k.kind = ${sql.raw(String(kind))}
+    ORDER BY k.user_id, k.device_id, k.kind, k.sequence`;
+}
+
+/** Where the keys lie that the requests of one device get, where they are several: a walk for each would be of all before it. */
+function placesOf(kind: number): SQL {
+  return sql`CASE WHEN w.spending > 1 THEN ARRAY(${unclaimed(kind, 'k.ctid', 'true')} LIMIT w.spending) END`;
+}
+
+const KEY_COLUMNS = 'k.ctid AS row_place, k.key_id, k.public_key, k.signature';
+
+/** The key that a request `w` gets. */
+function keyOf(kind: number, { available, places }: { available: string; places: string }): SQL {
+  return sql`
+    (${unclaimed(kind, KEY_COLUMNS, `NOT w.spares AND w.spending = 1 AND ${available} > 0`)} LIMIT 1)
+    UNION ALL
+    SELECT ${sql.raw(KEY_COLUMNS)} FROM ${oneTimePreKeys} k
+    WHERE NOT w.spares AND w.spending > 1 AND k.ctid = (${sql.raw(places)})[w.nth]`;
 }
 
 export function claimSql(value: ValueOf): SQL {
@@ -81,9 +94,8 @@ WITH wanted AS MATERIALIZED (
          c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature,
          c.claim_id IS NULL AS is_new, coalesce(c.is_target_spared, a.spares) AS spares,
          -- Keys go to the first of a device's requests: those that spend none come last.
-         (row_number() OVER (
-           PARTITION BY a.user_id, d.device_id ORDER BY c.claim_id IS NOT NULL, a.spares, a.ord
-         ))::int4 AS nth
+         (row_number() OVER of_device)::int4 AS nth,
+         (count(*) FILTER (WHERE c.claim_id IS NULL AND NOT a.spares) OVER of_device)::int4 AS spending
   FROM unnest(
     ${value('ords')}::int4[], ${value('userIds')}::text[], ${value('firstDeviceIds')}::int2[],
     ${value('lastDeviceIds')}::int2[], ${value('exceptDeviceIds')}::int2[],
@@ -107,11 +119,15 @@ WITH wanted AS MATERIALIZED (
       AND p.identity_version = d.identity_version
     LIMIT 1
   ) c ON true
+  WINDOW of_device AS (
+    PARTITION BY a.user_id, d.device_id ORDER BY c.claim_id IS NOT NULL, a.spares, a.ord
+    ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
+  )
   ORDER BY a.user_id, d.device_id
 ),
 -- Each device once: all its requests are claimed for, or none.
 locked AS MATERIALIZED (
-  SELECT w.row_place, l.*
+  SELECT w.row_place, l.*, ${placesOf(PRE_KEY_KIND.ec)} AS ec_places, ${placesOf(PRE_KEY_KIND.pq)} AS pq_places
   FROM wanted w
   CROSS JOIN LATERAL (
     SELECT v.registration_id, v.identity_version, v.signed_prekey_id, v.pq_last_resort_prekey_id, v.ec_available,
@@ -137,8 +153,12 @@ answers AS MATERIALIZED (
          ${ranLow(value, 'ec.key_id', 'l.ec_available')} OR ${ranLow(value, 'pq.key_id', 'l.pq_available')} AS ran_low
   FROM wanted w
   LEFT JOIN locked l ON w.is_new AND l.row_place = w.row_place
-  LEFT JOIN LATERAL (${oldestUnclaimed(PRE_KEY_KIND.ec, 'l.ec_available')}) ec ON true
-  LEFT JOIN LATERAL (${oldestUnclaimed(PRE_KEY_KIND.pq, 'l.pq_available')}) pq ON true
+  LEFT JOIN LATERAL (
+    ${keyOf(PRE_KEY_KIND.ec, { available: 'l.ec_available', places: 'l.ec_places' })}
+  ) ec ON true
+  LEFT JOIN LATERAL (
+    ${keyOf(PRE_KEY_KIND.pq, { available: 'l.pq_available', places: 'l.pq_places' })}
+  ) pq ON true
 ),
 taken AS (
   DELETE FROM ${oneTimePreKeys}
