@@ -3,7 +3,7 @@ import type { DefaultEventsMap, Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { ServedSocket, Session } from '../delivery/session.ts';
 import type { Clock, Timer } from '../lib/clock.ts';
-import type { IncomingEnvelope } from '../protocol/envelope.ts';
+import { envelopesJson, type IncomingEnvelope } from '../protocol/envelope.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import {
   inputIsOptional,
@@ -163,7 +163,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       this.#unanswered.add(giveUp);
       if (this.#ended) return giveUp();
       answered = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
-      this.#frames.pushForAnswer('messages', JSON.stringify({ envelopes }), (raw) => {
+      this.#frames.pushForAnswer('messages', `{"envelopes":${envelopesJson(envelopes)}}`, (raw) => {
         const parsed = pushes.messages.acknowledgement.safeParse(raw);
         settle(parsed.success ? parsed.data : null);
       });

@@ -95,3 +95,21 @@ export const incomingEnvelope = z
   ])
   .meta({ id: 'IncomingEnvelope', description: 'id stays the same over redeliveries' });
 export type IncomingEnvelope = z.infer<typeof incomingEnvelope>;
+
+/**
+ * JSON of envelopes, as `JSON.stringify` has it: ids, user ids, times and base64 hold nothing that is to be escaped, and
+ * ciphertext is long to look through.
+ */
+export function envelopesJson(envelopes: readonly IncomingEnvelope[]): string {
+  return `[${envelopes.map(envelopeJson).join(',')}]`;
+}
+
+function envelopeJson(envelope: IncomingEnvelope): string {
+  if (envelope.kind === 'bounce') return JSON.stringify(envelope);
+  const { id, messageId, sender, type, content: text, storedAt } = envelope;
+  return (
+    `{"id":"${id}","kind":"message","messageId":"${messageId}",` +
+    `"sender":{"userId":"${sender.userId}","deviceId":${sender.deviceId}},` +
+    `"type":${type},"content":"${text}","storedAt":"${storedAt}"}`
+  );
+}

@@ -5,7 +5,12 @@ export function numberArray(values: readonly (number | null)[]): string {
   return `{${values.map((value) => value ?? 'NULL').join(',')}}`;
 }
 
-/** For `text[]` and `uuid[]`. */
+/** For `uuid[]`, and for `text[]` of base64: nothing in them is to be escaped. */
+export function plainArray(values: readonly string[]): string {
+  return values.length === 0 ? '{}' : `{"${values.join('","')}"}`;
+}
+
+/** For any `text[]`. */
 export function textArray(values: readonly string[]): string {
   return `{${values.map(quoted).join(',')}}`;
 }

@@ -14,7 +14,7 @@ import type {
 import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX, WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
-import { byteaArray, numberArray, textArray } from './array-literal.ts';
+import { byteaArray, numberArray, plainArray, textArray } from './array-literal.ts';
 import { type ClaimRow, type ClaimValues, claimSql, claimStatement } from './claim-statement.ts';
 import { type Database, hotStatement, type Transaction } from './database.ts';
 import { createPublicParts } from './public-parts.ts';
@@ -341,7 +341,7 @@ function claimValues(
     ),
     claimerUserIds: textArray(requests.map((request) => request.claimer.userId)),
     claimerDeviceIds: numberArray(requests.map((request) => request.claimer.deviceId)),
-    claimIds: textArray(requests.map((request) => request.claimId)),
+    claimIds: plainArray(requests.map((request) => request.claimId)),
     sparedTargets: `{${requests.map((request) => request.isTargetSpared === true).join(',')}}`,
     lowThreshold,
     nowMs,

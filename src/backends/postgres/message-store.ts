@@ -6,6 +6,7 @@ import { createGatherer } from '../../lib/gather.ts';
 import {
   type DeviceProof,
   type MessageStore,
+  type MessageToStore,
   type Page,
   type QueuedEnvelope,
   type Reader,
@@ -17,7 +18,7 @@ import { decodedLength } from '../../protocol/base64.ts';
 import type { BounceReason } from '../../protocol/envelope.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
-import { numberArray, textArray } from './array-literal.ts';
+import { numberArray, plainArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
 
@@ -317,7 +318,14 @@ function contentBytes(request: StoreRequest): number {
 }
 
 function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
-  const items = requests.flatMap(({ messages: list }, ord) => list.map((message) => ({ ...message, ord })));
+  const items: MessageToStore[] = [];
+  const itemOrds: number[] = [];
+  requests.forEach(({ messages: list }, ord) => {
+    for (const message of list) {
+      items.push(message);
+      itemOrds.push(ord);
+    }
+  });
   return {
     ords: numberArray(requests.map((_, ord) => ord)),
     userIds: textArray(requests.map((request) => request.recipientUserId)),
@@ -328,17 +336,17 @@ function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
     ),
     senderUserIds: textArray(requests.map(({ sender }) => sender.userId)),
     senderDeviceIds: numberArray(requests.map(({ sender }) => sender.deviceId)),
-    messageIds: textArray(requests.map((request) => request.messageId)),
+    messageIds: plainArray(requests.map((request) => request.messageId)),
     sendAnyways: `{${requests.map((request) => request.sendAnyway).join(',')}}`,
     nowMss: numberArray(requests.map((request) => request.nowMs)),
     expiresAtMss: numberArray(requests.map((request) => request.expiresAtMs)),
     queueMaxs: numberArray(requests.map((request) => request.queueMax)),
-    itemOrds: numberArray(items.map((item) => item.ord)),
+    itemOrds: numberArray(itemOrds),
     deviceIds: numberArray(items.map((item) => item.deviceId)),
     registrationIds: numberArray(items.map((item) => item.registrationId)),
     types: numberArray(items.map((item) => item.type)),
-    contents: textArray(items.map((item) => item.content)),
-    ids: textArray(items.map(() => randomUUID())),
+    contents: plainArray(items.map((item) => item.content)),
+    ids: plainArray(items.map(() => randomUUID())),
   };
 }
 
@@ -748,15 +756,20 @@ WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR
 const isServed = sql`EXISTS (SELECT 1 FROM ${devices} WHERE ${ofDevice} AND fence = ${placeholder('fence')}::int8)`;
 
 function bindAcknowledge(requests: readonly AcknowledgeRequest[]): Record<string, unknown> {
-  const items = requests.flatMap(({ reader, sequences }, ord) =>
-    sequences.map((sequence) => ({ ...reader.device, fence: reader.fence, sequence, ord })),
-  );
+  const ords: number[] = [];
+  const readers: Reader[] = [];
+  requests.forEach(({ reader, sequences }, ord) => {
+    for (let i = 0; i < sequences.length; i++) {
+      ords.push(ord);
+      readers.push(reader);
+    }
+  });
   return {
-    ords: numberArray(items.map((item) => item.ord)),
-    userIds: textArray(items.map((item) => item.userId)),
-    deviceIds: numberArray(items.map((item) => item.deviceId)),
-    fences: numberArray(items.map((item) => item.fence)),
-    sequences: numberArray(items.map((item) => item.sequence)),
+    ords: numberArray(ords),
+    userIds: textArray(readers.map((reader) => reader.device.userId)),
+    deviceIds: numberArray(readers.map((reader) => reader.device.deviceId)),
+    fences: numberArray(readers.map((reader) => reader.fence)),
+    sequences: numberArray(requests.flatMap((request) => request.sequences)),
   };
 }
 

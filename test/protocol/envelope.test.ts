@@ -1,0 +1,69 @@
+// What is written by hand for its speed says the same as what it stands for.
+import fc from 'fast-check';
+import { describe, expect, it } from 'vitest';
+import { isStrictBase64 } from '../../src/protocol/base64.ts';
+import { envelopesJson, type IncomingEnvelope } from '../../src/protocol/envelope.ts';
+
+const USER_ID_LETTERS = [...'ABCxyz019_.:@-'];
+const address = fc.record({
+  userId: fc.string({ unit: fc.constantFrom(...USER_ID_LETTERS), minLength: 1, maxLength: 128 }),
+  deviceId: fc.integer({ min: 1, max: 127 }),
+});
+const common = {
+  id: fc.uuid(),
+  messageId: fc.uuid(),
+  storedAt: fc
+    .date({ min: new Date(0), max: new Date('9999-01-01'), noInvalidDate: true })
+    .map((date) => date.toISOString()),
+};
+const envelope = fc.oneof(
+  fc.record({
+    ...common,
+    kind: fc.constant('message' as const),
+    sender: address,
+    type: fc.integer({ min: 0, max: 255 }),
+    content: fc.uint8Array({ minLength: 1 }).map((bytes) => Buffer.from(bytes).toString('base64')),
+  }),
+  fc.record({
+    ...common,
+    kind: fc.constant('bounce' as const),
+    recipient: address,
+    reason: fc.constant('EXPIRED' as const),
+  }),
+);
+
+describe('envelopes', () => {
+  it('are written as JSON would be', () => {
+    fc.assert(
+      fc.property(fc.array(envelope), (envelopes: IncomingEnvelope[]) => {
+        expect(JSON.parse(envelopesJson(envelopes))).toEqual(envelopes);
+      }),
+    );
+  });
+});
+
+describe('strict base64', () => {
+  const isCanonical = (text: string): boolean => Buffer.from(text, 'base64').toString('base64') === text;
+
+  it('is what its bytes are encoded as, and nothing else', () => {
+    const alphabet = [...'ABQcgw4+/=', '-', '_', '\n', ' ', 'é'];
+    fc.assert(
+      fc.property(fc.string({ unit: fc.constantFrom(...alphabet), maxLength: 12 }), (text) => {
+        expect(isStrictBase64(text)).toBe(isCanonical(text));
+      }),
+      { numRuns: 5_000 },
+    );
+    fc.assert(
+      fc.property(fc.uint8Array(), (bytes) => {
+        expect(isStrictBase64(Buffer.from(bytes).toString('base64'))).toBe(true);
+      }),
+    );
+  });
+
+  it.each(['AA=A', 'A===', '====', 'AB==', 'AAB=', 'AAAA=', 'AAAA\n', '=AAA', 'AAAA===='])(
+    'is not %j',
+    (text) => {
+      expect(isStrictBase64(text)).toBe(false);
+    },
+  );
+});
