@@ -5,7 +5,7 @@ export function numberArray(values: readonly (number | null)[]): string {
   return `{${values.map((value) => value ?? 'NULL').join(',')}}`;
 }
 
-/** For `uuid[]`, and for `text[]` of base64: nothing in them is to be escaped. */
+/** For `uuid[]`: nothing in it is to be escaped. */
 export function plainArray(values: readonly string[]): string {
   return values.length === 0 ? '{}' : `{"${values.join('","')}"}`;
 }

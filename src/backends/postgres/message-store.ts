@@ -345,7 +345,8 @@ function bindStore(requests: readonly StoreRequest[]): Record<string, unknown> {
     deviceIds: numberArray(items.map((item) => item.deviceId)),
     registrationIds: numberArray(items.map((item) => item.registrationId)),
     types: numberArray(items.map((item) => item.type)),
-    contents: plainArray(items.map((item) => item.content)),
+    // Not as an array literal, which is read letter by letter.
+    contents: items.map((item) => item.content).join(','),
     ids: plainArray(items.map(() => randomUUID())),
   };
 }
@@ -414,7 +415,7 @@ asked AS MATERIALIZED (
   SELECT a.*, nextval('message_sequence') AS sequence
   FROM unnest(
     ${placeholder('itemOrds')}::int4[], ${placeholder('deviceIds')}::int2[], ${placeholder('registrationIds')}::int4[],
-    ${placeholder('types')}::int2[], ${placeholder('contents')}::text[], ${placeholder('ids')}::uuid[]
+    ${placeholder('types')}::int2[], string_to_array(${placeholder('contents')}::text, ','), ${placeholder('ids')}::uuid[]
   ) AS a (ord, device_id, registration_id, type, content, id)
 ),
 registered AS MATERIALIZED (
@@ -429,7 +430,7 @@ registered AS MATERIALIZED (
   ) d
 ),
 looked_up AS MATERIALIZED (
-  SELECT a.*, q.user_id, q.sender_user_id, q.sender_device_id, q.message_id, q.queue_max,
+  SELECT a.ord, a.device_id, a.registration_id, a.sequence, a.id, q.user_id, q.sender_user_id, q.sender_device_id, q.message_id, q.queue_max,
          r.identity_version, r.key_version, r.fence, r.device_id IS NOT NULL AS known,
          coalesce(r.registration_id = a.registration_id, false) AS matches, s.stored_at AS repeated_of, w.waiting
   FROM asked a
@@ -497,10 +498,11 @@ stored AS (
   INSERT INTO ${messages}
     (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
      identity_version, stored_at, expires_at)
-  SELECT j.user_id, j.device_id, j.sequence, j.id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, j.type,
-         decode(j.content, 'base64'), j.identity_version, to_timestamp(v.now_ms / 1000),
+  SELECT j.user_id, j.device_id, j.sequence, j.id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, a.type,
+         decode(a.content, 'base64'), j.identity_version, to_timestamp(v.now_ms / 1000),
          to_timestamp(v.expires_at_ms / 1000)
-  FROM fresh f JOIN judged j ON j.sequence = f.sequence JOIN verdicts v ON v.ord = j.ord
+  FROM fresh f JOIN judged j ON j.sequence = f.sequence JOIN asked a ON a.sequence = f.sequence
+  JOIN verdicts v ON v.ord = j.ord
 )
 SELECT j.ord, j.device_id::int4, false AS missing, j.known, j.matches, j.is_full, ${ms('j.repeated_of')} AS repeated_at_ms,
        v.user_known, v.may_store, f.sequence IS NOT NULL AS stored, j.sequence, j.id, j.key_version, j.identity_version,
