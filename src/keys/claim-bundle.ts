@@ -39,7 +39,7 @@ export interface BundleClaimsParts {
 /** Requests in one statement. */
 const BATCH_MAX = 128;
 /** Requests that are worth a statement of their own beside the one under way: what it costs as such is shared then. */
-const BESIDE_MIN = 48;
+const BESIDE_MIN = 64;
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
 

@@ -29,7 +29,7 @@ interface Waiting<Item, Result> {
   reject(error: unknown): void;
 }
 
-const BATCHES_MAX = 3;
+const BATCHES_MAX = 2;
 
 export function createGatherer<Item, Result>(options: GathererOptions<Item, Result>): Gatherer<Item, Result> {
   const { batchMax, weight, besideMin = Number.POSITIVE_INFINITY, keyOf = () => '', run } = options;

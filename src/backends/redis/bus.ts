@@ -203,6 +203,15 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     await runOnEach(commands, GIVE_UP, [nodeId, timing.leaseMs], each);
   }
 
+  /** What disconnects at once is given up at once. */
+  const releases = createGatherer<Lease, void>({
+    batchMax: LEASES_PER_BATCH_MAX,
+    async run(batch) {
+      await giveUp(batch);
+      return batch.map(() => undefined);
+    },
+  });
+
   // ——— pokes
 
   function lookAt(key: string): void {
@@ -415,7 +424,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       const key = addressKey(lease.device);
       if (leases.get(key)?.fence !== lease.fence) return;
       leases.delete(key);
-      if (isUp(commands)) giveUp([lease]).catch(() => {});
+      if (isUp(commands)) releases.submit(lease).catch(() => {});
     },
 
     poke(devices) {
