@@ -10,6 +10,7 @@ import {
   type Page,
   type QueuedEnvelope,
   type Reader,
+  type StoredMessage,
   type StoreRequest,
   type StoreResult,
   WAITING_TOLD_MAX,
@@ -362,36 +363,59 @@ function toStoreResults(
 }
 
 function toStoreResult(request: StoreRequest, rows: readonly StoreRow[]): StoreResult | null {
-  const asked = rows.filter((row) => !row.missing);
-  const repeatedAtMs = asked.flatMap((row) => row.repeated_at_ms ?? []);
+  const result: StoreResult = {
+    storedAtMs: request.nowMs,
+    accepted: [],
+    full: [],
+    missingDevices: [],
+    extraDevices: [],
+    staleDevices: [],
+    stored: false,
+    fresh: [],
+  };
+  let userKnown = false;
+  let mayStore = false;
+  let allRepeated = true;
+  let repeatedAtMs = Number.POSITIVE_INFINITY;
+  for (const row of rows) {
+    const deviceId = row.device_id;
+    if (row.missing) {
+      result.missingDevices.push(deviceId);
+      continue;
+    }
+    userKnown ||= row.user_known;
+    mayStore ||= row.may_store;
+    if (!row.known) result.extraDevices.push(deviceId);
+    else if (!row.matches) result.staleDevices.push(deviceId);
+    if (row.repeated_at_ms === null) {
+      allRepeated = false;
+      if (row.matches) (row.is_full ? result.full : result.accepted).push(deviceId);
+    } else {
+      result.accepted.push(deviceId);
+      repeatedAtMs = Math.min(repeatedAtMs, row.repeated_at_ms);
+    }
+    if (row.stored) result.fresh.push(toStored(row));
+  }
   // What was accepted before stays accepted, whatever has become of the recipient's devices.
-  const allRepeated = repeatedAtMs.length === asked.length;
-  if (!asked[0]!.user_known && !allRepeated) return null;
-  const idsOf = (list: readonly StoreRow[]): number[] =>
-    list.map((row) => row.device_id).sort((one, other) => one - other);
+  if (!userKnown && !allRepeated) return null;
+  if (allRepeated) result.storedAtMs = repeatedAtMs;
+  result.stored = mayStore || allRepeated;
+  if (rows.length > 1) {
+    const { accepted, full, missingDevices, extraDevices, staleDevices } = result;
+    for (const ids of [accepted, full, missingDevices, extraDevices, staleDevices]) ids.sort((a, b) => a - b);
+  }
+  return result;
+}
+
+function toStored(row: StoreRow): StoredMessage {
   return {
-    storedAtMs: allRepeated ? Math.min(...repeatedAtMs) : request.nowMs,
-    accepted: idsOf(asked.filter((row) => row.repeated_at_ms !== null || (row.matches && !row.is_full))),
-    full: idsOf(asked.filter((row) => row.matches && row.is_full && row.repeated_at_ms === null)),
-    missingDevices: idsOf(rows.filter((row) => row.missing)),
-    extraDevices: idsOf(asked.filter((row) => !row.known)),
-    staleDevices: idsOf(asked.filter((row) => row.known && !row.matches)),
-    stored: asked[0]!.may_store || allRepeated,
-    fresh: asked.flatMap((row) =>
-      row.stored
-        ? [
-            {
-              deviceId: row.device_id,
-              sequence: row.sequence,
-              id: row.id,
-              keyVersion: row.key_version,
-              identityVersion: row.identity_version,
-              fence: row.fence,
-              waiting: row.waiting.length > WAITING_TOLD_MAX ? null : row.waiting,
-            },
-          ]
-        : [],
-    ),
+    deviceId: row.device_id,
+    sequence: row.sequence,
+    id: row.id,
+    keyVersion: row.key_version,
+    identityVersion: row.identity_version,
+    fence: row.fence,
+    waiting: row.waiting.length > WAITING_TOLD_MAX ? null : row.waiting,
   };
 }
 
