@@ -160,9 +160,10 @@ describe.each([
       });
     };
     await storeKeySet(keys, bob, { lastResortPreKeyId: 1, ec: [1], pq: [1] });
-    await note('claim', () =>
-      keys.claim([requestOf(bob)], { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD, waits: true }),
-    );
+    const how = { nowMs: NOW_MS, lowThreshold: LOW_THRESHOLD, waits: true };
+    await note('claim that tells the public parts', () => keys.claim([requestOf(bob)], how));
+    // Of all devices of a user nobody knows beforehand which they are: their parts are asked for when the claim has told.
+    await note('claim', () => createKeyStore(record).claim([{ ...requestOf(bob), deviceId: null }], how));
     await note('devicesOf', () => keys.devicesOf(bob.userId));
     await note('store', send);
     await note('connect', () => messages.connect(bob));
@@ -228,6 +229,7 @@ describe.each([
 
   const statements = [
     ...[
+      'claim that tells the public parts',
       'claim',
       'claim, 2',
       'devicesOf',

@@ -14,7 +14,7 @@
  */
 import { type SQL, sql } from 'drizzle-orm';
 import { hotStatement } from './database.ts';
-import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims } from './schema.ts';
+import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, signedPreKeys } from './schema.ts';
 
 export interface ClaimRow {
   ord: number;
@@ -36,6 +36,16 @@ export interface ClaimRow {
   ran_low: boolean;
 }
 
+/** The public parts of the bundle, where they were asked for and there are any. */
+export interface ToldParts {
+  identity_key: Uint8Array | null;
+  identity_key_ed25519: Uint8Array | null;
+  signed_public_key: Uint8Array | null;
+  signed_signature: Uint8Array | null;
+  last_resort_public_key: Uint8Array | null;
+  last_resort_signature: Uint8Array | null;
+}
+
 /** How the statement names its values: a placeholder where it is prepared, the value itself inside a transaction. */
 type ValueOf = (name: keyof ClaimValues) => unknown;
 
@@ -51,6 +61,8 @@ export interface ClaimValues {
   claimIds: string;
   /** Requests that are to spend no key: they are answered and remembered all the same. */
   sparedTargets: string;
+  /** Requests that are to be told the public parts of their device's bundle too; for the statement that tells them. */
+  wantedParts?: string;
   lowThreshold: number;
   nowMs: number;
 }
@@ -85,14 +97,53 @@ function keyOf(kind: number, { available, places }: { available: string; places:
     WHERE NOT w.spares AND w.spending > 1 AND k.ctid = (${sql.raw(places)})[w.nth]`;
 }
 
-export function claimSql(value: ValueOf): SQL {
+/** The signed key of the answer `x`. */
+function signedKey(kind: number, keyId: string): SQL {
+  return sql`
+    SELECT k.public_key, k.signature FROM ${signedPreKeys} k
+    WHERE x.wants_parts AND k.user_id = x.user_id AND k.device_id = x.device_id AND k.kind = ${sql.raw(String(kind))}
+      AND k.key_id = ${sql.raw(keyId)}
+    LIMIT 1`;
+}
+
+/** What the statement has besides where it tells the public parts too: nothing of it costs those who know them. */
+function publicParts(value: ValueOf) {
+  return {
+    argument: sql`, ${value('wantedParts')}::bool[]`,
+    wants: sql`, wants_parts`,
+    ofAsked: sql`, a.wants_parts`,
+    ofWanted: sql`, w.wants_parts`,
+    columns: sql`, i.identity_key, i.identity_key_ed25519, s.public_key AS signed_public_key,
+       s.signature AS signed_signature, r.public_key AS last_resort_public_key, r.signature AS last_resort_signature`,
+    joins: sql`
+LEFT JOIN LATERAL (
+  SELECT v.identity_key, v.identity_key_ed25519 FROM ${devices} v
+  WHERE x.wants_parts AND v.ctid = x.row_place
+  LIMIT 1
+) i ON true
+LEFT JOIN LATERAL (${signedKey(PRE_KEY_KIND.ec, 'x.signed_prekey_id')}) s ON true
+LEFT JOIN LATERAL (${signedKey(PRE_KEY_KIND.pq, 'x.pq_last_resort_prekey_id')}) r ON true`,
+  };
+}
+
+const NO_PARTS = {
+  argument: sql``,
+  wants: sql``,
+  ofAsked: sql``,
+  ofWanted: sql``,
+  columns: sql``,
+  joins: sql``,
+};
+
+export function claimSql(value: ValueOf, { tellsParts }: { tellsParts: boolean }): SQL {
+  const parts = tellsParts ? publicParts(value) : NO_PARTS;
   return sql`
 -- Each request with each device that it asks for, as the snapshot has them, and what it was answered before.
 WITH wanted AS MATERIALIZED (
   SELECT a.ord, a.user_id, d.device_id, a.claimer_user_id, a.claimer_device_id, a.claim_id, d.row_place, d.revision,
          d.identity_canonical, c.registration_id, c.identity_version, c.signed_prekey_id, c.pq_last_resort_prekey_id,
          c.ec_key_id, c.ec_public_key, c.pq_key_id, c.pq_public_key, c.pq_signature,
-         c.claim_id IS NULL AS is_new, coalesce(c.is_target_spared, a.spares) AS spares,
+         c.claim_id IS NULL AS is_new${parts.ofAsked}, coalesce(c.is_target_spared, a.spares) AS spares,
          -- Keys go to the first of a device's requests: those that spend none come last.
          (row_number() OVER of_device)::int4 AS nth,
          (count(*) FILTER (WHERE c.claim_id IS NULL AND NOT a.spares) OVER of_device)::int4 AS spending
@@ -100,9 +151,9 @@ WITH wanted AS MATERIALIZED (
     ${value('ords')}::int4[], ${value('userIds')}::text[], ${value('firstDeviceIds')}::int2[],
     ${value('lastDeviceIds')}::int2[], ${value('exceptDeviceIds')}::int2[],
     ${value('claimerUserIds')}::text[], ${value('claimerDeviceIds')}::int2[],
-    ${value('claimIds')}::uuid[], ${value('sparedTargets')}::bool[]
+    ${value('claimIds')}::uuid[], ${value('sparedTargets')}::bool[]${parts.argument}
   ) AS a (ord, user_id, first_device_id, last_device_id, except_device_id, claimer_user_id, claimer_device_id, claim_id,
-          spares)
+          spares${parts.wants})
   CROSS JOIN LATERAL (
     SELECT v.ctid AS row_place, v.device_id, v.revision, v.identity_version, v.identity_canonical
     FROM ${devices} v
@@ -141,7 +192,7 @@ locked AS MATERIALIZED (
 ),
 answers AS MATERIALIZED (
   SELECT w.ord, w.user_id, w.device_id, w.claimer_user_id, w.claimer_device_id, w.claim_id, w.row_place,
-         w.identity_canonical, w.is_new, w.spares, l.row_place IS NOT NULL AS is_claimed,
+         w.identity_canonical, w.is_new, w.spares${parts.ofWanted}, l.row_place IS NOT NULL AS is_claimed,
          coalesce(w.registration_id, l.registration_id) AS registration_id,
          coalesce(w.identity_version, l.identity_version) AS identity_version,
          coalesce(w.signed_prekey_id, l.signed_prekey_id) AS signed_prekey_id,
@@ -193,8 +244,11 @@ claimed AS (
 SELECT ord, device_id, CASE WHEN is_claimed THEN 'claimed' WHEN is_new THEN 'again' ELSE 'repeated' END AS outcome,
        registration_id, identity_version, encode(identity_canonical, 'hex') AS identity_canonical, signed_prekey_id,
        pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
-       spares AS is_target_spared, ran_low
-FROM answers`;
+       spares AS is_target_spared, ran_low${parts.columns}
+FROM answers x${parts.joins}`;
 }
 
-export const claimStatement = hotStatement<ClaimRow>(claimSql(sql.placeholder));
+export const claimStatement = hotStatement<ClaimRow>(claimSql(sql.placeholder, { tellsParts: false }));
+export const claimTellingPartsStatement = hotStatement<ClaimRow & ToldParts>(
+  claimSql(sql.placeholder, { tellsParts: true }),
+);

@@ -15,9 +15,16 @@ import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX, WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray, plainArray, textArray } from './array-literal.ts';
-import { type ClaimRow, type ClaimValues, claimSql, claimStatement } from './claim-statement.ts';
+import {
+  type ClaimRow,
+  type ClaimValues,
+  claimSql,
+  claimStatement,
+  claimTellingPartsStatement,
+  type ToldParts,
+} from './claim-statement.ts';
 import { type Database, hotStatement, type Transaction } from './database.ts';
-import { createPublicParts } from './public-parts.ts';
+import { createPublicParts, type PublicParts, type PublicPartsId } from './public-parts.ts';
 import {
   devices,
   ENVELOPE_KIND,
@@ -51,18 +58,22 @@ export function createKeyStore(database: Database): KeyStore {
 
   async function toBundles(
     requests: readonly ClaimRequest[],
-    rows: readonly ClaimRow[],
+    rows: readonly (ClaimRow & Partial<ToldParts>)[],
   ): Promise<ClaimedBundle[][]> {
-    const parts = await publicParts.read(
-      rows.map((row) => ({
+    const ids = rows.map((row) => {
+      const id: PublicPartsId = {
         userId: requests[row.ord]!.userId,
         deviceId: row.device_id,
         identityVersion: row.identity_version,
         canonicalKey: row.identity_canonical,
         signedPreKeyId: row.signed_prekey_id,
         pqLastResortPreKeyId: row.pq_last_resort_prekey_id,
-      })),
-    );
+      };
+      const told = partsOf(row);
+      if (told !== null) publicParts.learn(id, told);
+      return id;
+    });
+    const parts = await publicParts.read(ids);
     const bundles: ClaimedBundle[][] = requests.map(() => []);
     rows.forEach((row, index) => {
       const known = parts[index];
@@ -94,7 +105,13 @@ export function createKeyStore(database: Database): KeyStore {
   }
 
   async function claimRound(requests: readonly ClaimRequest[], how: ClaimHow): Promise<ClaimResult> {
-    const rows = await database.hot(claimStatement, { ...claimValues(requests, how) });
+    const wantsParts = requests.map(
+      ({ userId, deviceId }) => deviceId !== null && !publicParts.knows({ userId, deviceId }),
+    );
+    const values = { ...claimValues(requests, how), wantedParts: `{${wantsParts.join(',')}}` };
+    const rows: (ClaimRow & Partial<ToldParts>)[] = await (wantsParts.includes(true)
+      ? database.hot(claimTellingPartsStatement, values)
+      : database.hot(claimStatement, values));
     const ranLow = devicesThatRanLow(requests, rows);
     let again = unansweredOf(rows);
     let unanswered = new Set(again);
@@ -319,6 +336,30 @@ export const lastUsedAt = sql`greatest(served_at, updated_at, restored_at)`;
 /** Devices that a sweep has in hand at once: the other connections are left to those who wait for an answer. */
 const SWEPT_AT_ONCE = 2;
 
+/** What the claim tells of a bundle's public parts; null where it was not asked, or they are gone. */
+function partsOf(row: ClaimRow & Partial<ToldParts>): PublicParts | null {
+  if (row.identity_key == null || row.signed_public_key == null) return null;
+  const lastResortId = row.pq_last_resort_prekey_id;
+  if (lastResortId !== null && row.last_resort_public_key == null) return null;
+  return {
+    identity: { identityKey: row.identity_key, identityKeyEd25519: row.identity_key_ed25519 ?? null },
+    signedPreKey: {
+      keyId: row.signed_prekey_id,
+      publicKey: row.signed_public_key,
+      signature: row.signed_signature!,
+    },
+    pqLastResortPreKey:
+      lastResortId === null
+        ? null
+        : {
+            keyId: lastResortId,
+            publicKey: row.last_resort_public_key!,
+            signature: row.last_resort_signature!,
+            lastResort: true,
+          },
+  };
+}
+
 interface ClaimHow {
   nowMs: number;
   lowThreshold: number;
@@ -405,7 +446,7 @@ async function claimUnderLock(
       FOR NO KEY UPDATE`);
     return await select<ClaimRow>(
       tx,
-      claimSql((name) => values[name]),
+      claimSql((name) => values[name], { tellsParts: false }),
     );
   });
 }

@@ -6,6 +6,7 @@
 import { sql } from 'drizzle-orm';
 import { createRecent } from '../../lib/recent.ts';
 import type { Identity, SignedPreKey } from '../../ports/key-store.ts';
+import type { DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, PRE_KEY_KIND, signedPreKeys } from './schema.ts';
@@ -34,10 +35,15 @@ interface Entry {
 /** Devices in one generation of the cache, of which there are two. Each takes some 3 KB with a last-resort prekey. */
 const GENERATION_MAX = 5_000;
 
-/** `read` gives the parts in the order of `ids`; null where the key set was wiped meanwhile. */
-export function createPublicParts(database: Database): {
+export interface PublicPartsCache {
+  /** Whether something is known of the device, if only of an earlier key set. */
+  knows(device: DeviceAddress): boolean;
+  learn(id: PublicPartsId, parts: PublicParts): void;
+  /** @returns the parts in the order of `ids`, asked for where they are not known; null where the key set was wiped meanwhile */
   read(ids: readonly PublicPartsId[]): Promise<(PublicParts | null)[]>;
-} {
+}
+
+export function createPublicParts(database: Database): PublicPartsCache {
   const entries = createRecent<Entry>(GENERATION_MAX);
 
   /** @returns null where nothing is known, or only what another key set had */
@@ -47,6 +53,12 @@ export function createPublicParts(database: Database): {
   }
 
   return {
+    knows: (device) => entries.get(deviceKey(device)) !== undefined,
+
+    learn(id, parts) {
+      entries.set(deviceKey(id), { id, parts });
+    },
+
     async read(ids) {
       const parts = ids.map(cached);
       const missing = new Map<string, { id: PublicPartsId; indexes: number[] }>();
@@ -72,7 +84,7 @@ export function createPublicParts(database: Database): {
   };
 }
 
-function deviceKey({ userId, deviceId }: PublicPartsId): string {
+function deviceKey({ userId, deviceId }: DeviceAddress): string {
   return `${userId}.${deviceId}`;
 }
 
