@@ -25,6 +25,8 @@ export interface RequestFrame {
 const MESSAGE = 0x34;
 const EVENT = 0x32;
 const ACKNOWLEDGEMENT = 0x33;
+/** Socket.IO's packet by which a client leaves. */
+const GOODBYE = '41';
 /** Engine.IO's packet that says nothing but that its sender lives. */
 const NOTHING_TO_SAY = Buffer.from('6');
 /** As the engine announces a packet to those who count them. */
@@ -47,9 +49,13 @@ export class Frames {
   readonly #webSocket: ReturnType<typeof webSocketOf>;
   readonly #unreadBytesMax: number;
   readonly #onTooSlow: () => void;
-  /** Who waits for the acknowledgement of a push, by its number. */
-  readonly #awaited = new Map<number, (answer: unknown) => void>();
+  /** Who waits for the acknowledgement of a push, by its number; null from when nobody does, as on most sockets. */
+  #awaited: Map<number, (answer: unknown) => void> | null = null;
   #pushes = 0;
+  /** What the engine keeps until its WebSocket takes more: it hands over one batch at a time. */
+  #queuedBytes = 0;
+  /** The client has said that it leaves: Socket.IO ends it a tick later. */
+  #isLeaving = false;
   #isPongDue = false;
   #pingedAtMs = 0;
   #roundTripMs: number | null = null;
@@ -68,10 +74,17 @@ export class Frames {
     this.#webSocket = webSocketOf(socket.conn);
     this.#unreadBytesMax = options.unreadBytesMax;
     this.#onTooSlow = options.onTooSlow;
-    socket.conn.on('packetCreate', ({ type }: { type: string }) => {
-      if (type !== 'ping') return;
-      this.#isPongDue = true;
-      this.#pingedAtMs = clock.nowMs();
+    socket.conn.on('packetCreate', ({ type, data }: { type: string; data?: string | Buffer }) => {
+      if (type === 'ping') {
+        this.#isPongDue = true;
+        this.#pingedAtMs = clock.nowMs();
+      }
+      if (data === undefined) return;
+      this.#queuedBytes += Buffer.byteLength(data);
+      this.#checkUnread();
+    });
+    socket.conn.on('flush', () => {
+      this.#queuedBytes = 0;
     });
     socket.conn.on('heartbeat', () => {
       this.#isPongDue = false;
@@ -82,8 +95,9 @@ export class Frames {
   /** From now on requests are read here. `onRequest` never throws. */
   serve(onRequest: (request: RequestFrame) => void): void {
     const webSocket = this.#webSocket;
-    const [passOn] = webSocket.listeners('message');
-    if (passOn === undefined) return;
+    const [passOn, another] = webSocket.listeners('message');
+    if (passOn === undefined || another !== undefined)
+      throw new Error('the engine reads its WebSocket otherwise');
     webSocket.off('message', passOn);
     webSocket.on('message', (data, isBinary) => {
       const taken = !isBinary && this.#take(data.toString(), data.length, onRequest, passOn);
@@ -95,7 +109,7 @@ export class Frames {
   }
 
   facts(): { bufferedBytes: number; roundTripMs: number | null } {
-    return { bufferedBytes: this.#webSocket.bufferedAmount, roundTripMs: this.#roundTripMs };
+    return { bufferedBytes: this.#unreadBytes(), roundTripMs: this.#roundTripMs };
   }
 
   /** @param reply JSON */
@@ -114,6 +128,7 @@ export class Frames {
    */
   pushForAnswer(event: string, payload: string, onAnswer: (answer: unknown) => void): void {
     const id = this.#pushes++;
+    this.#awaited ??= new Map();
     this.#awaited.set(id, onAnswer);
     this.#send(`42${id}["${event}",${payload}]`);
   }
@@ -121,7 +136,15 @@ export class Frames {
   #send(text: string): void {
     if (this.#socket.conn.readyState !== 'open') return;
     writePlainFrame(this.#webSocket, text);
-    if (this.#webSocket.bufferedAmount > this.#unreadBytesMax) this.#onTooSlow();
+    this.#checkUnread();
+  }
+
+  #unreadBytes(): number {
+    return this.#queuedBytes + this.#webSocket.bufferedAmount;
+  }
+
+  #checkUnread(): void {
+    if (this.#unreadBytes() > this.#unreadBytesMax) this.#onTooSlow();
   }
 
   /** @returns false where it is Socket.IO's to judge */
@@ -132,7 +155,8 @@ export class Frames {
     passOn: (data: Buffer, isBinary: boolean) => void,
   ): boolean {
     const { conn } = this.#socket;
-    if (!this.#socket.connected || conn.readyState !== 'open') return false;
+    if (text.startsWith(GOODBYE)) this.#isLeaving = true;
+    if (this.#isLeaving || !this.#socket.connected || conn.readyState !== 'open') return false;
     const packet = packetIn(text);
     if (packet === null) return false;
     // To those who count packets.
@@ -147,8 +171,9 @@ export class Frames {
       onRequest({ id, event: args[0] as string, args: args.slice(1), bytes: bytes - 1 });
       return true;
     }
-    const onAnswer = this.#awaited.get(id);
-    this.#awaited.delete(id);
+    const onAnswer = this.#awaited?.get(id);
+    this.#awaited?.delete(id);
+    if (this.#awaited?.size === 0) this.#awaited = null;
     onAnswer?.(args[0]);
     return true;
   }

@@ -47,7 +47,7 @@ export function readPlainFrames(
   const pass = tcp?.listeners('data').find(({ name }) => name === LIBRARY_LISTENER);
   if (tcp === undefined || library === undefined || pass === undefined) return;
   tcp.off('data', pass as () => void);
-  tcp.on('data', (chunk: Buffer) => {
+  const read = (chunk: Buffer): void => {
     let at = 0;
     const isBetweenFrames =
       library._state === AWAITS_FRAME &&
@@ -70,7 +70,9 @@ export function readPlainFrames(
       onText(chunk.toString(isAscii ? 'latin1' : 'utf8', start, end), end - start);
     }
     if (at < chunk.length) pass.call(tcp, at === 0 ? chunk : chunk.subarray(at));
-  });
+  };
+  // As `once` does it: the library's own removal of its listener, when it has read enough, finds ours.
+  tcp.on('data', Object.assign(read, { listener: pass }));
 }
 
 /** Writes a text as a frame of its own, after all that was sent before. */

@@ -1,16 +1,24 @@
 // How frames may be cut on their way: whatever the pieces, each request is answered once, and nothing else is.
+import { randomBytes } from 'node:crypto';
+import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import fc from 'fast-check';
-import { Server } from 'socket.io';
-import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { Server, type ServerOptions, type Socket } from 'socket.io';
+import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
 import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
+import type { LibraryWebSocket } from '../../src/gateway/plain-frames.ts';
 import { systemClock } from '../../src/lib/clock.ts';
-import { frame, OPCODE, openAdmittedPeer, type RawPeer, text } from '../hostile/raw-peer.ts';
+import { frame, OPCODE, openAdmittedPeer, type RawPeer } from '../hostile/raw-peer.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
 
 const FIRST_ID = 1;
 const PING = frame(OPCODE.ping, 'are you there');
+
+/** With a mask that is none of zeros, so that what is masked must be unmasked. */
+const masked = (payload: string | Buffer, options: { isLast?: boolean } = {}, opcode: number = OPCODE.text) =>
+  frame(opcode, payload, { ...options, mask: randomBytes(4) });
+const text = (payload: string): Buffer => masked(payload);
 
 /** A request as one frame; the others of its kinds take the library's way or Socket.IO's. */
 const KINDS: Record<string, (id: number) => Buffer[]> = {
@@ -20,13 +28,13 @@ const KINDS: Record<string, (id: number) => Buffer[]> = {
   'a length in two bytes': (id) => [text(`42${id}["keyStatus",{"x":"${'x'.repeat(300)}"}]`)],
   'a length in eight bytes': (id) => [text(`42${id}["keyStatus",{"x":"${'x'.repeat(70_000)}"}]`)],
   'two fragments': (id) => [
-    frame(OPCODE.text, `42${id}["key`, { isLast: false }),
-    frame(OPCODE.continuation, 'Status",{}]'),
+    masked(`42${id}["key`, { isLast: false }),
+    masked('Status",{}]', {}, OPCODE.continuation),
   ],
   'two fragments and a ping between them': (id) => [
-    frame(OPCODE.text, `42${id}["key`, { isLast: false }),
+    masked(`42${id}["key`, { isLast: false }),
     PING,
-    frame(OPCODE.continuation, 'Status",{}]'),
+    masked('Status",{}]', {}, OPCODE.continuation),
   ],
   'a ping before it': (id) => [PING, text(`42${id}["keyStatus",{}]`)],
   'an attachment': (id) => [
@@ -106,7 +114,7 @@ describe('requests', () => {
       Buffer.from([0xc3, 0x28]),
       Buffer.from('"}]'),
     ]);
-    await other.write(frame(OPCODE.text, broken));
+    await other.write(masked(broken));
     expect(await other.seen('\x88\x02\x03\xef')).toBe(true);
     other.destroy();
   });
@@ -124,46 +132,112 @@ describe('requests', () => {
   });
 });
 
-describe('a connection whose pong is due', () => {
-  it('is alive for the engine as soon as a request comes', async () => {
+describe('the short way', () => {
+  let io: Server;
+  let peer: RawPeer;
+  let socket: Socket;
+  let frames: Frames;
+  const requests: RequestFrame[] = [];
+  let tooSlow: Promise<void>;
+  const UNREAD_BYTES_MAX = 1_000_000;
+
+  const start = async (options: Partial<ServerOptions> = {}) => {
     const server = createServer();
-    const io = new Server(server, { transports: ['websocket'], pingInterval: 50, pingTimeout: 20_000 });
-    const requests: RequestFrame[] = [];
-    const packets: string[] = [];
-    io.on('connection', (socket) => {
-      const frames = new Frames(socket, {
-        clock: systemClock,
-        unreadBytesMax: 1_000_000,
-        onTooSlow() {},
-      });
-      socket.conn.on('packet', ({ type }: { type: string }) => packets.push(type));
-      frames.serve((request) => {
-        requests.push(request);
-        frames.reply(request.id, '{}');
-      });
+    io = new Server(server, { transports: ['websocket'], ...options });
+    requests.length = 0;
+    let onTooSlow = (): void => {};
+    tooSlow = new Promise((resolve) => {
+      onTooSlow = resolve;
     });
+    const connected = once(io, 'connection');
     await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
-    const peer = await openAdmittedPeer(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, 'any');
-    try {
-      const pinged = new Promise<void>((resolve) => {
-        peer.onText = (message) => {
-          if (message === '2') resolve();
-        };
-      });
-      await pinged;
-      await peer.write(text('427["one"]'));
-      expect(await peer.seen('437[{}]')).toBe(true);
-      await peer.write(text('428["two"]'));
-      expect(await peer.seen('438[{}]')).toBe(true);
-      expect(requests.map(({ id, event }) => ({ id, event }))).toEqual([
-        { id: 7, event: 'one' },
-        { id: 8, event: 'two' },
-      ]);
-      // Once for each ping: the second request tells the engine nothing.
-      expect(packets).toEqual(['message', 'noop', 'message']);
-    } finally {
-      peer.destroy();
-      await io.close();
+    peer = await openAdmittedPeer(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, 'any');
+    [socket] = (await connected) as [Socket];
+    frames = new Frames(socket, { clock: systemClock, unreadBytesMax: UNREAD_BYTES_MAX, onTooSlow });
+    frames.serve((request) => {
+      requests.push(request);
+      frames.reply(request.id, '{}');
+    });
+  };
+  afterEach(async () => {
+    peer.destroy();
+    await io.close();
+  });
+  const library = () => (socket.conn.transport as unknown as { socket: LibraryWebSocket }).socket;
+
+  it('is taken: a plain frame passes the library by, and nothing else does', async () => {
+    await start();
+    const receiver = library()._receiver as unknown as { write(chunk: Buffer): boolean };
+    const write = vi.spyOn(receiver, 'write');
+    await peer.write(text('421["one"]'));
+    expect(await peer.seen('431[{}]')).toBe(true);
+    expect(write).not.toHaveBeenCalled();
+    await peer.write(Buffer.concat([PING, text('422["two"]')]));
+    expect(await peer.seen('432[{}]')).toBe(true);
+    expect(write).toHaveBeenCalledOnce();
+    await peer.write(text('423["three"]'));
+    expect(await peer.seen('433[{}]')).toBe(true);
+    expect(write).toHaveBeenCalledOnce();
+  });
+
+  it('tells the engine that a client lives whose pong is due', async () => {
+    await start({ pingInterval: 50, pingTimeout: 20_000 });
+    const packets: string[] = [];
+    socket.conn.on('packet', ({ type }: { type: string }) => packets.push(type));
+    await new Promise<void>((resolve) => {
+      peer.onText = (message) => {
+        if (message === '2') resolve();
+      };
+    });
+    await peer.write(text('427["one"]'));
+    expect(await peer.seen('437[{}]')).toBe(true);
+    await peer.write(text('428["two"]'));
+    expect(await peer.seen('438[{}]')).toBe(true);
+    expect(requests.map(({ id, event }) => ({ id, event }))).toEqual([
+      { id: 7, event: 'one' },
+      { id: 8, event: 'two' },
+    ]);
+    // Once for each ping: the second request tells the engine nothing.
+    expect(packets).toEqual(['message', 'noop', 'message']);
+  });
+
+  it.each([
+    ['the short way', () => frames.push('news', `"${'x'.repeat(10_000)}"`)],
+    ['Socket.IO', () => socket.emit('news', 'x'.repeat(10_000))],
+  ])('finds a client too slow that reads nothing of what is sent by %s', async (_, send) => {
+    await start();
+    peer.socket.pause();
+    let isTooSlow = false;
+    void tooSlow.then(() => {
+      isTooSlow = true;
+    });
+    // Far more than the bound and all that the system takes.
+    for (let sent = 0; sent < 2_000 && !isTooSlow; sent++) {
+      send();
+      if (sent % 50 === 0) await new Promise((resolve) => setImmediate(resolve));
     }
+    expect(isTooSlow).toBe(true);
+    expect(frames.facts().bufferedBytes).toBeGreaterThan(UNREAD_BYTES_MAX);
+  });
+
+  it('takes no request behind a goodbye', async () => {
+    await start();
+    const gone = once(socket, 'disconnect');
+    await peer.write(Buffer.concat([text('41'), text('421["late"]')]));
+    await gone;
+    expect(requests).toEqual([]);
+  });
+
+  it('lets the library go on reading what comes behind a close frame, to throw it away', async () => {
+    await start();
+    const tcp = library()._socket!;
+    const ended = new Promise<void>((resolve) => peer.socket.once('end', resolve));
+    await peer.write(masked(Buffer.from([0x03, 0xe8]), {}, OPCODE.close));
+    await ended;
+    await peer.write(text('421["late"]'));
+    await peer.write(text('422["later"]'));
+    expect(tcp.listenerCount('data')).toBe(0);
+    expect(tcp.isPaused()).toBe(false);
+    expect(requests).toEqual([]);
   });
 });

@@ -22,6 +22,7 @@ export interface RawPeer {
   destroy(): void;
 }
 
+const NO_MASK = Buffer.alloc(4);
 /** Without a reason, or with one of WebSocket's own codes. */
 const CLOSE_FRAMES = ['8800', '880203'].map((bytes) => Buffer.from(bytes, 'hex').toString('latin1'));
 const KEPT_BYTES_MAX = 64 * 1024;
@@ -142,13 +143,21 @@ export function upgradeRequest(url: string, more: { query?: string; headers?: st
   ].join('\r\n');
 }
 
-/** A frame as a client sends it; the mask is zero, so that what is written is what is meant. */
+/**
+ * A frame as a client sends it.
+ *
+ * @param options.mask by default zero, so that what is written is what is meant
+ */
 export function frame(
   opcode: number,
   payload: string | Buffer,
-  { isLast = true, announcedBytes }: { isLast?: boolean; announcedBytes?: number } = {},
+  {
+    isLast = true,
+    announcedBytes,
+    mask = NO_MASK,
+  }: { isLast?: boolean; announcedBytes?: number; mask?: Buffer } = {},
 ): Buffer {
-  const body = Buffer.from(payload as string);
+  const body = Buffer.from(payload as string).map((byte, at) => byte ^ mask[at % mask.length]!);
   const length = announcedBytes ?? body.length;
   const head = Buffer.alloc(length < 126 ? 6 : length < 65_536 ? 8 : 14);
   head[0] = (isLast ? 0x80 : 0) | opcode;
@@ -160,6 +169,7 @@ export function frame(
     head[1] = 0x80 | 127;
     head.writeBigUInt64BE(BigInt(length), 2);
   }
+  mask.copy(head, head.length - mask.length);
   return Buffer.concat([head, body]);
 }
 
