@@ -2,8 +2,8 @@
  * The claim: one statement for a whole batch of bundle requests. This file is the place where "at most once" is decided.
  *
  * How it is exact. Every change of a device's keys, pools and claims holds the lock of the device's row and raises its
- * `revision`. The statement reads the revision in its snapshot, then locks the row at its place, which gives the revision
- * as it stands, and nothing where the row has moved on. Where both are the same, the snapshot's view of the pool and of
+ * `revision`. The statement reads the revision in its snapshot, then locks the row at its place, which gives place and
+ * revision as they stand, or nothing. Where both are the same, the snapshot's view of the pool and of
  * earlier claims is the present state, and nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
  * that device and the request comes back as `again`; a transaction that locks first, waiting, and then runs this very
  * statement serves it. So one held device never keeps the rest of a batch.
@@ -178,17 +178,18 @@ WITH wanted AS MATERIALIZED (
 ),
 -- Each device once: all its requests are claimed for, or none.
 locked AS MATERIALIZED (
-  SELECT w.row_place, l.*, ${placesOf(PRE_KEY_KIND.ec)} AS ec_places, ${placesOf(PRE_KEY_KIND.pq)} AS pq_places
+  SELECT l.*, ${placesOf(PRE_KEY_KIND.ec)} AS ec_places, ${placesOf(PRE_KEY_KIND.pq)} AS pq_places
   FROM wanted w
   CROSS JOIN LATERAL (
-    SELECT v.registration_id, v.identity_version, v.signed_prekey_id, v.pq_last_resort_prekey_id, v.ec_available,
-           v.pq_available, v.revision
+    SELECT v.ctid AS row_place, v.registration_id, v.identity_version, v.signed_prekey_id, v.pq_last_resort_prekey_id,
+           v.ec_available, v.pq_available, v.revision
     FROM ${devices} v
     WHERE v.ctid = w.row_place
     LIMIT 1
     FOR NO KEY UPDATE SKIP LOCKED
   ) l
-  WHERE w.is_new AND w.nth = 1 AND l.revision = w.revision
+  -- Some versions of PostgreSQL lock a row that has moved on, and give it as it stands at its new place.
+  WHERE w.is_new AND w.nth = 1 AND l.revision = w.revision AND l.row_place = w.row_place
 ),
 answers AS MATERIALIZED (
   SELECT w.ord, w.user_id, w.device_id, w.claimer_user_id, w.claimer_device_id, w.claim_id, w.row_place,
