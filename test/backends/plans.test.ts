@@ -1,5 +1,5 @@
 // How PostgreSQL runs the hot statements: by the same plan for an empty database and for a full one, with no scan in it.
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
@@ -36,6 +36,8 @@ interface Plan {
   Operation?: string;
   'Actual Rows'?: number;
   'Actual Loops'?: number;
+  'Shared Hit Blocks'?: number;
+  'Shared Read Blocks'?: number;
   Plans?: Plan[];
 }
 
@@ -150,7 +152,7 @@ describe.each([
     const messages = createMessageStore(record);
     const bob = newDevice();
     const reader = { device: bob, fence: 1 };
-    const send = () => storeFor(createMessageStore(record), newDevice(), bob);
+    const send = () => storeFor(createMessageStore(record), { sender: newDevice() }, bob);
     const sent = new Map<string, Sent>();
     const note = async (name: string, action: () => Promise<unknown>): Promise<void> => {
       record.hotSent.length = 0;
@@ -312,6 +314,27 @@ describe.each([
     expect(pooled).toBe(2);
   });
 
+  it('fetch no ciphertext that the page has no room for', async () => {
+    const record = recording(database);
+    const messages = createMessageStore(record);
+    const [sender, device] = [newDevice(), newDevice()];
+    await storeKeySet(createKeyStore(database), device, { lastResortPreKeyId: 1, ec: [], pq: [] });
+    const large = randomBytes(90 * 1024).toString('base64');
+    for (let i = 0; i < 40; i++) await storeFor(messages, { sender, content: large }, device);
+    const { fence } = await messages.connect(device);
+    const [proof] = [(await messages.prove(device))!];
+    await messages.serve({ device, fence }, proof.keyVersion, NOW_MS);
+    record.hotSent.length = 0;
+    const page = await messages.read(
+      { device, fence },
+      { inFlight: [], envelopesMax: 40, bytesMax: 200 * 1024, nowMs: NOW_MS },
+    );
+    expect(page!.envelopes).toHaveLength(2);
+    const plan = await planOf(record.hotSent[0]!, 'ANALYZE, BUFFERS, TIMING OFF, COSTS OFF');
+    // A block is 8 KiB: two messages are 24 of them, forty would be 460.
+    expect(plan['Shared Hit Blocks']! + plan['Shared Read Blocks']!).toBeLessThan(150);
+  });
+
   it('probe for the rows of a bounce and a failure, however long the queue is', async () => {
     const record = recording(database);
     const messages = createMessageStore(record);
@@ -377,7 +400,7 @@ describe.each([
       for (const deviceCount of [1, 100]) {
         const devices = await user(deviceCount);
         const record = recording(database);
-        const result = await storeFor(createMessageStore(record), newDevice(), ...devices);
+        const result = await storeFor(createMessageStore(record), { sender: newDevice() }, ...devices);
         expect(result?.accepted).toHaveLength(deviceCount);
         counts.push([record.hotSent.length, record.othersSent]);
       }
@@ -395,7 +418,7 @@ function requestOf({ userId, deviceId }: DeviceAddress): ClaimRequest {
 
 function storeFor(
   messages: ReturnType<typeof createMessageStore>,
-  sender: DeviceAddress,
+  { sender, content = 'eA==' }: { sender: DeviceAddress; content?: string },
   ...recipients: DeviceAddress[]
 ) {
   return messages.store({
@@ -406,7 +429,7 @@ function storeFor(
       deviceId,
       registrationId: 7,
       type: 3,
-      content: 'eA==',
+      content,
     })),
     sendAnyway: false,
     nowMs: NOW_MS,

@@ -695,7 +695,10 @@ WITH asked AS MATERIALIZED (
     ${placeholder('bytesMaxs')}::int8[], ${placeholder('nowMss')}::float8[]
   ) AS a (ord, user_id, device_id, fence, in_flight, envelopes_max, bytes_max, now_ms)
 )
-SELECT a.ord, d.*, s.*
+SELECT a.ord, d.*, s.sequence, s.id, s.kind, s.message_id, s.peer_user_id, s.peer_device_id, s.type, s.bounce_reason,
+       s.stamp, s.expired, s.stored_at_ms, s.found,
+       -- Here, where only what goes on the page is left. PostgreSQL breaks it into lines.
+       replace(encode(s.content, 'base64'), E'\\n', '') AS content
 FROM asked a
 CROSS JOIN LATERAL (
   SELECT ${PROOF_COLUMNS}, (
@@ -711,11 +714,7 @@ CROSS JOIN LATERAL (
   LIMIT 1
 ) d
 LEFT JOIN LATERAL (
-  SELECT p.sequence, p.id, p.kind, p.message_id, p.peer_user_id, p.peer_device_id, p.type, p.bounce_reason, p.stamp,
-         p.expired, p.stored_at_ms,
-         -- PostgreSQL breaks it into lines.
-         replace(encode(p.content, 'base64'), E'\\n', '') AS content,
-         row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
+  SELECT p.*, row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
          sum(coalesce(octet_length(p.content), 0)) OVER (ORDER BY p.sequence) AS bytes
   FROM (
     SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
