@@ -5,7 +5,7 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import fc from 'fast-check';
 import { Server, type ServerOptions, type Socket } from 'socket.io';
-import { afterAll, afterEach, beforeAll, describe, expect, it, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
 import type { LibraryWebSocket } from '../../src/gateway/plain-frames.ts';
 import { systemClock } from '../../src/lib/clock.ts';
@@ -50,12 +50,15 @@ describe('requests', () => {
 
   beforeAll(async () => {
     gateway = await startGateway();
+  });
+  afterAll(() => gateway?.stop());
+
+  /** For each case: so many pings as all of them together have, no connection is allowed. */
+  async function connect(): Promise<void> {
     peer = await openAdmittedPeer(gateway.url, await gateway.token({ userId: 'in-pieces', deviceId: 1 }));
-  });
-  afterAll(async () => {
-    peer?.destroy();
-    await gateway?.stop();
-  });
+  }
+  beforeEach(connect);
+  afterEach(() => peer.destroy());
 
   /** Sends the bytes in pieces and resolves, when all of `ids` are answered, to the numbers of all answers. */
   async function answeredTo(pieces: readonly Buffer[], ids: readonly number[]): Promise<number[]> {
@@ -89,17 +92,22 @@ describe('requests', () => {
   it('are answered once each, in whatever pieces they come together', async () => {
     const kinds = Object.values(KINDS);
     await fc.assert(
-      fc.asyncProperty(
-        fc.array(fc.nat(kinds.length - 1), { minLength: 2, maxLength: 12 }),
-        fc.array(fc.nat(), { maxLength: 6 }),
-        async (chosen, cuts) => {
-          const ids = chosen.map(() => nextId++);
-          const bytes = Buffer.concat(ids.flatMap((id, index) => kinds[chosen[index]!]!(id)));
-          const places = [0, ...cuts.map((cut) => cut % bytes.length).sort((a, b) => a - b), bytes.length];
-          const pieces = places.slice(1).map((place, index) => bytes.subarray(places[index], place));
-          expect(await answeredTo(pieces, ids)).toEqual(ids);
-        },
-      ),
+      fc
+        .asyncProperty(
+          fc.array(fc.nat(kinds.length - 1), { minLength: 2, maxLength: 12 }),
+          fc.array(fc.nat(), { maxLength: 6 }),
+          async (chosen, cuts) => {
+            const ids = chosen.map(() => nextId++);
+            const bytes = Buffer.concat(ids.flatMap((id, index) => kinds[chosen[index]!]!(id)));
+            const places = [0, ...cuts.map((cut) => cut % bytes.length).sort((a, b) => a - b), bytes.length];
+            const pieces = places.slice(1).map((place, index) => bytes.subarray(places[index], place));
+            expect(await answeredTo(pieces, ids)).toEqual(ids);
+          },
+        )
+        .beforeEach(async () => {
+          peer.destroy();
+          await connect();
+        }),
       { numRuns: 60 },
     );
   });
