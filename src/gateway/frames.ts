@@ -155,7 +155,7 @@ export class Frames {
     passOn: (data: Buffer, isBinary: boolean) => void,
   ): boolean {
     const { conn } = this.#socket;
-    if (text.startsWith(GOODBYE)) this.#isLeaving = true;
+    if (text === GOODBYE) this.#isLeaving = true;
     if (this.#isLeaving || !this.#socket.connected || conn.readyState !== 'open') return false;
     const packet = packetIn(text);
     if (packet === null) return false;

@@ -3,14 +3,15 @@
  *
  * How it is exact. Every change of a device's keys, pools and claims holds the lock of the device's row and raises its
  * `revision`. The statement reads the revision in its snapshot, then locks the row at its place, which gives place and
- * revision as they stand, or nothing. Where both are the same, the snapshot's view of the pool and of
- * earlier claims is the present state, and nobody can change it before this statement commits. Where they differ, or another holds the row, nothing is claimed of
- * that device and the request comes back as `again`; a transaction that locks first, waiting, and then runs this very
- * statement serves it. So one held device never keeps the rest of a batch.
+ * revision as they stand, or nothing. Where both are the same, the snapshot's view of the pool and of earlier claims is
+ * the present state, and nobody can change it before this statement commits. Where they differ, or another holds the row,
+ * nothing is claimed of that device and the request comes back as `again`; a transaction that locks first, waiting, and
+ * then runs this very statement serves it. So one held device never keeps the rest of a batch.
  *
  * How it stays fast. Rows are locked in sorted order, so that two batches can't deadlock. Tables are reached only
  * through LATERAL … LIMIT (an index probe per row, whatever the statistics say) or by `ctid`: no plan can turn into a
- * scan. Measured beside it: one statement that ranks and deletes without lock told 33 of 40 claimers "none" while keys were there; SKIP LOCKED has to look again to avoid the same.
+ * scan. Measured beside it: one statement that ranks and deletes without lock told 33 of 40 claimers "none" while keys
+ * were there; SKIP LOCKED has to look again to avoid the same.
  */
 import { type SQL, sql } from 'drizzle-orm';
 import { hotStatement } from './database.ts';
