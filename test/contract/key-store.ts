@@ -357,6 +357,25 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         ]);
       });
 
+      it('go past repetitions and spared requests within a batch, which spend none', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [5, 4, 3], pq: [9, 2] });
+        const earlier = requestOf(device);
+        await claimAll([earlier]);
+        const spared = () => requestOf(device, { isTargetSpared: true });
+        const batch = [spared(), earlier, requestOf(device), spared(), requestOf(device), requestOf(device)];
+        // Once by a node that knows the device, and once, as repetitions, by one that does not.
+        for (const store of [keys, otherNode]) {
+          const { bundles } = await claimAll(batch, store);
+          expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([null, 5, 4, null, 3, null]);
+          expect(bundles.map((list) => list[0]!.pqPreKey!.keyId)).toEqual([1, 9, 2, 1, 1, 1]);
+        }
+        expect(await keys.read(device)).toMatchObject({
+          availableCounts: { ec: 0, pq: 0 },
+          claimedCounts: { ec: 3, pq: 2 },
+        });
+      });
+
       it('of all devices leave out the claimer’s own, and are sorted by device id', async () => {
         const { userId } = newDevice();
         for (const deviceId of [30, 2, 111])
