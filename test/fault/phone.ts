@@ -147,7 +147,8 @@ export function createPhone(options: PhoneOptions): Phone {
       mine.connectedAtMs = performance.now();
       if (line === mine) startOpening(mine);
     });
-    socket.on('connect_error', (error: Error & { data?: { retryAfterMs?: number } }) => {
+    socket.on('connect_error', (error: Error & { data?: { code?: string; retryAfterMs?: number } }) => {
+      if (error.data?.code !== undefined) noteTrouble(error.data.code);
       // What the gateway refuses, Socket.IO does not try again by itself.
       if (!socket.active) again(error.data?.retryAfterMs ?? RETRY_MS);
     });
