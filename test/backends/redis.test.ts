@@ -219,6 +219,18 @@ describe('two nodes over one Redis', () => {
     expect(await two!.bus.acquire({ device: alice, fence: 4 })).toBe(true);
   });
 
+  it('gives up what was released just before it stops, also behind a release under way', async () => {
+    const devices = [alice, bob, device('carol')];
+    for (const each of devices) await one!.bus.acquire({ device: each, fence: 5 });
+    for (const each of devices) {
+      one!.bus.release({ device: each, fence: 5 });
+      // The next one finds a batch under way.
+      await Promise.resolve();
+    }
+    await one!.stop();
+    for (const each of devices) expect(await two!.bus.acquire({ device: each, fence: 4 })).toBe(true);
+  });
+
   it('is not harmed by what does not belong on its channel', async () => {
     await one!.bus.acquire({ device: alice, fence: 1 });
     const channel = `keygate:node:${one!.bus.nodeId}`;

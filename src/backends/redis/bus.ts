@@ -198,19 +198,21 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     });
   }
 
-  async function giveUp(batch: readonly Lease[]): Promise<void> {
-    const each = batch.map((lease) => ({ key: leaseKey(addressKey(lease.device)), arg: lease.fence }));
-    await runOnEach(commands, GIVE_UP, [nodeId, timing.leaseMs], each);
-  }
-
   /** What disconnects at once is given up at once. */
   const releases = createGatherer<Lease, void>({
     batchMax: LEASES_PER_BATCH_MAX,
     async run(batch) {
-      await giveUp(batch);
+      const each = batch.map((lease) => ({ key: leaseKey(addressKey(lease.device)), arg: lease.fence }));
+      await runOnEach(commands, GIVE_UP, [nodeId, timing.leaseMs], each);
       return batch.map(() => undefined);
     },
   });
+  /** Settles when everything is given up: batches of releases run one after the other. */
+  let lastRelease: Promise<void> = Promise.resolve();
+
+  function giveUpSoon(lease: Lease): void {
+    if (isUp(commands)) lastRelease = releases.submit(lease).catch(() => {});
+  }
 
   // ——— pokes
 
@@ -424,7 +426,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       const key = addressKey(lease.device);
       if (leases.get(key)?.fence !== lease.fence) return;
       leases.delete(key);
-      if (isUp(commands)) releases.submit(lease).catch(() => {});
+      giveUpSoon(lease);
     },
 
     poke(devices) {
@@ -461,10 +463,10 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       commands.off('close', onCommandsClose);
       commands.off('-node', onNodeLost);
       toForward.clear();
-      const all = [...leases.values()];
+      for (const lease of leases.values()) giveUpSoon(lease);
       leases.clear();
       // Other nodes need not poke a node that is gone; but nobody waits for Redis to say goodbye.
-      if (isUp(commands)) await within(giveUp(all), BATCH_WAIT_MAX_MS, clock).catch(() => {});
+      await within(lastRelease, BATCH_WAIT_MAX_MS, clock).catch(() => {});
       subscriber.disconnect();
     },
   };
