@@ -5,7 +5,7 @@
 import type { Clock } from '../lib/clock.ts';
 import { createGatherer } from '../lib/gather.ts';
 import type { ClaimedBundle, ClaimRequest, KeyStore, SignedPreKey } from '../ports/key-store.ts';
-import type { DeviceLocks } from '../ports/lock.ts';
+import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
@@ -38,8 +38,6 @@ export interface BundleClaimsParts {
 
 /** Requests in one statement. */
 const BATCH_MAX = 128;
-/** Requests that are worth a statement of their own beside the one under way: what it costs as such is shared then. */
-const BESIDE_MIN = 64;
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
 
@@ -55,11 +53,12 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   const { store, locks, clock, lowThreshold } = parts;
   /** The same request from many sockets at once is asked once. */
   const underWay = new Map<string, { request: ClaimRequest; answer: Promise<ClaimedBundle[]> }>();
-  const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait'>({
+  const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait', HeldLocks>({
     batchMax: BATCH_MAX,
-    besideMin: BESIDE_MIN,
-    // Two batches with one device between them would only keep each other from it.
-    keyOf: ({ request }) => request.userId,
+    async prepare(entries) {
+      const targets = new Map(entries.map(({ target, targetKey }) => [targetKey, target]));
+      return await locks.acquire([...targets.values()]);
+    },
     run: runBatch,
   });
   /** Requests whose device is being changed wait beside the others, on one connection however many they are. */
@@ -68,9 +67,10 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
     run: async (requests) => (await claimAll(requests, true)).map((bundles) => bundles!),
   });
 
-  async function runBatch(entries: Entry[]): Promise<(ClaimedBundle[] | 'yield' | 'wait')[]> {
-    const targets = new Map(entries.map(({ target, targetKey }) => [targetKey, target]));
-    const lock = await locks.acquire([...targets.values()]);
+  async function runBatch(
+    entries: Entry[],
+    lock: HeldLocks,
+  ): Promise<(ClaimedBundle[] | 'yield' | 'wait')[]> {
     try {
       const goes = entries.map(({ targetKey, yields }) => lock.held.has(targetKey) || yields >= YIELDS_MAX);
       const requests = entries.filter((_, index) => goes[index]).map((entry) => entry.request);

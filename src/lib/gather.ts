@@ -5,102 +5,96 @@ export interface Gatherer<Item, Result> {
   submit(item: Item): Promise<Result>;
 }
 
-export interface GathererOptions<Item, Result> {
+export interface GathererOptions<Item, Result, Prepared> {
   batchMax: number;
   /** A batch holds no more than `max` in all, but for an item that weighs more alone. */
   weight?: { of(item: Item): number; max: number };
-  /**
-   * Where it is given, a second batch runs beside the first as soon as it would have so many items: whoever works on
-   * batches then never idles while the results of the last one are handed out, and no batch is too small to be cheap.
-   */
-  besideMin?: number;
-  /** Items of one key are never in two batches at once; those that come later wait. */
-  keyOf?(item: Item): string;
+  /** Fetches what a batch needs before it runs, as locks are. */
+  prepare?(items: Item[]): Promise<Prepared>;
   /**
    * Gets at most `batchMax` items, in the order of their submission, and returns their results in the same order.
    */
-  run(items: Item[]): Promise<Result[]>;
+  run(items: Item[], prepared: Prepared): Promise<Result[]>;
 }
 
 interface Waiting<Item, Result> {
   item: Item;
-  key: string;
   resolve(result: Result): void;
   reject(error: unknown): void;
 }
 
-const BATCHES_MAX = 2;
-
-export function createGatherer<Item, Result>(options: GathererOptions<Item, Result>): Gatherer<Item, Result> {
-  const { batchMax, weight, besideMin = Number.POSITIVE_INFINITY, keyOf = () => '', run } = options;
+export function createGatherer<Item, Result, Prepared = void>(
+  options: GathererOptions<Item, Result, Prepared>,
+): Gatherer<Item, Result> {
+  const { batchMax, weight, prepare, run } = options;
   let waiting: Waiting<Item, Result>[] = [];
-  /** The keys of what is under way. */
-  const busy = new Set<string>();
-  let underWay = 0;
-  let isStarting = false;
-  /** So many must wait before it is worth looking whether a batch can run beside the one under way. */
-  let lookAt = besideMin;
+  /** A batch is under way, or begins with the end of this turn. */
+  let isBusy = false;
 
-  function start(): void {
-    isStarting = false;
-    while (underWay < BATCHES_MAX && waiting.length >= (underWay === 0 ? 1 : lookAt)) {
-      const batch: Waiting<Item, Result>[] = [];
-      const left: Waiting<Item, Result>[] = [];
-      let weightOfBatch = 0;
-      let isFull = false;
-      for (const entry of waiting) {
-        const itemWeight = weight?.of(entry.item) ?? 0;
-        isFull ||=
-          batch.length === batchMax ||
-          (weight !== undefined && batch.length > 0 && weightOfBatch + itemWeight > weight.max);
-        if (isFull || (underWay > 0 && busy.has(entry.key))) {
-          left.push(entry);
-          continue;
-        }
-        weightOfBatch += itemWeight;
-        batch.push(entry);
-      }
-      if (underWay > 0 && batch.length < besideMin && !isFull) {
-        lookAt = waiting.length + besideMin;
-        return;
-      }
-      waiting = left;
-      void carryOut(batch);
+  function takeBatch(): Waiting<Item, Result>[] {
+    let count = 0;
+    let weightOfBatch = 0;
+    for (const { item } of waiting) {
+      const itemWeight = weight?.of(item) ?? 0;
+      if (count === batchMax) break;
+      if (weight !== undefined && count > 0 && weightOfBatch + itemWeight > weight.max) break;
+      weightOfBatch += itemWeight;
+      count += 1;
     }
+    const batch = waiting.slice(0, count);
+    waiting = waiting.slice(count);
+    return batch;
   }
 
-  async function carryOut(batch: Waiting<Item, Result>[]): Promise<void> {
-    underWay += 1;
-    const keys = new Set(batch.map((entry) => entry.key));
-    for (const key of keys) busy.add(key);
+  async function work(): Promise<void> {
+    let handOnLast = (): void => {};
+    while (waiting.length > 0) {
+      const handOn = await carryOut(takeBatch(), handOnLast);
+      handOnLast = () => setImmediate(handOn);
+      if (waiting.length === 0) handOn();
+    }
+    isBusy = false;
+  }
+
+  /**
+   * The results of a batch are handed on when the next one is on its way: what is done with a hundred results takes as
+   * long as a statement, and whoever works on batches would idle meanwhile.
+   *
+   * @returns hands its own on
+   */
+  async function carryOut(
+    batch: readonly Waiting<Item, Result>[],
+    handOnLast: () => void,
+  ): Promise<() => void> {
     try {
-      const results = await run(batch.map((entry) => entry.item));
-      finish(keys);
-      batch.forEach((entry, index) => {
-        entry.resolve(results[index]!);
-      });
+      const items = batch.map((entry) => entry.item);
+      let running: Promise<Result[]>;
+      try {
+        running = run(items, (await prepare?.(items)) as Prepared);
+      } finally {
+        handOnLast();
+      }
+      const results = await running;
+      return () => {
+        batch.forEach((entry, index) => {
+          entry.resolve(results[index]!);
+        });
+      };
     } catch (error) {
-      finish(keys);
-      for (const entry of batch) entry.reject(error);
+      return () => {
+        for (const entry of batch) entry.reject(error);
+      };
     }
-  }
-
-  /** The next batch goes out before the results of this one are handed on. */
-  function finish(keys: ReadonlySet<string>): void {
-    underWay -= 1;
-    for (const key of keys) busy.delete(key);
-    lookAt = besideMin;
-    start();
   }
 
   return {
     submit(item) {
       return new Promise((resolve, reject) => {
-        waiting.push({ item, key: keyOf(item), resolve, reject });
+        waiting.push({ item, resolve, reject });
+        if (isBusy) return;
+        isBusy = true;
         // The first item waits for the rest of this turn's, which costs it nothing.
-        if (isStarting || underWay === BATCHES_MAX || (underWay > 0 && waiting.length < lookAt)) return;
-        isStarting = true;
-        queueMicrotask(start);
+        queueMicrotask(() => void work());
       });
     },
   };

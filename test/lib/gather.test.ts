@@ -44,31 +44,48 @@ it('rejects every item of a batch that failed, and goes on', async () => {
   expect(await next).toBe(3);
 });
 
-it('runs a second batch beside the first where it is worth it, without the keys that are under way', async () => {
+it('hands results on when the next batch is on its way, and at once where none waits', async () => {
   const { batches, run } = heldBatches<string>();
-  const gatherer = createGatherer({ batchMax: 10, besideMin: 2, keyOf: (item: string) => item[0]!, run });
-  const all = [gatherer.submit('a1')];
+  const preparations: { end(): void; fail(error: Error): void }[] = [];
+  const gatherer = createGatherer({
+    batchMax: 1,
+    prepare: () =>
+      new Promise<void>((resolve, reject) => {
+        preparations.push({ end: resolve, fail: reject });
+      }),
+    run,
+  });
+  const heard: string[] = [];
+  const all = ['a', 'b', 'c', 'd'].map((item) =>
+    gatherer.submit(item).then(
+      (result) => heard.push(result),
+      (error: Error) => heard.push(error.message),
+    ),
+  );
   await turn();
-  all.push(gatherer.submit('a2'), gatherer.submit('b1'));
+  preparations[0]!.end();
   await turn();
-  // Of the two that wait, one is of a device that is under way.
-  expect(batches.map((batch) => batch.items)).toEqual([['a1']]);
-  all.push(gatherer.submit('b2'), gatherer.submit('c1'));
+  batches[0]!.end();
   await turn();
-  expect(batches.map((batch) => batch.items)).toEqual([['a1'], ['b1', 'b2', 'c1']]);
-  all.push(gatherer.submit('d1'), gatherer.submit('d2'), gatherer.submit('d3'));
+  expect([heard, batches.length]).toEqual([[], 1]);
+  preparations[1]!.end();
   await turn();
-  expect(batches).toHaveLength(2);
+  await turn();
+  expect([heard, batches.length]).toEqual([['a'], 2]);
   batches[1]!.end();
   await turn();
-  // The older one of key a still waits for its like.
-  expect(batches[2]!.items).toEqual(['d1', 'd2', 'd3']);
-  batches[0]!.end();
-  batches[2]!.end();
+  // What the next one needs is not to be had: that holds up nothing.
+  preparations[2]!.fail(new Error('away'));
   await turn();
-  expect(batches[3]!.items).toEqual(['a2']);
-  batches[3]!.end();
-  expect(await Promise.all(all)).toEqual(['a1', 'a2', 'b1', 'b2', 'c1', 'd1', 'd2', 'd3']);
+  await turn();
+  expect(heard).toEqual(['a', 'b']);
+  preparations[3]!.end();
+  await turn();
+  await turn();
+  expect(heard).toEqual(['a', 'b', 'away']);
+  batches[2]!.end();
+  await Promise.all(all);
+  expect(heard).toEqual(['a', 'b', 'away', 'd']);
 });
 
 it('takes no more into a batch than may be in one, but for an item that is too heavy for any', async () => {

@@ -41,8 +41,6 @@ const STORE_BATCH = { requests: 128, bytes: 1 << 20 };
 const READ_BATCH = { requests: 64, bytes: 4 << 20 };
 const CONNECT_BATCH = 128;
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
-/** Requests that are worth a statement of their own beside the one under way. */
-const BESIDE_MIN = 64;
 
 type Connected = Awaited<ReturnType<MessageStore['connect']>>;
 
@@ -60,20 +58,17 @@ export function createMessageStore(database: Database): MessageStore {
   const stores = createGatherer<StoreRequest, StoreResult | null>({
     batchMax: STORE_BATCH.requests,
     weight: { of: contentBytes, max: STORE_BATCH.bytes },
-    besideMin: BESIDE_MIN,
     run: async (requests) =>
       toStoreResults(requests, await database.hot(storeStatement, bindStore(requests))),
   });
   const reads = createGatherer<ReadRequest, Page | null>({
     batchMax: READ_BATCH.requests,
     weight: { of: ({ page }) => page.bytesMax, max: READ_BATCH.bytes },
-    besideMin: BESIDE_MIN,
     run: async (requests) => toPages(requests, await database.hot(readStatement, bindRead(requests))),
   });
   const acknowledgements = createGatherer<AcknowledgeRequest, number>({
     batchMax: ACKNOWLEDGE_BATCH.requests,
     weight: { of: ({ sequences }) => sequences.length, max: ACKNOWLEDGE_BATCH.rows },
-    besideMin: BESIDE_MIN,
     async run(requests) {
       const rows = await database.hot(acknowledgeStatement, bindAcknowledge(requests));
       const counts = requests.map(() => 0);
