@@ -76,7 +76,7 @@ const EXPIRY_MAX_MS = 253_402_300_799_000;
 /** @throws Error for a secret of less than {@link SECRET_BYTES_MIN} bytes */
 export async function createAuthenticator(options: AuthenticatorOptions): Promise<Authenticator> {
   const { clock } = options;
-  const verify = verifier(options.keys, clock);
+  const verify = await verifier(options.keys, clock);
   const demands: JWTVerifyOptions = {
     requiredClaims: ['exp', 'sub', 'device_id'],
     ...(options.issuer === null ? {} : { issuer: options.issuer }),
@@ -193,13 +193,20 @@ class PrivateKeyError extends Error {
 
 type Verify = (token: string, demands: JWTVerifyOptions) => Promise<JWTPayload>;
 
-function verifier(keys: TokenKeys, clock: Clock): Verify {
+async function verifier(keys: TokenKeys, clock: Clock): Promise<Verify> {
   switch (keys.kind) {
     case 'secret': {
       if (keys.secret.byteLength < SECRET_BYTES_MIN) {
         throw new Error(`a token secret needs at least ${SECRET_BYTES_MIN} bytes`);
       }
-      const secret = createSecretKey(keys.secret);
+      // Once: jose would import any other form of it for each token.
+      const secret = await crypto.subtle.importKey(
+        'raw',
+        keys.secret as Uint8Array<ArrayBuffer>,
+        { name: 'HMAC', hash: 'SHA-256' },
+        false,
+        ['verify'],
+      );
       return async (token, demands) =>
         (await jwtVerify(token, secret, { ...demands, algorithms: ['HS256'] })).payload;
     }
