@@ -669,7 +669,7 @@ class DeviceSession implements Session {
     if (isFull || this.#handed?.page.isVoid) this.#pushHanded();
     if (this.#handed === null) {
       this.#handed = { page: this.#emptyPage(), envelopes: [] };
-      setImmediate(() => this.#pushHanded());
+      process.nextTick(() => this.#pushHanded());
     }
     this.#addTo(this.#handed.page, envelope);
     this.#handed.envelopes.push(envelope);

@@ -172,6 +172,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
 
   close(reason: string): void {
     this.#end(reason);
+    this.#frames.flush();
     // The transport is closed, not the Socket.IO session: the client comes back by itself.
     this.#socket.conn.close();
   }

@@ -9,7 +9,7 @@ import type { Clock } from '../lib/clock.ts';
 import { nestsDeeper } from '../lib/json-depth.ts';
 import { JSON_DEPTH_MAX } from '../protocol/limits.ts';
 import { ARGUMENTS_MAX } from './parser.ts';
-import { readPlainFrames, writePlainFrame } from './plain-frames.ts';
+import { plainFrame, readPlainFrames, writePlainFrames } from './plain-frames.ts';
 import { webSocketOf } from './strangers.ts';
 
 /** A request as its frame has it. */
@@ -33,6 +33,8 @@ const NOTHING_TO_SAY = Buffer.from('6');
 const PACKET = Object.freeze({ type: 'message' });
 /** Numbers of requests have no more digits: a longer one would come back as another. */
 const ID_DIGITS_MAX = 15;
+/** More than this does not wait for the end of the turn. */
+const UNSENT_MAX = 64 * 1024;
 /** By these the library knows moments of its own. */
 const RESERVED_EVENTS = new Set([
   'connect',
@@ -42,6 +44,15 @@ const RESERVED_EVENTS = new Set([
   'newListener',
   'removeListener',
 ]);
+
+/** What is put off to the end of the turn, such as a push, comes before what is put off once more. */
+function atEndOfTurn(frames: Frames): void {
+  process.nextTick(flush, frames);
+}
+
+function flush(frames: Frames): void {
+  frames.flush();
+}
 
 /** A class, because every open socket has one. */
 export class Frames {
@@ -54,6 +65,8 @@ export class Frames {
   #pushes = 0;
   /** What the engine keeps until its WebSocket takes more: it hands over one batch at a time. */
   #queuedBytes = 0;
+  /** Frames of this turn, which go out at its end: a reply and the messages behind it are one write. */
+  #unsent = '';
   /** The client has said that it leaves: Socket.IO ends it a tick later. */
   #isLeaving = false;
   #isPongDue = false;
@@ -79,6 +92,7 @@ export class Frames {
         this.#isPongDue = true;
         this.#pingedAtMs = clock.nowMs();
       }
+      this.flush();
       if (data === undefined) return;
       this.#queuedBytes += Buffer.byteLength(data);
       this.#checkUnread();
@@ -133,10 +147,27 @@ export class Frames {
     this.#send(`42${id}["${event}",${payload}]`);
   }
 
+  /** To be called before the connection is closed: what was sent in this turn goes out now. */
+  flush(): void {
+    if (this.#unsent === '') return;
+    const frames = this.#unsent;
+    this.#unsent = '';
+    writePlainFrames(this.#webSocket, frames);
+    this.#checkUnread();
+  }
+
   #send(text: string): void {
     if (this.#socket.conn.readyState !== 'open') return;
-    writePlainFrame(this.#webSocket, text);
-    this.#checkUnread();
+    const frame = plainFrame(text);
+    if (frame === null) {
+      this.flush();
+      this.#webSocket.send(text);
+      this.#checkUnread();
+      return;
+    }
+    if (this.#unsent === '') process.nextTick(atEndOfTurn, this);
+    this.#unsent += frame;
+    if (this.#unsent.length > UNSENT_MAX) this.flush();
   }
 
   #unreadBytes(): number {

@@ -75,20 +75,19 @@ export function readPlainFrames(
   tcp.on('data', Object.assign(read, { listener: pass }));
 }
 
-/** Writes a text as a frame of its own, after all that was sent before. */
-export function writePlainFrame(webSocket: LibraryWebSocket, text: string): void {
+/** @returns the text as a frame, a byte in each character; null where it is the library's to send */
+export function plainFrame(text: string): string | null {
   const { length } = text;
   // Text of one byte a character needs no buffer of its own on its way.
-  if (webSocket._socket === undefined || length > MEDIUM_MAX || Buffer.byteLength(text) !== length) {
-    webSocket.send(text);
-    return;
-  }
-  if (webSocket.readyState !== OPEN) return;
-  const head =
-    length <= SHORT_MAX
-      ? String.fromCharCode(WHOLE_TEXT, length)
-      : String.fromCharCode(WHOLE_TEXT, MEDIUM, length >> 8, length & 0xff);
-  webSocket._socket.write(head + text, 'latin1');
+  if (length > MEDIUM_MAX || Buffer.byteLength(text) !== length) return null;
+  return length <= SHORT_MAX
+    ? String.fromCharCode(WHOLE_TEXT, length) + text
+    : String.fromCharCode(WHOLE_TEXT, MEDIUM, length >> 8, length & 0xff) + text;
+}
+
+/** Writes frames after all that was sent before. */
+export function writePlainFrames(webSocket: LibraryWebSocket, frames: string): void {
+  if (webSocket.readyState === OPEN) webSocket._socket?.write(frames, 'latin1');
 }
 
 /** @returns where the text of the frame begins that begins at `at`; -1 where it is not a plain one, or its head not all there */

@@ -188,6 +188,35 @@ describe('the short way', () => {
     expect(write).toHaveBeenCalledOnce();
   });
 
+  it('writes at once what is sent in one turn, and before what goes by Socket.IO', async () => {
+    await start();
+    const write = vi.spyOn(library()._socket!, 'write');
+    frames.reply(1, '{}');
+    frames.push('news', '"first"');
+    frames.pushForAnswer('news', '"second"', () => {});
+    expect(await peer.seen('second')).toBe(true);
+    expect(write).toHaveBeenCalledOnce();
+
+    frames.push('news', '"third"');
+    socket.emit('news', 'fourth');
+    frames.push('news', '"éfth"');
+    frames.push('news', '"sixth"');
+    expect(await peer.seen('sixth')).toBe(true);
+    const places = ['431[{}]', 'first', 'second', 'third', 'fourth', 'fth"]', 'sixth'];
+    const found = places.map((place) => peer.received.indexOf(place));
+    expect(found).toEqual([...found].sort((one, other) => one - other));
+  });
+
+  it('writes what was sent before the connection is closed', async () => {
+    await start();
+    frames.push('news', '"last"');
+    frames.flush();
+    socket.conn.close();
+    expect(await peer.seen('\x88')).toBe(true);
+    expect(peer.received.indexOf('"last"]')).toBeGreaterThan(0);
+    expect(peer.received.indexOf('"last"]')).toBeLessThan(peer.received.indexOf('\x88'));
+  });
+
   it('tells the engine that a client lives whose pong is due', async () => {
     await start({ pingInterval: 50, pingTimeout: 20_000 });
     const packets: string[] = [];
