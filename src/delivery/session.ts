@@ -344,15 +344,23 @@ class DeviceSession implements Session {
     });
   }
 
-  /** What the window still takes; null where an acknowledgement must come first. A page holds its first envelope whatever its size. */
+  /**
+   * What the window still takes; null where an acknowledgement must come first, or its deletion where many are under
+   * way. A page holds its first envelope whatever its size.
+   */
   #roomInWindow(): { envelopes: number; bytes: number } | null {
     let envelopes = WINDOW_ENVELOPES_MAX;
     let bytes = WINDOW_BYTES_MAX;
+    let settling = 0;
     for (const page of this.#window) {
-      envelopes -= page.sequences.size;
-      bytes -= page.bytes;
+      if (page.isSettling) settling += page.sequences.size;
+      else {
+        envelopes -= page.sequences.size;
+        bytes -= page.bytes;
+      }
     }
-    return envelopes <= 0 || bytes < CONTENT_BYTES_MAX ? null : { envelopes, bytes };
+    const isFull = envelopes <= 0 || bytes < CONTENT_BYTES_MAX || settling >= WINDOW_ENVELOPES_MAX;
+    return isFull ? null : { envelopes, bytes };
   }
 
   /** Reads and pushes pages until the queue or the window ends. */
@@ -434,10 +442,11 @@ class DeviceSession implements Session {
     page.bytes += contentBytesOf(envelope);
   }
 
+  /** At the end of the turn, so that the next page is asked for before this one is written out. */
   #pushPage(envelopes: QueuedEnvelope[]): void {
     const page = this.#emptyPage();
     for (const envelope of envelopes) this.#addTo(page, envelope);
-    this.#push(page, envelopes);
+    process.nextTick(() => this.#push(page, envelopes));
   }
 
   /** At the end of the turn, so that what was stored together goes out together. */
@@ -445,14 +454,16 @@ class DeviceSession implements Session {
     if (this.#handed === null) return;
     const { page, envelopes } = this.#handed;
     this.#handed = null;
+    this.#push(page, envelopes);
+  }
+
+  #push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
     if (page.isVoid || this.#paused || this.#ended) {
       // It waits in the queue like everything else.
       this.#window.delete(page);
       this.look();
-    } else this.#push(page, envelopes);
-  }
-
-  #push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
+      return;
+    }
     this.#shared.reports.pushed(this.#me, envelopes);
     void this.#socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
       if (acknowledgement === null) {
@@ -463,6 +474,8 @@ class DeviceSession implements Session {
         return;
       }
       page.isSettling = true;
+      // It makes room: the next page need not wait until this one is deleted.
+      if (this.#mayWait) this.look();
       let isAllGone = false;
       try {
         isAllGone = await this.#settlePage(page, acknowledgement);
