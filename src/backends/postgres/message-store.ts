@@ -17,7 +17,7 @@ import {
 } from '../../ports/message-store.ts';
 import { decodedLength } from '../../protocol/base64.ts';
 import type { BounceReason } from '../../protocol/envelope.ts';
-import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
+import { addressKey, addressOfKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
 import { numberArray, plainArray, textArray } from './array-literal.ts';
 import { type Database, hotStatement } from './database.ts';
@@ -614,29 +614,29 @@ CROSS JOIN LATERAL (
 
 // ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────
 
-interface EnvelopeRow {
-  sequence: number;
-  id: string;
-  kind: number;
-  message_id: string;
-  peer_user_id: string;
-  peer_device_id: number;
-  type: number | null;
-  /** Base64. */
-  content: string | null;
-  bounce_reason: BounceReason | null;
-  stamp: number;
-  expired: boolean;
-  stored_at_ms: number;
-}
-
-type PageRow = ProofRow & {
+/** A device, and what is on its page: lists of one length, by commas where they hold text; null where nothing is. */
+interface PageRow extends ProofRow {
   ord: number;
   oldest_sequence: number | null;
   next_due_at_ms: number | null;
-  /** Rows found before the bytes were counted; null where none was. */
+  /** Rows found before the bytes were counted. */
   found: number | null;
-} & (EnvelopeRow | (Partial<Record<keyof EnvelopeRow, null>> & { sequence: null }));
+  sequences: number[] | null;
+  ids: string | null;
+  kinds: number[] | null;
+  message_ids: string | null;
+  /** As `addressKey` writes them. */
+  peers: string | null;
+  types: number[] | null;
+  /** Base64; empty for a bounce. */
+  contents: string | null;
+  /** Empty for a message. */
+  bounce_reasons: string | null;
+  stamps: number[] | null;
+  /** 1 or 0. */
+  expired: number[] | null;
+  stored_at_ms: number[] | null;
+}
 
 function bindRead(requests: readonly ReadRequest[]): Record<string, unknown> {
   return {
@@ -653,33 +653,62 @@ function bindRead(requests: readonly ReadRequest[]): Record<string, unknown> {
 
 /** @returns null for a device that is unknown */
 function toPages(requests: readonly ReadRequest[], rows: readonly PageRow[]): (Page | null)[] {
-  const rowsOf: PageRow[][] = requests.map(() => []);
-  for (const row of rows) rowsOf[row.ord]!.push(row);
-  return requests.map(({ page }, ord) => toPage(page.envelopesMax, rowsOf[ord]!));
+  const pages: (Page | null)[] = requests.map(() => null);
+  for (const row of rows) pages[row.ord] = toPage(requests[row.ord]!.page.envelopesMax, row);
+  return pages;
 }
 
-function toPage(envelopesMax: number, rows: readonly PageRow[]): Page | null {
-  const [first] = rows;
-  if (first === undefined) return null;
+function toPage(envelopesMax: number, row: PageRow): Page {
   const envelopes: QueuedEnvelope[] = [];
   const unreadable: { sequence: number; reason: BounceReason }[] = [];
-  for (const row of rows) {
-    if (row.sequence === null) continue;
-    const reason = unreadableReason(row, first);
-    if (reason === null) envelopes.push(toEnvelope(row as EnvelopeRow));
-    else unreadable.push({ sequence: row.sequence, reason });
+  if (row.sequences !== null) {
+    const [ids, messageIds] = [row.ids!.split(','), row.message_ids!.split(',')];
+    const [peers, contents] = [row.peers!.split(','), row.contents!.split(',')];
+    const bounceReasons = row.bounce_reasons!.split(',');
+    row.sequences.forEach((sequence, nth) => {
+      const isMessage = row.kinds![nth] === ENVELOPE_KIND.message;
+      const reason = isMessage
+        ? unreadableReason({ stamp: row.stamps![nth]!, isExpired: row.expired![nth] === 1 }, row)
+        : null;
+      if (reason !== null) {
+        unreadable.push({ sequence, reason });
+        return;
+      }
+      const peer = addressOfKey(peers[nth]!);
+      envelopes.push({
+        sequence,
+        id: ids[nth]!,
+        messageId: messageIds[nth]!,
+        storedAtMs: row.stored_at_ms![nth]!,
+        body: isMessage
+          ? { kind: 'message', sender: peer, type: row.types![nth]!, content: contents[nth]! }
+          : { kind: 'bounce', recipient: peer, reason: bounceReasons[nth] as BounceReason },
+      });
+    });
+    // Lists are made in the order of what they are made of, which PostgreSQL does not promise.
+    envelopes.sort((one, other) => one.sequence - other.sequence);
   }
-  const found = first.found ?? 0;
+  const found = row.found ?? 0;
   return {
-    proof: toProof(first),
+    proof: toProof(row),
     envelopes,
     unreadable,
-    oldestSequence: first.oldest_sequence,
-    nextDueAtMs: first.next_due_at_ms,
+    oldestSequence: row.oldest_sequence,
+    nextDueAtMs: row.next_due_at_ms,
     more: found === envelopesMax || found > envelopes.length + unreadable.length,
   };
 }
 
+function unreadableReason(
+  message: { stamp: number; isExpired: boolean },
+  proof: ProofRow,
+): BounceReason | null {
+  if (!proof.has_keys) return 'RECIPIENT_KEYS_RESET';
+  if (message.stamp !== proof.identity_version) return 'RECIPIENT_IDENTITY_CHANGED';
+  return message.isExpired ? 'EXPIRED' : null;
+}
+
+/** One row for each reader: a row for each envelope would say ten times in each what is said of the device. */
 const readStatement = hotStatement<PageRow>(sql`
 WITH asked AS MATERIALIZED (
   SELECT a.ord, a.user_id, a.device_id, a.fence, a.in_flight::int8[] AS in_flight, a.envelopes_max, a.bytes_max,
@@ -690,10 +719,7 @@ WITH asked AS MATERIALIZED (
     ${placeholder('bytesMaxs')}::int8[], ${placeholder('nowMss')}::float8[]
   ) AS a (ord, user_id, device_id, fence, in_flight, envelopes_max, bytes_max, now_ms)
 )
-SELECT a.ord, d.*, s.sequence, s.id, s.kind, s.message_id, s.peer_user_id, s.peer_device_id, s.type, s.bounce_reason,
-       s.stamp, s.expired, s.stored_at_ms, s.found,
-       -- Here, where only what goes on the page is left. PostgreSQL breaks it into lines.
-       replace(encode(s.content, 'base64'), E'\\n', '') AS content
+SELECT a.ord, d.*, s.*
 FROM asked a
 CROSS JOIN LATERAL (
   SELECT ${PROOF_COLUMNS}, (
@@ -708,42 +734,30 @@ CROSS JOIN LATERAL (
   WHERE v.user_id = a.user_id AND v.device_id = a.device_id
   LIMIT 1
 ) d
-LEFT JOIN LATERAL (
-  SELECT p.*, row_number() OVER (ORDER BY p.sequence) AS nth, (count(*) OVER ())::int4 AS found,
-         sum(coalesce(octet_length(p.content), 0)) OVER (ORDER BY p.sequence) AS bytes
+CROSS JOIN LATERAL (
+  SELECT max(p.found) AS found, array_agg(p.sequence) AS sequences, string_agg(p.id::text, ',') AS ids,
+         array_agg(p.kind::int4) AS kinds, string_agg(p.message_id::text, ',') AS message_ids,
+         string_agg(p.peer_user_id || '.' || p.peer_device_id, ',') AS peers,
+         array_agg(coalesce(p.type, 0)::int4) AS types,
+         -- PostgreSQL breaks base64 into lines.
+         string_agg(coalesce(replace(encode(p.content, 'base64'), E'\\n', ''), ''), ',') AS contents,
+         string_agg(coalesce(p.bounce_reason, ''), ',') AS bounce_reasons, array_agg(p.identity_version) AS stamps,
+         array_agg((p.expires_at <= a.now)::int4) AS expired,
+         array_agg((date_part('epoch', p.stored_at) * 1000)::int8) AS stored_at_ms
   FROM (
-    SELECT m.sequence, m.id, m.kind, m.message_id, m.peer_user_id, m.peer_device_id, m.type, m.content, m.bounce_reason,
-           m.identity_version AS stamp, m.expires_at <= a.now AS expired, ${ms('m.stored_at')} AS stored_at_ms
-    FROM ${messages} m
-    WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
-      AND m.sequence <> ALL (a.in_flight)
-      AND ${isDue(sql.raw('a.now'))}
-    ORDER BY m.user_id, m.device_id, m.sequence
-    LIMIT a.envelopes_max
+    SELECT f.*, row_number() OVER (ORDER BY f.sequence) AS nth, (count(*) OVER ())::int4 AS found,
+           sum(coalesce(octet_length(f.content), 0)) OVER (ORDER BY f.sequence) AS bytes
+    FROM (
+      SELECT m.* FROM ${messages} m
+      WHERE d.fence = a.fence AND m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
+        AND m.sequence <> ALL (a.in_flight)
+        AND ${isDue(sql.raw('a.now'))}
+      ORDER BY m.user_id, m.device_id, m.sequence
+      LIMIT a.envelopes_max
+    ) f
   ) p
-) s ON d.fence = a.fence AND (s.nth = 1 OR s.bytes <= a.bytes_max)
-ORDER BY a.ord, s.sequence`);
-
-function unreadableReason(row: PageRow, proof: ProofRow): BounceReason | null {
-  if (row.kind !== ENVELOPE_KIND.message) return null;
-  if (!proof.has_keys) return 'RECIPIENT_KEYS_RESET';
-  if (row.stamp !== proof.identity_version) return 'RECIPIENT_IDENTITY_CHANGED';
-  return row.expired ? 'EXPIRED' : null;
-}
-
-function toEnvelope(row: EnvelopeRow): QueuedEnvelope {
-  const peer = { userId: row.peer_user_id, deviceId: row.peer_device_id };
-  return {
-    sequence: row.sequence,
-    id: row.id,
-    messageId: row.message_id,
-    storedAtMs: row.stored_at_ms,
-    body:
-      row.kind === ENVELOPE_KIND.bounce
-        ? { kind: 'bounce', recipient: peer, reason: row.bounce_reason! }
-        : { kind: 'message', sender: peer, type: row.type!, content: row.content! },
-  };
-}
+  WHERE p.nth = 1 OR p.bytes <= a.bytes_max
+) s`);
 
 const revokedStatement = hotStatement<{ user_id: string; device_id: number }>(sql`
 SELECT user_id, device_id FROM ${devices}
