@@ -12,10 +12,12 @@ import {
   type PushPayload,
   pushes,
   type Reply,
+  type RequestData,
   type RequestName,
   requests,
 } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
+import { bundlesJson } from '../protocol/keys.ts';
 import { ACKNOWLEDGEMENT_TIMEOUT_MS } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Caller } from '../requests/authenticate.ts';
@@ -120,7 +122,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     observer.socketOpened({ device: this.#device, fence: session.fence, live: this });
     const context: RequestContext = { door: 'socket', device: this.#device, connection: this };
     this.#frames.serve(({ id, event, args, bytes }) => {
-      const answer = (reply: Reply<RequestName>): void => this.#frames.reply(id, JSON.stringify(reply));
+      const answer = (reply: Reply<RequestName>): void => this.#frames.reply(id, replyJson(event, reply));
       this.#receive({ event, args, bytes, answer }, context);
     });
     // What brings attachments comes by Socket.IO. Nothing is passed on: no event has another listener.
@@ -274,6 +276,11 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       });
     }
   }
+}
+
+function replyJson(event: string, reply: Reply<RequestName>): string {
+  if (!reply.ok || event !== ('requestBundle' satisfies RequestName)) return JSON.stringify(reply);
+  return `{"ok":true,"data":${bundlesJson(reply.data as RequestData<'requestBundle'>)}}`;
 }
 
 const NOTHING = Object.freeze({});

@@ -116,6 +116,32 @@ export const deviceBundle = z
   .meta({ id: 'DeviceBundle', description: 'what one claimer gets of one device' });
 export type DeviceBundle = z.infer<typeof deviceBundle>;
 
+/** JSON of bundles, as `JSON.stringify` has it: user ids and base64 hold nothing that is to be escaped. */
+export function bundlesJson({
+  userId,
+  devices,
+}: {
+  userId: string;
+  devices: readonly DeviceBundle[];
+}): string {
+  return `{"userId":"${userId}","devices":[${devices.map(bundleJson).join(',')}]}`;
+}
+
+function bundleJson(bundle: DeviceBundle): string {
+  const { identityKeyEd25519: ed25519, signedPreKey: signed, oneTimePreKey: oneTime, pqPreKey: pq } = bundle;
+  return (
+    `{"deviceId":${bundle.deviceId},"registrationId":${bundle.registrationId},"identityKey":"${bundle.identityKey}",` +
+    (ed25519 === undefined ? '' : `"identityKeyEd25519":"${ed25519}",`) +
+    `"signedPreKey":{"keyId":${signed.keyId},"publicKey":"${signed.publicKey}","signature":"${signed.signature}"},` +
+    (oneTime === null
+      ? `"oneTimePreKey":null,"oneTimePreKeyAbsent":"${bundle.oneTimePreKeyAbsent}",`
+      : `"oneTimePreKey":{"keyId":${oneTime.keyId},"publicKey":"${oneTime.publicKey}"},`) +
+    (pq === null
+      ? '"pqPreKey":null}'
+      : `"pqPreKey":{"keyId":${pq.keyId},"publicKey":"${pq.publicKey}","signature":"${pq.signature}","lastResort":${pq.lastResort}}}`)
+  );
+}
+
 /** A bounded list in which no two items have the same id; the fault is reported at the repeated item. */
 export function listWithoutRepeats<Item extends z.ZodType>(
   item: Item,

@@ -3,6 +3,7 @@ import fc from 'fast-check';
 import { describe, expect, it } from 'vitest';
 import { isStrictBase64 } from '../../src/protocol/base64.ts';
 import { envelopesJson, type IncomingEnvelope } from '../../src/protocol/envelope.ts';
+import { bundlesJson, type DeviceBundle } from '../../src/protocol/keys.ts';
 
 const USER_ID_LETTERS = [...'ABCxyz019_.:@-'];
 const address = fc.record({
@@ -37,6 +38,40 @@ describe('envelopes', () => {
     fc.assert(
       fc.property(fc.array(envelope), (envelopes: IncomingEnvelope[]) => {
         expect(JSON.parse(envelopesJson(envelopes))).toEqual(envelopes);
+      }),
+    );
+  });
+});
+
+describe('bundles', () => {
+  const keyId = fc.integer({ min: 0, max: 0xffffff });
+  const base64 = fc
+    .uint8Array({ minLength: 33, maxLength: 64 })
+    .map((bytes) => Buffer.from(bytes).toString('base64'));
+  const signed = { keyId, publicKey: base64, signature: base64 };
+  const bundle = fc
+    .record({
+      deviceId: fc.integer({ min: 1, max: 127 }),
+      registrationId: fc.integer({ min: 0, max: 16_383 }),
+      identityKey: base64,
+      identityKeyEd25519: fc.option(base64, { nil: undefined }),
+      signedPreKey: fc.record(signed),
+      oneTimePreKey: fc.option(fc.record({ keyId, publicKey: base64 })),
+      oneTimePreKeyAbsent: fc.constantFrom('noneLeft' as const, 'limited' as const),
+      pqPreKey: fc.option(fc.record({ ...signed, lastResort: fc.boolean() })),
+    })
+    .map(
+      ({ identityKeyEd25519, oneTimePreKeyAbsent, ...rest }): DeviceBundle => ({
+        ...rest,
+        ...(identityKeyEd25519 === undefined ? {} : { identityKeyEd25519 }),
+        ...(rest.oneTimePreKey === null ? { oneTimePreKeyAbsent } : {}),
+      }),
+    );
+
+  it('are written as JSON would be', () => {
+    fc.assert(
+      fc.property(address, fc.array(bundle, { maxLength: 3 }), ({ userId }, devices) => {
+        expect(JSON.parse(bundlesJson({ userId, devices }))).toEqual({ userId, devices });
       }),
     );
   });
