@@ -142,8 +142,9 @@ interface Start {
 
 /** Envelopes that were pushed together, until what became of them is stored. */
 interface PushedPage {
-  /** By envelope id. */
-  sequences: Map<string, number>;
+  /** Of its envelopes, in the order in which they were pushed. */
+  ids: string[];
+  sequences: number[];
   bytes: number;
   pushedAtMs: number;
   /** The gate was closed after it was pushed: the client may have dropped it, and it may be offered again. */
@@ -353,9 +354,9 @@ class DeviceSession implements Session {
     let bytes = WINDOW_BYTES_MAX;
     let settling = 0;
     for (const page of this.#window) {
-      if (page.isSettling) settling += page.sequences.size;
+      if (page.isSettling) settling += page.sequences.length;
       else {
-        envelopes -= page.sequences.size;
+        envelopes -= page.sequences.length;
         bytes -= page.bytes;
       }
     }
@@ -406,7 +407,7 @@ class DeviceSession implements Session {
     // The store has deleted what an acknowledgement under way has not been counted for: its end looks again.
     for (const page of this.#window) {
       if (page.isVoid && !page.isSettling) continue;
-      for (const sequence of page.sequences.values()) if (sequence <= current.boundary) return;
+      for (const sequence of page.sequences) if (sequence <= current.boundary) return;
     }
     current.emptyAnnounced = true;
     this.#socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
@@ -414,20 +415,21 @@ class DeviceSession implements Session {
 
   /** What is not to be read again. */
   #inFlight(): number[] {
-    return [...this.#window].flatMap((page) => (page.isVoid ? [] : [...page.sequences.values()]));
+    return [...this.#window].flatMap((page) => (page.isVoid ? [] : page.sequences));
   }
 
   #isInFlight(sequence: number): boolean {
     for (const page of this.#window) {
       if (page.isVoid) continue;
-      for (const pushed of page.sequences.values()) if (pushed === sequence) return true;
+      for (const pushed of page.sequences) if (pushed === sequence) return true;
     }
     return false;
   }
 
   #emptyPage(): PushedPage {
-    const page = {
-      sequences: new Map<string, number>(),
+    const page: PushedPage = {
+      ids: [],
+      sequences: [],
       bytes: 0,
       pushedAtMs: this.#shared.clock.nowMs(),
       isVoid: false,
@@ -438,7 +440,8 @@ class DeviceSession implements Session {
   }
 
   #addTo(page: PushedPage, envelope: QueuedEnvelope): void {
-    page.sequences.set(envelope.id, envelope.sequence);
+    page.ids.push(envelope.id);
+    page.sequences.push(envelope.sequence);
     page.bytes += contentBytesOf(envelope);
   }
 
@@ -496,23 +499,33 @@ class DeviceSession implements Session {
 
   /** @returns whether every envelope of the page was processed, and was this session's to delete */
   async #settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
-    const left = new Map(page.sequences);
+    const { ids } = page;
+    /** Null from when the client has said what became of it. */
+    const left: (number | null)[] = [...page.sequences];
+    let places: Map<string, number> | null = null;
+    /** @param at where it stands if the client answers in the order of the push, as most do */
+    const take = (id: string, at: number): number | null => {
+      let place: number | undefined = at;
+      if (ids[at] !== id) {
+        places ??= new Map(ids.map((each, nth) => [each, nth]));
+        place = places.get(id);
+      }
+      const sequence = place === undefined ? null : left[place]!;
+      if (place !== undefined) left[place] = null;
+      return sequence;
+    };
     const processed: number[] = [];
-    for (const id of acknowledgement.processed) {
-      const sequence = left.get(id);
-      if (sequence === undefined) continue;
-      processed.push(sequence);
-      left.delete(id);
-    }
+    acknowledgement.processed.forEach((id, at) => {
+      const sequence = take(id, at);
+      if (sequence !== null) processed.push(sequence);
+    });
     const failures: { sequence: number; reason: FailedReason }[] = [];
-    for (const { id, reason } of acknowledgement.failed ?? []) {
-      const sequence = left.get(id);
-      if (sequence === undefined) continue;
-      failures.push({ sequence, reason });
-      left.delete(id);
-    }
+    acknowledgement.failed?.forEach(({ id, reason }, at) => {
+      const sequence = take(id, at);
+      if (sequence !== null) failures.push({ sequence, reason });
+    });
     // What the client left out it has not processed: it is offered again.
-    for (const sequence of left.values()) failures.push({ sequence, reason: 'temporary' });
+    for (const sequence of left) if (sequence !== null) failures.push({ sequence, reason: 'temporary' });
 
     let isAllGone = failures.length === 0;
     if (processed.length > 0) {
@@ -555,7 +568,7 @@ class DeviceSession implements Session {
     let oldestPushAtMs: number | null = null;
     for (const page of this.#window) {
       oldestPushAtMs ??= page.pushedAtMs;
-      count += page.sequences.size;
+      count += page.sequences.length;
       bytes += page.bytes;
     }
     return {

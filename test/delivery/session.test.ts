@@ -22,6 +22,7 @@ let isKnown: boolean;
 let reads: number;
 let events: string[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
+let socketPushed: () => void;
 let session: Session;
 
 const messages = {
@@ -125,11 +126,13 @@ beforeEach(() => {
   reads = 0;
   events = [];
   answers = [];
+  socketPushed = () => {};
   const socket: ServedSocket = {
     isOpen: () => true,
     push: (name, payload) => events.push(`${name} ${Object.values(payload).join(' ')}`.trim()),
     pushMessages: (envelopes) =>
       new Promise((resolve) => {
+        socketPushed();
         events.push(`messages ${envelopes.map((envelope) => envelope.id.slice(3)).join(' ')}`);
         answers.push(resolve);
       }),
@@ -314,6 +317,46 @@ describe('a session', () => {
     await quiet();
     expect(pushed()).toEqual([100, 100, 56, 100]);
     expect(events).not.toContain('closed');
+  });
+
+  it('reads on when an acknowledgement has come, before it is stored, but no more than a window of those', async () => {
+    for (let sequence = 1; sequence <= 900; sequence++) put(sequence);
+    await session.ready(null);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56]);
+    const storing = gate();
+    waiting.acknowledge = storing.promise;
+    const ids = events
+      .filter((event) => event.startsWith('messages'))
+      .map((event) => event.split(' ').slice(1));
+    const acknowledge = (page: number) => answers[page]!({ processed: ids[page]!.map((id) => `id ${id}`) });
+    acknowledge(0);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 100]);
+    acknowledge(1);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 100, 100]);
+    acknowledge(2);
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 100, 100]);
+    waiting.acknowledge = null;
+    storing.open();
+    await quiet();
+    expect(pushed()).toEqual([100, 100, 56, 100, 100, 56]);
+  });
+
+  it('asks for the next page before it pushes the last', async () => {
+    for (let sequence = 1; sequence <= 150; sequence++) put(sequence);
+    const reading = gate();
+    waiting.read = reading.promise;
+    await session.ready(null);
+    await quiet();
+    const readsAtPush: number[] = [];
+    socketPushed = () => readsAtPush.push(reads);
+    reading.open();
+    await quiet();
+    expect(pushed()).toEqual([100, 50]);
+    expect(readsAtPush[0]).toBeGreaterThan(1);
   });
 
   it('answers a clientReady that an own rotation overtook with an opening that delivers', async () => {
