@@ -447,9 +447,10 @@ class DeviceSession implements Session {
 
   /** At the end of the turn, so that the next page is asked for before this one is written out. */
   #pushPage(envelopes: QueuedEnvelope[]): void {
+    const wire = envelopes.map(toWire);
     const page = this.#emptyPage();
     for (const envelope of envelopes) this.#addTo(page, envelope);
-    process.nextTick(() => this.#push(page, envelopes));
+    process.nextTick(() => this.#push(page, envelopes, wire));
   }
 
   /** At the end of the turn, so that what was stored together goes out together. */
@@ -457,10 +458,10 @@ class DeviceSession implements Session {
     if (this.#handed === null) return;
     const { page, envelopes } = this.#handed;
     this.#handed = null;
-    this.#push(page, envelopes);
+    this.#push(page, envelopes, envelopes.map(toWire));
   }
 
-  #push(page: PushedPage, envelopes: QueuedEnvelope[]): void {
+  #push(page: PushedPage, envelopes: QueuedEnvelope[], wire: IncomingEnvelope[]): void {
     if (page.isVoid || this.#paused || this.#ended) {
       // It waits in the queue like everything else.
       this.#window.delete(page);
@@ -468,7 +469,7 @@ class DeviceSession implements Session {
       return;
     }
     this.#shared.reports.pushed(this.#me, envelopes);
-    void this.#socket.pushMessages(envelopes.map(toWire)).then(async (acknowledgement) => {
+    void this.#socket.pushMessages(wire).then(async (acknowledgement) => {
       if (acknowledgement === null) {
         this.#window.delete(page);
         // The client may have been told that the gate is closed and have dropped the page: that is no silence.
@@ -567,16 +568,13 @@ class DeviceSession implements Session {
     let bytes = 0;
     let oldestPushAtMs: number | null = null;
     for (const page of this.#window) {
+      if (page.isSettling) continue;
       oldestPushAtMs ??= page.pushedAtMs;
       count += page.sequences.length;
       bytes += page.bytes;
     }
-    return {
-      count,
-      bytes,
-      isFull: count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX,
-      oldestPushAtMs,
-    };
+    const isFull = count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX;
+    return { count, bytes, isFull, oldestPushAtMs };
   }
 
   reader(): ReturnType<Session['reader']> {
@@ -692,7 +690,7 @@ class DeviceSession implements Session {
       this.#handed !== null &&
       (this.#handed.envelopes.length === PAGE_ENVELOPES_MAX ||
         this.#handed.page.bytes + bytes > PAGE_BYTES_MAX);
-    if (isFull || this.#handed?.page.isVoid) this.#pushHanded();
+    if (isFull) this.#pushHanded();
     if (this.#handed === null) {
       this.#handed = { page: this.#emptyPage(), envelopes: [] };
       process.nextTick(() => this.#pushHanded());

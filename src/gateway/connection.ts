@@ -151,25 +151,37 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
 
   /** Resolves null where nothing usable came in time. */
   pushMessages(envelopes: IncomingEnvelope[]): Promise<MessagesAcknowledgement | null> {
-    const { clock, observer } = this.#parts;
-    return new Promise((resolve) => {
-      let answered: ReturnType<Observer['pushSent']> = null;
-      const settle = (acknowledgement: MessagesAcknowledgement | null): void => {
+    if (this.#ended) return Promise.resolve(null);
+    const { observer } = this.#parts;
+    const told = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
+    // Elsewhere, so that what waits for the client does not keep its messages in memory.
+    const { acknowledgement, hear } = this.#awaitAcknowledgement(told);
+    this.#frames.pushForAnswer('messages', `{"envelopes":${envelopesJson(envelopes)}}`, hear);
+    return acknowledgement;
+  }
+
+  /** @param told hears what came of it, or null where it is nothing */
+  #awaitAcknowledgement(told: ReturnType<Observer['pushSent']>): {
+    acknowledgement: Promise<MessagesAcknowledgement | null>;
+    hear(raw: unknown): void;
+  } {
+    let hear = (_raw: unknown): void => {};
+    const acknowledgement = new Promise<MessagesAcknowledgement | null>((resolve) => {
+      const settle = (answer: MessagesAcknowledgement | null): void => {
         timer.cancel();
-        answered?.(acknowledgement);
         this.#unanswered.delete(giveUp);
-        resolve(acknowledgement);
+        told?.(answer);
+        resolve(answer);
       };
       const giveUp = (): void => settle(null);
-      const timer = clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
+      const timer = this.#parts.clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
       this.#unanswered.add(giveUp);
-      if (this.#ended) return giveUp();
-      answered = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
-      this.#frames.pushForAnswer('messages', `{"envelopes":${envelopesJson(envelopes)}}`, (raw) => {
+      hear = (raw) => {
         const parsed = pushes.messages.acknowledgement.safeParse(raw);
         settle(parsed.success ? parsed.data : null);
-      });
+      };
     });
+    return { acknowledgement, hear };
   }
 
   close(reason: string): void {

@@ -109,16 +109,21 @@ export class Frames {
   /** From now on requests are read here. `onRequest` never throws. */
   serve(onRequest: (request: RequestFrame) => void): void {
     const webSocket = this.#webSocket;
-    const [passOn, another] = webSocket.listeners('message');
-    if (passOn === undefined || another !== undefined)
+    const [library, another] = webSocket.listeners('message');
+    if (library === undefined || another !== undefined)
       throw new Error('the engine reads its WebSocket otherwise');
-    webSocket.off('message', passOn);
+    webSocket.off('message', library);
+    // It may end the connection: what was answered before goes out first.
+    const passOn: typeof library = (data, isBinary) => {
+      this.flush();
+      library.call(webSocket, data, isBinary);
+    };
     webSocket.on('message', (data, isBinary) => {
       const taken = !isBinary && this.#take(data.toString(), data.length, onRequest, passOn);
-      if (!taken) passOn.call(webSocket, data, isBinary);
+      if (!taken) passOn(data, isBinary);
     });
     readPlainFrames(webSocket, (text, bytes) => {
-      if (!this.#take(text, bytes, onRequest, passOn)) passOn.call(webSocket, Buffer.from(text), false);
+      if (!this.#take(text, bytes, onRequest, passOn)) passOn(Buffer.from(text), false);
     });
   }
 
@@ -159,7 +164,7 @@ export class Frames {
   #send(text: string): void {
     if (this.#socket.conn.readyState !== 'open') return;
     const frame = plainFrame(text);
-    if (frame === null) {
+    if (frame === null || this.#webSocket._socket === undefined) {
       this.flush();
       this.#webSocket.send(text);
       this.#checkUnread();
@@ -195,7 +200,7 @@ export class Frames {
     // Whoever sends while its pong is due is alive, which the engine would notice by itself.
     if (this.#isPongDue) {
       this.#isPongDue = false;
-      passOn.call(this.#webSocket, NOTHING_TO_SAY, false);
+      passOn(NOTHING_TO_SAY, false);
     }
     const { id, isEvent, args } = packet;
     if (isEvent) {

@@ -1,7 +1,10 @@
 /** Group commit: while a batch is under way the next one gathers, so a lone item never waits for a timer. */
 
 export interface Gatherer<Item, Result> {
-  /** Resolves with the item's own result, or rejects with what its batch was rejected with. */
+  /**
+   * Resolves with the item's own result, or rejects with what its batch was rejected with. Of two batches the later may
+   * be told first.
+   */
   submit(item: Item): Promise<Result>;
 }
 
@@ -75,6 +78,7 @@ export function createGatherer<Item, Result, Prepared = void>(
         handOnLast();
       }
       const results = await running;
+      if (results.length !== batch.length) throw new Error('a batch has a result for each of its items');
       return () => {
         batch.forEach((entry, index) => {
           entry.resolve(results[index]!);

@@ -10,7 +10,7 @@ import {
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, QueuedEnvelope } from '../../src/ports/message-store.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
-import { createManualClock } from '../support/manual-clock.ts';
+import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
 
 const BOB = { userId: 'bob', deviceId: 1 };
 
@@ -23,6 +23,7 @@ let reads: number;
 let events: string[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let socketPushed: () => void;
+let clock: ManualClock;
 let session: Session;
 
 const messages = {
@@ -127,6 +128,7 @@ beforeEach(() => {
   events = [];
   answers = [];
   socketPushed = () => {};
+  clock = createManualClock();
   const socket: ServedSocket = {
     isOpen: () => true,
     push: (name, payload) => events.push(`${name} ${Object.values(payload).join(' ')}`.trim()),
@@ -143,7 +145,7 @@ beforeEach(() => {
     {
       messages,
       bounces: { settle: async () => {} },
-      clock: createManualClock(),
+      clock,
       log: silentLog,
       lowThreshold: 10,
       reports: noReports,
@@ -336,13 +338,28 @@ describe('a session', () => {
     acknowledge(1);
     await quiet();
     expect(pushed()).toEqual([100, 100, 56, 100, 100]);
+    expect(session.window()).toMatchObject({ count: 256, isFull: true });
     acknowledge(2);
     await quiet();
     expect(pushed()).toEqual([100, 100, 56, 100, 100]);
+    // What is acknowledged is the client's no more, though it counts until it is stored.
+    expect(session.window()).toMatchObject({ count: 200, isFull: false });
+    expect(session.reader().inFlight).toBe(456);
     waiting.acknowledge = null;
     storing.open();
     await quiet();
     expect(pushed()).toEqual([100, 100, 56, 100, 100, 56]);
+  });
+
+  it('tries again where a page can’t be written', async () => {
+    put(1).storedAtMs = Number.NaN;
+    await session.ready(null);
+    await quiet();
+    expect([pushed(), session.window().count]).toEqual([[], 0]);
+    queue[0]!.storedAtMs = 0;
+    await clock.advance(1_000);
+    await quiet();
+    expect(pushed()).toEqual([1]);
   });
 
   it('asks for the next page before it pushes the last', async () => {

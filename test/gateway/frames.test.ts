@@ -127,6 +127,18 @@ describe('requests', () => {
     other.destroy();
   });
 
+  it.each([
+    ['a packet that is none', '4x'],
+    ['one that nests too deep', `422["keyStatus",${'['.repeat(100)}${']'.repeat(100)}]`],
+    ['a second token', '40{"token":"another"}'],
+  ])('are answered before the connection ends by what came with them: %s', async (_, last) => {
+    const device = { userId: 'ends-badly', deviceId: 1 };
+    const other = await openAdmittedPeer(gateway.url, await gateway.token(device));
+    await other.write(Buffer.concat([text('421["noSuchThing",{}]'), text(last)]));
+    expect(await other.seen('431[{"ok":false')).toBe(true);
+    other.destroy();
+  });
+
   it('behind a close frame are not read', async () => {
     const device = { userId: 'has-left', deviceId: 1 };
     const other = await openAdmittedPeer(gateway.url, await gateway.token(device));
@@ -205,6 +217,22 @@ describe('the short way', () => {
     const places = ['431[{}]', 'first', 'second', 'third', 'fourth', 'fth"]', 'sixth'];
     const found = places.map((place) => peer.received.indexOf(place));
     expect(found).toEqual([...found].sort((one, other) => one - other));
+  });
+
+  it('leaves it to a library that is built otherwise', async () => {
+    await start();
+    const known = library();
+    const hidden = new Proxy(known, {
+      get(of, name) {
+        if (name === '_socket' || name === '_receiver') return undefined;
+        const value: unknown = Reflect.get(of, name);
+        return typeof value === 'function' ? value.bind(of) : value;
+      },
+    });
+    (socket.conn.transport as unknown as { socket: LibraryWebSocket }).socket = hidden;
+    const other = new Frames(socket, { clock: systemClock, unreadBytesMax: 1_000, onTooSlow: () => {} });
+    other.push('news', '"by the library"');
+    expect(await peer.seen('by the library')).toBe(true);
   });
 
   it('writes what was sent before the connection is closed', async () => {

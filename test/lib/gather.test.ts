@@ -44,6 +44,13 @@ it('rejects every item of a batch that failed, and goes on', async () => {
   expect(await next).toBe(3);
 });
 
+it('rejects a batch whose results are not one for each item, and goes on', async () => {
+  const results: unknown[] = [undefined, [], [2]];
+  const gatherer = createGatherer({ batchMax: 1, run: async () => results.shift() as number[] });
+  const outcomes = await Promise.allSettled([0, 1, 2].map((item) => gatherer.submit(item)));
+  expect(outcomes.map(({ status }) => status)).toEqual(['rejected', 'rejected', 'fulfilled']);
+});
+
 it('hands results on when the next batch is on its way, and at once where none waits', async () => {
   const { batches, run } = heldBatches<string>();
   const preparations: { end(): void; fail(error: Error): void }[] = [];
