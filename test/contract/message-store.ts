@@ -577,6 +577,31 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         ]);
         expect(page.unreadable).toEqual([{ sequence: page.oldestSequence, reason: 'EXPIRED' }]);
       });
+
+      it('gives messages and bounces on one page, each as what it is', async () => {
+        const dotted = (deviceId: number) => enrolled(deviceId, `a.7:b@-.${newDevice(1).userId}`);
+        const [alice, bob, carol] = [await dotted(2), await enrolled(), await dotted(3)];
+        const ids = { lost: randomUUID(), first: randomUUID(), last: randomUUID() };
+        await storeFor(alice, bob, { messageId: ids.first, content: 'first' });
+        await storeFor(bob, carol, { messageId: ids.lost, expiresAtMs: NOW_MS + 1 });
+        const { unreadable } = await read(await served(carol), { nowMs: NOW_MS + 1 });
+        await messages.bounce(carol, unreadable);
+        await settle(carol);
+        await storeFor(alice, bob, { messageId: ids.last, content: 'last', nowMs: NOW_MS + 1_234 });
+        const { envelopes } = await read(await served(bob));
+        const message = { kind: 'message', sender: alice, type: 3 };
+        expect(envelopes.map(({ messageId, storedAtMs, body }) => ({ messageId, storedAtMs, body }))).toEqual(
+          [
+            { messageId: ids.first, storedAtMs: NOW_MS, body: { ...message, content: 'Zmlyc3Q=' } },
+            {
+              messageId: ids.lost,
+              storedAtMs: NOW_MS,
+              body: { kind: 'bounce', recipient: carol, reason: 'EXPIRED' },
+            },
+            { messageId: ids.last, storedAtMs: NOW_MS + 1_234, body: { ...message, content: 'bGFzdA==' } },
+          ],
+        );
+      });
     });
 
     describe('stamps', () => {
