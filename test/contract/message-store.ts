@@ -1,5 +1,6 @@
 // The promises of ports/message-store, for every engine that keeps them.
 import { randomUUID } from 'node:crypto';
+import fc from 'fast-check';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { KeyStore } from '../../src/ports/key-store.ts';
 import {
@@ -543,6 +544,28 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(sequencesOf(await read(reader, { bytesMax: 1 }))).toEqual(all.slice(0, 1));
         const rest = await read(reader, { inFlight: all });
         expect(rest).toMatchObject({ envelopes: [], oldestSequence: all[0] });
+      });
+
+      it('leaves out what is in flight and nothing else, however the list of it is ordered', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 40)) await storeFor(alice, bob);
+        const reader = await served(bob);
+        const all = (await read(reader)).envelopes.map((envelope) => envelope.sequence);
+        const [first, last] = [all[0]!, all.at(-1)!];
+        const gone = all.splice(0, 3);
+        expect(await messages.acknowledge(reader, gone)).toBe(3);
+        await fc.assert(
+          fc.asyncProperty(fc.shuffledSubarray(all), async (waiting) => {
+            // What was acknowledged meanwhile, or was never this queue's, is left out too, and hides nothing.
+            const inFlight = [last + 1_000, ...waiting, ...gone, first - 1];
+            const page = await read(reader, { inFlight });
+            expect(page.envelopes.map(({ sequence }) => sequence)).toEqual(
+              all.filter((sequence) => !waiting.includes(sequence)),
+            );
+            expect(page.oldestSequence).toBe(all[0]);
+          }),
+          { numRuns: 40 },
+        );
       });
 
       it('proves the device in the same page: key version, stamp, counts', async () => {

@@ -644,7 +644,7 @@ function bindRead(requests: readonly ReadRequest[]): Record<string, unknown> {
     userIds: textArray(requests.map(({ reader }) => reader.device.userId)),
     deviceIds: numberArray(requests.map(({ reader }) => reader.device.deviceId)),
     fences: numberArray(requests.map(({ reader }) => reader.fence)),
-    inFlights: textArray(requests.map(({ page }) => numberArray(page.inFlight))),
+    inFlights: textArray(requests.map(({ page }) => numberArray([...page.inFlight].sort((a, b) => a - b)))),
     envelopesMaxs: numberArray(requests.map(({ page }) => page.envelopesMax)),
     bytesMaxs: numberArray(requests.map(({ page }) => page.bytesMax)),
     nowMss: numberArray(requests.map(({ page }) => page.nowMs)),
@@ -750,7 +750,10 @@ CROSS JOIN LATERAL (
     FROM (
       SELECT m.* FROM ${messages} m
       WHERE d.fence = a.fence AND m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
-        AND m.sequence <> ALL (a.in_flight)
+        -- What is gone still stands in the index: it has been walked over once.
+        AND m.sequence >= d.oldest_sequence
+        -- A search by halves, where an array would be compared with as a whole.
+        AND a.in_flight[width_bucket(m.sequence, a.in_flight)] IS DISTINCT FROM m.sequence
         AND ${isDue(sql.raw('a.now'))}
       ORDER BY m.user_id, m.device_id, m.sequence
       LIMIT a.envelopes_max
@@ -790,20 +793,12 @@ WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR
 const isServed = sql`EXISTS (SELECT 1 FROM ${devices} WHERE ${ofDevice} AND fence = ${placeholder('fence')}::int8)`;
 
 function bindAcknowledge(requests: readonly AcknowledgeRequest[]): Record<string, unknown> {
-  const ords: number[] = [];
-  const readers: Reader[] = [];
-  requests.forEach(({ reader, sequences }, ord) => {
-    for (let i = 0; i < sequences.length; i++) {
-      ords.push(ord);
-      readers.push(reader);
-    }
-  });
   return {
-    ords: numberArray(ords),
-    userIds: textArray(readers.map((reader) => reader.device.userId)),
-    deviceIds: numberArray(readers.map((reader) => reader.device.deviceId)),
-    fences: numberArray(readers.map((reader) => reader.fence)),
-    sequences: numberArray(requests.flatMap((request) => request.sequences)),
+    ords: numberArray(requests.map((_, ord) => ord)),
+    userIds: textArray(requests.map(({ reader }) => reader.device.userId)),
+    deviceIds: numberArray(requests.map(({ reader }) => reader.device.deviceId)),
+    fences: numberArray(requests.map(({ reader }) => reader.fence)),
+    sequences: textArray(requests.map(({ sequences }) => numberArray(sequences))),
   };
 }
 
@@ -813,19 +808,22 @@ function bindAcknowledge(requests: readonly AcknowledgeRequest[]): Record<string
  */
 const acknowledgeStatement = hotStatement<{ ord: number; deleted: number }>(sql`
 WITH processed AS MATERIALIZED (
-  SELECT a.ord, m.row_place
-  FROM unnest(
-    ${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[],
-    ${placeholder('fences')}::int8[], ${placeholder('sequences')}::int8[]
-  ) AS a (ord, user_id, device_id, fence, sequence)
-  CROSS JOIN LATERAL (
-    SELECT 1 FROM ${devices} v
-    WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.fence = a.fence
-    LIMIT 1
-  ) served
+  SELECT s.ord, m.row_place
+  FROM (
+    SELECT a.ord, a.user_id, a.device_id, unnest(a.sequences::int8[]) AS sequence
+    FROM unnest(
+      ${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[],
+      ${placeholder('fences')}::int8[], ${placeholder('sequences')}::text[]
+    ) AS a (ord, user_id, device_id, fence, sequences)
+    CROSS JOIN LATERAL (
+      SELECT 1 FROM ${devices} v
+      WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.fence = a.fence
+      LIMIT 1
+    ) served
+  ) s
   CROSS JOIN LATERAL (
     SELECT v.ctid AS row_place FROM ${messages} v
-    WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.sequence = a.sequence AND v.pending
+    WHERE v.user_id = s.user_id AND v.device_id = s.device_id AND v.sequence = s.sequence AND v.pending
     LIMIT 1
     FOR UPDATE SKIP LOCKED
   ) m
