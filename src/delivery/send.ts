@@ -1,11 +1,11 @@
 /** Sending: durable for every device of the recipient, or refused for a reason that the sender can mend. */
 import type { Clock } from '../lib/clock.ts';
 import type { Bus } from '../ports/bus.ts';
-import type { MessageStore, QueuedEnvelope } from '../ports/message-store.ts';
+import type { MessageStore, QueuedEnvelope, StoreResult } from '../ports/message-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
-import type { Courier } from './courier.ts';
+import type { Courier, HandOver } from './courier.ts';
 import type { DeliveryReports } from './reports.ts';
 
 export interface SendParts {
@@ -33,22 +33,36 @@ export async function sendMessages(
   sender: DeviceAddress,
   input: ParsedInput<'sendMessages'>,
 ): Promise<RequestData<'sendMessages'>> {
-  const { messages, courier, bus, clock, reports } = parts;
+  const { messages, courier, clock } = parts;
   const nowMs = clock.nowMs();
-  const sendAnyway = input.onMismatch === 'sendAnyway';
-  const handOvers = new Map(
-    input.envelopes.map(({ deviceId }) => [deviceId, courier.handOverTo({ userId: input.userId, deviceId })]),
+  const handOvers = input.envelopes.map(({ deviceId }) =>
+    courier.handOverTo({ userId: input.userId, deviceId }),
   );
   const result = await messages.store({
     sender,
     messageId: input.messageId,
     recipientUserId: input.userId,
     messages: input.envelopes,
-    sendAnyway,
+    sendAnyway: input.onMismatch === 'sendAnyway',
     nowMs,
     expiresAtMs: nowMs + parts.messageLifetimeMs,
     queueMax: parts.queueMax,
   });
+  return passOn(parts, { sender, input, handOvers, result });
+}
+
+/** Hands over what was stored, or has it looked at. A function of its own, so that a send that waits holds little. */
+function passOn(
+  { bus, reports }: SendParts,
+  sending: {
+    sender: DeviceAddress;
+    input: ParsedInput<'sendMessages'>;
+    /** For each envelope. */
+    handOvers: readonly (HandOver | null)[];
+    result: StoreResult | null;
+  },
+): RequestData<'sendMessages'> {
+  const { sender, input, handOvers, result } = sending;
   if (result === null) throw new GatewayError('USER_NOT_FOUND');
   const { missingDevices, extraDevices, staleDevices, accepted, full } = result;
   const lists = { missingDevices, extraDevices, staleDevices };
@@ -60,7 +74,8 @@ export async function sendMessages(
   reports.stored(sent);
   const handedOver = new Set<number>();
   for (const stored of result.fresh) {
-    const { type, content } = input.envelopes.find(({ deviceId }) => deviceId === stored.deviceId)!;
+    const nth = input.envelopes.findIndex(({ deviceId }) => deviceId === stored.deviceId);
+    const { type, content } = input.envelopes[nth]!;
     const envelope: QueuedEnvelope = {
       sequence: stored.sequence,
       id: stored.id,
@@ -68,7 +83,7 @@ export async function sendMessages(
       storedAtMs: result.storedAtMs,
       body: { kind: 'message', sender, type, content },
     };
-    if (handOvers.get(stored.deviceId)?.(envelope, stored)) handedOver.add(stored.deviceId);
+    if (handOvers[nth]?.(envelope, stored)) handedOver.add(stored.deviceId);
   }
   bus.poke(
     accepted.flatMap((deviceId) => (handedOver.has(deviceId) ? [] : [{ userId: input.userId, deviceId }])),
@@ -78,6 +93,6 @@ export async function sendMessages(
     storedAt: new Date(result.storedAtMs).toISOString(),
     accepted,
     rejected: full.map((deviceId) => ({ deviceId, code: 'QUEUE_FULL' as const })),
-    ...(sendAnyway ? lists : {}),
+    ...(input.onMismatch === 'sendAnyway' ? lists : {}),
   };
 }

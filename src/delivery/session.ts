@@ -500,34 +500,7 @@ class DeviceSession implements Session {
 
   /** @returns whether every envelope of the page was processed, and was this session's to delete */
   async #settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
-    const { ids } = page;
-    /** Null from when the client has said what became of it. */
-    const left: (number | null)[] = [...page.sequences];
-    let places: Map<string, number> | null = null;
-    /** @param at where it stands if the client answers in the order of the push, as most do */
-    const take = (id: string, at: number): number | null => {
-      let place: number | undefined = at;
-      if (ids[at] !== id) {
-        places ??= new Map(ids.map((each, nth) => [each, nth]));
-        place = places.get(id);
-      }
-      const sequence = place === undefined ? null : left[place]!;
-      if (place !== undefined) left[place] = null;
-      return sequence;
-    };
-    const processed: number[] = [];
-    acknowledgement.processed.forEach((id, at) => {
-      const sequence = take(id, at);
-      if (sequence !== null) processed.push(sequence);
-    });
-    const failures: { sequence: number; reason: FailedReason }[] = [];
-    acknowledgement.failed?.forEach(({ id, reason }, at) => {
-      const sequence = take(id, at);
-      if (sequence !== null) failures.push({ sequence, reason });
-    });
-    // What the client left out it has not processed: it is offered again.
-    for (const sequence of left) if (sequence !== null) failures.push({ sequence, reason: 'temporary' });
-
+    const { processed, failures } = sortedOut(page, acknowledgement);
     let isAllGone = failures.length === 0;
     if (processed.length > 0) {
       const count = await this.#shared.messages.acknowledge(this.#me, processed);
@@ -729,6 +702,39 @@ class DeviceSession implements Session {
     this.#timer?.cancel();
     this.#shared.forget(this);
   }
+}
+
+/** What a client said of a page, by the numbers of its envelopes. What it left out is offered again. */
+function sortedOut(
+  { ids, sequences }: PushedPage,
+  acknowledgement: MessagesAcknowledgement,
+): { processed: number[]; failures: { sequence: number; reason: FailedReason }[] } {
+  /** Null from when the client has said what became of it. */
+  const left: (number | null)[] = [...sequences];
+  let places: Map<string, number> | null = null;
+  /** @param at where it stands if the client answers in the order of the push, as most do */
+  const take = (id: string, at: number): number | null => {
+    let place: number | undefined = at;
+    if (ids[at] !== id) {
+      places ??= new Map(ids.map((each, nth) => [each, nth]));
+      place = places.get(id);
+    }
+    const sequence = place === undefined ? null : left[place]!;
+    if (place !== undefined) left[place] = null;
+    return sequence;
+  };
+  const processed: number[] = [];
+  acknowledgement.processed.forEach((id, at) => {
+    const sequence = take(id, at);
+    if (sequence !== null) processed.push(sequence);
+  });
+  const failures: { sequence: number; reason: FailedReason }[] = [];
+  acknowledgement.failed?.forEach(({ id, reason }, at) => {
+    const sequence = take(id, at);
+    if (sequence !== null) failures.push({ sequence, reason });
+  });
+  for (const sequence of left) if (sequence !== null) failures.push({ sequence, reason: 'temporary' });
+  return { processed, failures };
 }
 
 function keyVersionOf(state: GateState): number | null {

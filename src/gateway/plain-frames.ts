@@ -78,11 +78,16 @@ export function readPlainFrames(
 /** @returns the text as a frame, a byte in each character; null where it is the library's to send */
 export function plainFrame(text: string): string | null {
   const { length } = text;
-  // Text of one byte a character needs no buffer of its own on its way.
-  if (length > MEDIUM_MAX || Buffer.byteLength(text) !== length) return null;
-  return length <= SHORT_MAX
+  if (length > MEDIUM_MAX) return null;
+  const [high, low] = [length >> 8, length & 0xff];
+  const isShort = length <= SHORT_MAX;
+  const frame = isShort
     ? String.fromCharCode(WHOLE_TEXT, length) + text
-    : String.fromCharCode(WHOLE_TEXT, MEDIUM, length >> 8, length & 0xff) + text;
+    : String.fromCharCode(WHOLE_TEXT, MEDIUM, high, low) + text;
+  // Text of one byte a character needs no buffer of its own on its way. The look is at the whole frame, which the engine
+  // makes one piece for it: the frame is written as it is then, and the text is not copied twice.
+  const headBytesBeyondAscii = isShort ? 1 : 1 + (high >> 7) + (low >> 7);
+  return Buffer.byteLength(frame) === frame.length + headBytesBeyondAscii ? frame : null;
 }
 
 /** Writes frames after all that was sent before. */
