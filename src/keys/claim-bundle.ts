@@ -4,13 +4,12 @@
  */
 import type { Clock } from '../lib/clock.ts';
 import { createGatherer } from '../lib/gather.ts';
-import type { ClaimedBundle, ClaimRequest, KeyStore, SignedPreKey } from '../ports/key-store.ts';
+import type { ClaimedBundle, ClaimRequest, KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { DeviceBundle } from '../protocol/keys.ts';
-import { base64Of } from './decode.ts';
 
 export interface BundleClaims {
   /**
@@ -161,54 +160,21 @@ async function explainAbsence(store: KeyStore, claimer: DeviceAddress, request: 
   }
 }
 
-/**
- * What many claimers get comes from a cache, as one object each: it is encoded once, as base64 of immutable bytes.
- * `Encoded` keeps an encoded form for as long as its original lives.
- */
-function once<Original extends object, Encoded>(
-  encode: (original: Original) => Encoded,
-): (original: Original) => Encoded {
-  const known = new WeakMap<Original, Encoded>();
-  return (original) => {
-    let encoded = known.get(original);
-    if (encoded === undefined) {
-      encoded = encode(original);
-      known.set(original, encoded);
-    }
-    return encoded;
-  };
-}
-
-const identityOf = once(({ identityKey, identityKeyEd25519 }: ClaimedBundle['identity']) => ({
-  identityKey: base64Of(identityKey),
-  ...(identityKeyEd25519 === null ? {} : { identityKeyEd25519: base64Of(identityKeyEd25519) }),
-}));
-
-const signedPreKeyOf = once((key: SignedPreKey) => ({
-  keyId: key.keyId,
-  publicKey: base64Of(key.publicKey),
-  signature: base64Of(key.signature),
-}));
-
-const pqPreKeyOf = once((key: NonNullable<ClaimedBundle['pqPreKey']>) => ({
-  ...signedPreKeyOf(key),
-  lastResort: key.lastResort,
-}));
-
 function absenceOf({ isTargetSpared }: ClaimedBundle): DeviceBundle['oneTimePreKeyAbsent'] {
   return isTargetSpared ? 'limited' : 'noneLeft';
 }
 
 function toWire(bundle: ClaimedBundle): DeviceBundle {
-  const { identity, signedPreKey, oneTimePreKey, pqPreKey } = bundle;
+  const { identity, oneTimePreKey } = bundle;
+  const { identityKey, identityKeyEd25519 } = identity;
   return {
     deviceId: bundle.deviceId,
     registrationId: bundle.registrationId,
-    ...identityOf(identity),
-    signedPreKey: signedPreKeyOf(signedPreKey),
-    ...(oneTimePreKey === null
-      ? { oneTimePreKey: null, oneTimePreKeyAbsent: absenceOf(bundle) }
-      : { oneTimePreKey: { keyId: oneTimePreKey.keyId, publicKey: base64Of(oneTimePreKey.publicKey) } }),
-    pqPreKey: pqPreKey && pqPreKeyOf(pqPreKey),
+    identityKey,
+    ...(identityKeyEd25519 === null ? {} : { identityKeyEd25519 }),
+    signedPreKey: bundle.signedPreKey,
+    oneTimePreKey,
+    ...(oneTimePreKey === null ? { oneTimePreKeyAbsent: absenceOf(bundle) } : {}),
+    pqPreKey: bundle.pqPreKey,
   };
 }

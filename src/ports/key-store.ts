@@ -125,15 +125,26 @@ export interface ClaimRequest {
   isTargetSpared?: boolean;
 }
 
+/** A key as it goes on the wire: its bytes in base64, which nobody looks into on the way. */
+export interface WireKey {
+  keyId: number;
+  publicKey: string;
+}
+
+export interface SignedWireKey extends WireKey {
+  signature: string;
+}
+
 /** The answer of one device to one claim; the very same for a repeated `claimId`. */
 export interface ClaimedBundle {
   deviceId: number;
   registrationId: number;
-  identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
-  signedPreKey: SignedPreKey;
+  /** In base64. */
+  identity: { identityKey: string; identityKeyEd25519: string | null };
+  signedPreKey: SignedWireKey;
   /** Null when none was left, or none was to be spent. */
-  oneTimePreKey: OneTimePreKey | null;
-  pqPreKey: (SignedPreKey & { lastResort: boolean }) | null;
+  oneTimePreKey: WireKey | null;
+  pqPreKey: (SignedWireKey & { lastResort: boolean }) | null;
   /** Whether the claim spared the device's one-time prekeys when it was first answered. */
   isTargetSpared: boolean;
 }

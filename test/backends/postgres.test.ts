@@ -18,7 +18,7 @@ import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { KeyStore } from '../../src/ports/key-store.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
-import { describeKeyStore, identityOf, newDevice, storeKeySet } from '../contract/key-store.ts';
+import { base64, describeKeyStore, identityOf, newDevice, storeKeySet } from '../contract/key-store.ts';
 import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 
@@ -192,16 +192,16 @@ describe('the store of one process', () => {
         lowThreshold: 3,
         waits: true,
       });
-      return Buffer.from(bundles[0]![0]!.identity.identityKey);
+      return bundles[0]![0]!.identity.identityKey;
     };
     await storeKeySet(keys, device, { identity: identityOf('A') });
-    expect(await claimed()).toEqual(Buffer.from(identityOf('A').identityKey));
+    expect(await claimed()).toBe(base64(identityOf('A').identityKey));
     // A backup of before the upload.
     for (const table of ['devices', 'signed_prekeys', 'prekey_claims']) {
       await database.run((db) => db.execute(sql`DELETE FROM ${sql.identifier(table)}`));
     }
     await storeKeySet(keys, device, { identity: identityOf('B') });
-    expect(await claimed()).toEqual(Buffer.from(identityOf('B').identityKey));
+    expect(await claimed()).toBe(base64(identityOf('B').identityKey));
   });
 
   it('lets a claim that began before the retention sweep see that claims were folded', async () => {

@@ -46,6 +46,12 @@ function oneTimePreKeyOf(kind: PreKeyKind, keyId: number): OneTimePreKey {
   return { keyId, publicKey, signature: kind === 'ec' ? null : signature };
 }
 
+export const base64 = (bytes: Uint8Array): string => Buffer.from(bytes).toString('base64');
+
+function onWire({ keyId, publicKey, signature }: OneTimePreKey) {
+  return { keyId, publicKey: base64(publicKey), signature: signature && base64(signature) };
+}
+
 export function identityOf(name: string): Identity {
   const canonicalKey = new Uint8Array(32).fill(name.charCodeAt(0));
   return { identityKey: Uint8Array.of(5, ...canonicalKey), canonicalKey, identityKeyEd25519: null };
@@ -308,20 +314,28 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const device = newDevice(5);
         await storeKeySet(keys, device, { lastResortPreKeyId: 9, ec: [11], pq: [12] });
         const bundle = await claimOne(device);
-        expect(plain(bundle)).toEqual(
-          plain({
-            deviceId: 5,
-            registrationId: 7,
-            identity: { identityKey: identityOf('A').identityKey, identityKeyEd25519: null },
-            signedPreKey: signedPreKeyOf('ec', 1),
-            oneTimePreKey: oneTimePreKeyOf('ec', 11),
-            pqPreKey: { ...oneTimePreKeyOf('pq', 12), lastResort: false },
-            isTargetSpared: false,
-          }),
-        );
+        const { signature: _, ...oneTimePreKey } = onWire(oneTimePreKeyOf('ec', 11));
+        expect(bundle).toEqual({
+          deviceId: 5,
+          registrationId: 7,
+          identity: { identityKey: base64(identityOf('A').identityKey), identityKeyEd25519: null },
+          signedPreKey: onWire(signedPreKeyOf('ec', 1)),
+          oneTimePreKey,
+          pqPreKey: { ...onWire(oneTimePreKeyOf('pq', 12)), lastResort: false },
+          isTargetSpared: false,
+        });
         const without = await claimOne(device);
         expect(without.oneTimePreKey).toBeNull();
-        expect(plain(without.pqPreKey!)).toEqual(plain({ ...signedPreKeyOf('pq', 9), lastResort: true }));
+        expect(without.pqPreKey).toEqual({ ...onWire(signedPreKeyOf('pq', 9)), lastResort: true });
+      });
+
+      it('give an Ed25519 identity key where one was uploaded', async () => {
+        const device = newDevice();
+        const identityKeyEd25519 = Uint8Array.from(randomBytes(32));
+        await storeKeySet(keys, device, { identity: { ...identityOf('A'), identityKeyEd25519 } });
+        const told = await claimOne(device);
+        expect(told.identity.identityKeyEd25519).toBe(base64(identityKeyEd25519));
+        expect((await claimOne(device)).identity).toEqual(told.identity);
       });
 
       it('keep an identity key of 32 bytes apart from one of 33', async () => {
@@ -329,8 +343,8 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const identity = identityOf('S');
         await storeKeySet(keys, short, { identity: { ...identity, identityKey: identity.canonicalKey } });
         await storeKeySet(keys, long, { identity });
-        expect((await claimOne(short)).identity.identityKey).toHaveLength(32);
-        expect((await claimOne(long)).identity.identityKey).toHaveLength(33);
+        expect((await claimOne(short)).identity.identityKey).toBe(base64(identity.canonicalKey));
+        expect((await claimOne(long)).identity.identityKey).toBe(base64(identity.identityKey));
       });
 
       it('immunity 6: go out oldest upload first, in the order of the list, whatever the ids', async () => {
@@ -725,7 +739,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         await claim(request);
         await storeKeySet(keys, device, { identity: identityOf('B'), ec: [1] });
         const [anew] = await claim(request);
-        expect(anew!.identity.identityKey).toEqual(Buffer.from(identityOf('B').identityKey));
+        expect(anew!.identity.identityKey).toBe(base64(identityOf('B').identityKey));
         expect(ecIdOf(anew)).toBe(1);
         expect((await keys.read(device))?.availableCounts.ec).toBe(0);
       });

@@ -14,6 +14,7 @@
  * were there; SKIP LOCKED has to look again to avoid the same.
  */
 import { type SQL, sql } from 'drizzle-orm';
+import { base64 } from './base64.ts';
 import { hotStatement } from './database.ts';
 import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, signedPreKeys } from './schema.ts';
 
@@ -29,22 +30,23 @@ export interface ClaimRow {
   signed_prekey_id: number;
   pq_last_resort_prekey_id: number | null;
   ec_key_id: number | null;
-  ec_public_key: Uint8Array | null;
+  /** In base64, as are all keys and signatures: the form in which they are passed on. */
+  ec_public_key: string | null;
   pq_key_id: number | null;
-  pq_public_key: Uint8Array | null;
-  pq_signature: Uint8Array | null;
+  pq_public_key: string | null;
+  pq_signature: string | null;
   is_target_spared: boolean;
   ran_low: boolean;
 }
 
 /** The public parts of the bundle, where they were asked for and there are any. */
 export interface ToldParts {
-  identity_key: Uint8Array | null;
-  identity_key_ed25519: Uint8Array | null;
-  signed_public_key: Uint8Array | null;
-  signed_signature: Uint8Array | null;
-  last_resort_public_key: Uint8Array | null;
-  last_resort_signature: Uint8Array | null;
+  identity_key: string | null;
+  identity_key_ed25519: string | null;
+  signed_public_key: string | null;
+  signed_signature: string | null;
+  last_resort_public_key: string | null;
+  last_resort_signature: string | null;
 }
 
 /** How the statement names its values: a placeholder where it is prepared, the value itself inside a transaction. */
@@ -114,8 +116,9 @@ function publicParts(value: ValueOf) {
     wants: sql`, wants_parts`,
     ofAsked: sql`, a.wants_parts`,
     ofWanted: sql`, w.wants_parts`,
-    columns: sql`, i.identity_key, i.identity_key_ed25519, s.public_key AS signed_public_key,
-       s.signature AS signed_signature, r.public_key AS last_resort_public_key, r.signature AS last_resort_signature`,
+    columns: sql`, ${base64('i.identity_key')} AS identity_key, ${base64('i.identity_key_ed25519')} AS identity_key_ed25519,
+       ${base64('s.public_key')} AS signed_public_key, ${base64('s.signature')} AS signed_signature,
+       ${base64('r.public_key')} AS last_resort_public_key, ${base64('r.signature')} AS last_resort_signature`,
     joins: sql`
 LEFT JOIN LATERAL (
   SELECT v.identity_key, v.identity_key_ed25519 FROM ${devices} v
@@ -245,7 +248,8 @@ claimed AS (
 )
 SELECT ord, device_id, CASE WHEN is_claimed THEN 'claimed' WHEN is_new THEN 'again' ELSE 'repeated' END AS outcome,
        registration_id, identity_version, encode(identity_canonical, 'hex') AS identity_canonical, signed_prekey_id,
-       pq_last_resort_prekey_id, ec_key_id, ec_public_key, pq_key_id, pq_public_key, pq_signature,
+       pq_last_resort_prekey_id, ec_key_id, ${base64('ec_public_key')} AS ec_public_key, pq_key_id,
+       ${base64('pq_public_key')} AS pq_public_key, ${base64('pq_signature')} AS pq_signature,
        spares AS is_target_spared, ran_low${parts.columns}
 FROM answers x${parts.joins}`;
 }

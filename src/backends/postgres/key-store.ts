@@ -85,9 +85,7 @@ export function createKeyStore(database: Database): KeyStore {
         identity: known.identity,
         signedPreKey: known.signedPreKey,
         oneTimePreKey:
-          row.ec_key_id === null
-            ? null
-            : { keyId: row.ec_key_id, publicKey: row.ec_public_key!, signature: null },
+          row.ec_key_id === null ? null : { keyId: row.ec_key_id, publicKey: row.ec_public_key! },
         pqPreKey:
           row.pq_key_id === null
             ? known.pqLastResortPreKey

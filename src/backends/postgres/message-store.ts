@@ -20,6 +20,7 @@ import type { BounceReason } from '../../protocol/envelope.ts';
 import { addressKey, addressOfKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
 import { numberArray, plainArray, textArray } from './array-literal.ts';
+import { base64 } from './base64.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
 
@@ -739,8 +740,7 @@ CROSS JOIN LATERAL (
          array_agg(p.kind::int4) AS kinds, string_agg(p.message_id::text, ',') AS message_ids,
          string_agg(p.peer_user_id || '.' || p.peer_device_id, ',') AS peers,
          array_agg(coalesce(p.type, 0)::int4) AS types,
-         -- PostgreSQL breaks base64 into lines.
-         string_agg(coalesce(replace(encode(p.content, 'base64'), E'\\n', ''), ''), ',') AS contents,
+         string_agg(coalesce(${base64('p.content')}, ''), ',') AS contents,
          string_agg(coalesce(p.bounce_reason, ''), ',') AS bounce_reasons, array_agg(p.identity_version) AS stamps,
          array_agg((p.expires_at <= a.now)::int4) AS expired,
          array_agg((date_part('epoch', p.stored_at) * 1000)::int8) AS stored_at_ms

@@ -5,9 +5,10 @@
  */
 import { sql } from 'drizzle-orm';
 import { createRecent } from '../../lib/recent.ts';
-import type { Identity, SignedPreKey } from '../../ports/key-store.ts';
+import type { ClaimedBundle, SignedWireKey } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
+import { base64 } from './base64.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, PRE_KEY_KIND, signedPreKeys } from './schema.ts';
 
@@ -22,9 +23,9 @@ export interface PublicPartsId {
 }
 
 export interface PublicParts {
-  identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'>;
-  signedPreKey: SignedPreKey;
-  pqLastResortPreKey: (SignedPreKey & { lastResort: true }) | null;
+  identity: ClaimedBundle['identity'];
+  signedPreKey: SignedWireKey;
+  pqLastResortPreKey: (SignedWireKey & { lastResort: true }) | null;
 }
 
 interface Entry {
@@ -32,7 +33,7 @@ interface Entry {
   parts: PublicParts;
 }
 
-/** Devices in one generation of the cache, of which there are two. Each takes some 3 KB with a last-resort prekey. */
+/** Devices in one generation of the cache, of which there are two. Each takes some 4 KB with a last-resort prekey. */
 const GENERATION_MAX = 5_000;
 
 export interface PublicPartsCache {
@@ -99,20 +100,21 @@ function isSame(a: PublicPartsId, b: PublicPartsId): boolean {
 
 interface PublicPartsRow {
   ord: number;
-  identity_key: Uint8Array;
-  identity_key_ed25519: Uint8Array | null;
+  identity_key: string;
+  identity_key_ed25519: string | null;
   signed_key_id: number;
-  signed_public_key: Uint8Array;
-  signed_signature: Uint8Array;
+  signed_public_key: string;
+  signed_signature: string;
   pq_key_id: number | null;
-  pq_public_key: Uint8Array | null;
-  pq_signature: Uint8Array | null;
+  pq_public_key: string | null;
+  pq_signature: string | null;
 }
 
 const publicPartsStatement = hotStatement<PublicPartsRow>(sql`
-SELECT (a.nth - 1)::int4 AS ord, d.identity_key, d.identity_key_ed25519, s.key_id AS signed_key_id,
-       s.public_key AS signed_public_key, s.signature AS signed_signature, p.key_id AS pq_key_id,
-       p.public_key AS pq_public_key, p.signature AS pq_signature
+SELECT (a.nth - 1)::int4 AS ord, ${base64('d.identity_key')} AS identity_key,
+       ${base64('d.identity_key_ed25519')} AS identity_key_ed25519, s.key_id AS signed_key_id,
+       ${base64('s.public_key')} AS signed_public_key, ${base64('s.signature')} AS signed_signature,
+       p.key_id AS pq_key_id, ${base64('p.public_key')} AS pq_public_key, ${base64('p.signature')} AS pq_signature
 FROM unnest(
   ${sql.placeholder('userIds')}::text[], ${sql.placeholder('deviceIds')}::int2[],
   ${sql.placeholder('identityVersions')}::int8[], ${sql.placeholder('signedPreKeyIds')}::int8[],
