@@ -33,7 +33,7 @@ interface Entry {
   parts: PublicParts;
 }
 
-/** Devices in one generation of the cache, of which there are two. Each takes some 4 KB with a last-resort prekey. */
+/** Devices in one generation of the cache, of which there are two. Each takes some 3 KB with a last-resort prekey. */
 const GENERATION_MAX = 5_000;
 
 export interface PublicPartsCache {
