@@ -86,6 +86,55 @@ for (const { started, open } of engines) {
   }));
 }
 
+describe('a queue', () => {
+  it('gives what appears late under a number below all that were read', async () => {
+    const { url, drop } = await createDatabase();
+    const address = { kind: 'url', url } as const;
+    await migrateDatabase(address);
+    const { database } = openNode(address);
+    const messages = createMessageStore(database);
+    const device = newDevice();
+    await storeKeySet(createKeyStore(database), device, {});
+    const { fence } = await messages.connect(device);
+    const proof = await messages.prove(device);
+    await messages.serve({ device, fence }, proof!.keyVersion, 0);
+    // Another's statement took a number, and is not committed yet.
+    const [taken] = await database.run((db) =>
+      db.execute<{ sequence: number }>(sql`SELECT nextval('message_sequence')::int4 AS sequence`),
+    );
+    await messages.store({
+      sender: newDevice(),
+      messageId: randomUUID(),
+      recipientUserId: device.userId,
+      messages: [{ deviceId: device.deviceId, registrationId: 7, type: 1, content: 'eA==' }],
+      sendAnyway: false,
+      nowMs: 0,
+      expiresAtMs: 1_000,
+      queueMax: 10,
+    });
+    const read = async (inFlight: number[]) => {
+      const page = await messages.read(
+        { device, fence },
+        { inFlight, envelopesMax: 10, bytesMax: 1_000, nowMs: 0 },
+      );
+      return page!.envelopes.map(({ sequence }) => sequence);
+    };
+    const [later, ...others] = await read([]);
+    expect(others).toEqual([]);
+    expect(later).toBeGreaterThan(taken!.sequence);
+    await database.run((db) =>
+      db.execute(sql`
+        INSERT INTO messages (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
+                              identity_version, stored_at, expires_at)
+        SELECT user_id, device_id, ${taken!.sequence}::int8, ${randomUUID()}::uuid, kind, peer_user_id, peer_device_id,
+               ${randomUUID()}::uuid, type, content, identity_version, stored_at, expires_at FROM messages`),
+    );
+    expect(await read([later!])).toEqual([taken!.sequence]);
+    await database.close();
+    await drop();
+  });
+});
+
 // Between two statements of one claim no port can step: this database does.
 describe('a claim that waits', () => {
   it('leaves out no device that came to be, and is changed, between its lock and its claim', async () => {

@@ -7,7 +7,7 @@ import fc from 'fast-check';
 import { Server, type ServerOptions, type Socket } from 'socket.io';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
-import type { LibraryWebSocket } from '../../src/gateway/plain-frames.ts';
+import { type LibraryWebSocket, plainFrame } from '../../src/gateway/plain-frames.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { frame, OPCODE, openAdmittedPeer, type RawPeer } from '../hostile/raw-peer.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
@@ -305,4 +305,33 @@ describe('the short way', () => {
     expect(tcp.isPaused()).toBe(false);
     expect(requests).toEqual([]);
   });
+});
+
+describe('a frame that is written', () => {
+  /** As `raw-peer` frames it, without the mask that only clients set. */
+  const unmasked = (payload: string): Buffer => {
+    const ofClient = frame(OPCODE.text, payload);
+    const headLength = ofClient.length - payload.length;
+    const head = Buffer.from(ofClient.subarray(0, headLength - 4));
+    head[1]! &= 0x7f;
+    return Buffer.concat([head, ofClient.subarray(headLength)]);
+  };
+
+  it.each([
+    0, 1, 125, 126, 127, 128, 129, 255, 256, 383, 384, 32_767, 32_768, 32_895, 32_896, 65_407, 65_408, 65_535,
+  ])('has the right head before %i characters, of one piece or of two', (length) => {
+    for (const payload of [
+      'x'.repeat(length),
+      `${'x'.repeat(length >> 1)}${'y'.repeat(length - (length >> 1))}`,
+    ]) {
+      expect(Buffer.from(plainFrame(payload)!, 'latin1').equals(unmasked(payload))).toBe(true);
+    }
+  });
+
+  it.each(['é', 'é'.repeat(40_000), '🔑', `${'x'.repeat(126)}ÿ`, 'x'.repeat(65_536)])(
+    'is left to the library where it is not ASCII, or too long',
+    (payload) => {
+      expect(plainFrame(payload)).toBeNull();
+    },
+  );
 });
