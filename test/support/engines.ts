@@ -15,13 +15,14 @@ import { type GuardedProcess, startGuarded } from '../../src/backends/postgres/g
 import { initialise, startPostmaster } from '../../src/backends/postgres/postmaster.ts';
 import { eventually } from './eventually.ts';
 import { findRedis, MissingEngineError, type RedisBinary } from './redis-binary.ts';
+import { stopped } from './stopped.ts';
 
 export interface Engine {
   url: string;
   port: number;
   /** The server's pid; another one after `restart`. */
   readonly pid: number;
-  /** Sends a signal; one that ends the server is answered when it has ended. */
+  /** Sends a signal; one that ends or stops the server is answered when it has. */
   kill(signal: NodeJS.Signals): Promise<void>;
   /** Starts the server again at the same address, on what the last one left. */
   restart(): Promise<void>;
@@ -294,6 +295,7 @@ async function startOnFreePort(
     },
     async kill(signal) {
       current.kill(signal);
+      if (signal === 'SIGSTOP') await stopped(current.pid);
       if (!NOT_DEADLY.includes(signal)) await current.exited;
     },
     async restart() {

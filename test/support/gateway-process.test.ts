@@ -1,4 +1,5 @@
 /** The process harness itself: it serves, it can be killed and comes back, and a start that fails says why. */
+import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createDatabase } from './engines.ts';
 import { type GatewayProcess, startGatewayProcess } from './gateway-process.ts';
@@ -27,6 +28,14 @@ describe('startGatewayProcess', () => {
     const after = await gateway.connect({ userId: 'alice', deviceId: 1 });
     expect(await after.call('keyStatus')).toMatchObject({ keyVersion: 0 });
     expect((await fetch(`${gateway.adminUrl}/readyz`)).status).toBe(200);
+  });
+
+  it('stands still from the moment that SIGSTOP is answered', async () => {
+    const client = await gateway.connect({ userId: 'bob', deviceId: 1 });
+    await gateway.kill('SIGSTOP');
+    expect(readFileSync(`/proc/${gateway.pid}/status`, 'utf8')).toContain('State:\tT (stopped)');
+    await gateway.kill('SIGCONT');
+    expect(await client.call('keyStatus')).toMatchObject({ keyVersion: 0 });
   });
 
   it('passes on the words of a start that fails', async () => {

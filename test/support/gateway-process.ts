@@ -15,6 +15,7 @@ import {
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { eventually } from './eventually.ts';
 import { type Client, connectClient, TEST_SECRET, testEnvironment, tokenFor } from './gateway.ts';
+import { stopped } from './stopped.ts';
 
 /** Where its store is: a PostgreSQL by URL, or a data folder on which it starts its own. */
 export type GatewayProcessStore = { databaseUrl: string; redisUrl?: string } | { dataDir: string };
@@ -31,7 +32,7 @@ export interface GatewayProcess {
   output(): Promise<string>;
   /** A connected client of the device. */
   connect(device: DeviceAddress): Promise<Client>;
-  /** Sends a signal; SIGKILL, SIGTERM and SIGINT are answered when the process has ended. */
+  /** Sends a signal; SIGKILL, SIGTERM and SIGINT are answered when the process has ended, SIGSTOP when it stands still. */
   kill(signal: NodeJS.Signals): Promise<void>;
   /** Ends what is left of the old process, and starts a new one at the same addresses. */
   restart(): Promise<void>;
@@ -128,6 +129,7 @@ export async function startGatewayProcess(
     },
     async kill(signal) {
       current.child.kill(signal);
+      if (signal === 'SIGSTOP') await stopped(current.child.pid);
       if (DEADLY.includes(signal)) await current.child.exited;
     },
     async restart() {
