@@ -7,7 +7,6 @@ import { ERRORS, type GatewayError } from '../protocol/errors.ts';
 const ANSWER_TIMEOUT_MS = 5_000;
 
 export function refuseUpgrade(socket: Socket, refusal: GatewayError): void {
-  socket.on('error', () => socket.destroy());
   const status = ERRORS[refusal.code].httpStatus;
   const error = refusal.toObject();
   const body = JSON.stringify({ success: false, error });

@@ -69,6 +69,8 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       cleanupEmptyChildNamespaces: true,
       // A refused upgrade is answered here, and the engine hears no more of it.
       allowRequest: (request, allow) => {
+        // Until it is a WebSocket nobody else hears of its errors, and a reset while it is judged would end the process.
+        request.socket.on('error', () => request.socket.destroy());
         admitUpgrade(request).then(
           () => allow(null, true),
           (error: unknown) => refuseUpgrade(request.socket, refusalOf(error)),
