@@ -284,9 +284,13 @@ export const postgresKilled: Fault = async (scene) => {
   await stage.postgres.restart();
   await saysReady(scene);
   await actions(5);
-  // On its return nobody storms it.
-  const [row] = await stage.sql<{ count: number }[]>`
-    SELECT count(*)::int AS count FROM pg_stat_activity WHERE application_name = 'keygate'`;
+  // On its return nobody storms it. The stage's own connections died with it, and may hear of that late.
+  const [row] = await eventually(
+    () =>
+      stage.sql<{ count: number }[]>`
+        SELECT count(*)::int AS count FROM pg_stat_activity WHERE application_name = 'keygate'`,
+    { ...WAIT, that: 'the stage’s own way to PostgreSQL' },
+  );
   if (row!.count > stage.gateways.length * CONNECTIONS_PER_GATEWAY_MAX) {
     throw new Error(`${row!.count} connections from ${stage.gateways.length} gateways`);
   }
