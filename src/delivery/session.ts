@@ -88,6 +88,8 @@ export interface Session {
   handOver(envelope: QueuedEnvelope, stored: StoredMessage, readCount: number): boolean;
   /** While paused nothing is handed out; the gate stays as it is. */
   pause(): void;
+  /** Of the token that it goes on under. */
+  tokenAge(): TokenAge;
   /** Goes on under a newer token. */
   resume(token: TokenAge): void;
   displace(): void;
@@ -680,6 +682,10 @@ class DeviceSession implements Session {
 
   pause(): void {
     this.#paused = true;
+  }
+
+  tokenAge(): TokenAge {
+    return this.#token;
   }
 
   resume(newer: TokenAge): void {

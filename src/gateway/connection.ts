@@ -120,7 +120,10 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     }
     forgetHandshake(this.#socket);
     observer.socketOpened({ device: this.#device, fence: session.fence, live: this });
-    const context: RequestContext = { door: 'socket', device: this.#device, connection: this };
+    const context: RequestContext = {
+      ...{ door: 'socket', device: this.#device, connection: this },
+      tokenAge: () => session.tokenAge(),
+    };
     this.#frames.serve(({ id, event, args, bytes }) => {
       const answer = (reply: Reply<RequestName>): void => this.#frames.reply(id, replyJson(event, reply));
       this.#receive({ event, args, bytes, answer }, context);

@@ -8,7 +8,6 @@ import { nestsDeeper } from '../lib/json-depth.ts';
 import { ERRORS, type ErrorObject, GatewayError, type Issue } from '../protocol/errors.ts';
 import type { RequestName } from '../protocol/events.ts';
 import { httpRoutes } from '../protocol/http-routes.ts';
-import type { DeviceAddress } from '../protocol/ids.ts';
 import type { DeviceBundle } from '../protocol/keys.ts';
 import {
   DEVICE_ID_MAX,
@@ -17,8 +16,9 @@ import {
   JSON_DEPTH_MAX,
   USER_ID_LENGTH_MAX,
 } from '../protocol/limits.ts';
-import type { Authenticator } from '../requests/authenticate.ts';
+import type { Authenticator, Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
+import type { RequestContext } from '../requests/handlers.ts';
 import type { Observer } from '../requests/observe.ts';
 import { type AllowedOrigins, isOriginAllowed } from '../requests/origins.ts';
 
@@ -74,7 +74,7 @@ type RouteName = keyof typeof httpRoutes & RequestName;
 
 /** What was learnt of a request before its body is read. */
 interface Admission {
-  device: DeviceAddress;
+  caller: Caller;
   name: RouteName;
   startedMs: number;
 }
@@ -149,7 +149,8 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
         error: code === 'INTERNAL' ? new Error(`error ${errorId}`, { cause: error }) : error,
       });
     } else {
-      const { device, name, startedMs } = admission;
+      const { name, startedMs } = admission;
+      const { device } = admission.caller;
       if (code === 'INTERNAL') observer.requestFailed({ name, device, errorId, error });
       observer.requestEnded({ door: 'http', device, name, code, durationMs: clock.nowMs() - startedMs });
     }
@@ -163,8 +164,8 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       if (isClosing()) {
         throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
       }
-      const { device } = await authenticator.authenticate(bearerToken(request.headers.authorization));
-      request.setDecorator<Admission>('admission', { device, name, startedMs });
+      const caller = await authenticator.authenticate(bearerToken(request.headers.authorization));
+      request.setDecorator<Admission>('admission', { caller, name, startedMs });
     };
   }
 
@@ -177,8 +178,8 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       url: path,
       onRequest: admit(name),
       handler: async (request, reply) => {
-        const { device } = request.getDecorator<Admission>('admission');
-        const answer = await answers[name](request, device);
+        const { caller } = request.getDecorator<Admission>('admission');
+        const answer = await answers[name](request, caller);
         return answer.ok ? reply.send({ success: true, ...answer.data }) : refuse(reply, answer.error);
       },
     });
@@ -234,11 +235,14 @@ type Answer = { ok: true; data: Record<string, unknown> } | { ok: false; error: 
 /** One entry per route: what the HTTP client wrote becomes a request of the registry, and its reply an answer. */
 function createAnswers(
   dispatch: Dispatch,
-): Record<RouteName, (request: FastifyRequest, device: DeviceAddress) => Promise<Answer>> {
-  const contextOf = (device: DeviceAddress) => ({ door: 'http' as const, device, connection: null });
+): Record<RouteName, (request: FastifyRequest, caller: Caller) => Promise<Answer>> {
+  const contextOf = (caller: Caller): RequestContext => ({
+    ...{ door: 'http', device: caller.device, connection: null },
+    tokenAge: () => caller,
+  });
 
   return {
-    async uploadKeys(request, device) {
+    async uploadKeys(request, caller) {
       refuseOthers(request.query, []);
       const { shape } = httpRoutes.uploadKeys.body;
       const { keyBundle } = fieldsOf(request.body, Object.keys(shape), []);
@@ -247,7 +251,7 @@ function createAnswers(
         Object.keys(shape.keyBundle.shape),
         ['keyBundle'],
       );
-      const reply = await dispatch('uploadKeys', { ...rest, identityKey }, contextOf(device));
+      const reply = await dispatch('uploadKeys', { ...rest, identityKey }, contextOf(caller));
       return asWritten(reply, ([field, ...deeper]) =>
         field === undefined
           ? ['keyBundle']
@@ -255,49 +259,49 @@ function createAnswers(
       );
     },
 
-    async requestBundle(request, device) {
+    async requestBundle(request, caller) {
       const { deviceId: wanted } = refuseOthers(request.query, ['deviceId']);
       const { userId } = request.params as { userId: string };
       const claimId = request.headers['idempotency-key'] ?? randomUUID();
       let deviceId = wanted === undefined ? null : deviceIdOf(wanted);
       if (deviceId === null) {
-        const listed = await dispatch('listDevices', { userId }, contextOf(device));
+        const listed = await dispatch('listDevices', { userId }, contextOf(caller));
         if (!listed.ok) return listed;
         deviceId = Math.min(...listed.data.devices.map((listedDevice) => listedDevice.deviceId));
       }
-      const reply = await dispatch('requestBundle', { claimId, userId, deviceId }, contextOf(device));
+      const reply = await dispatch('requestBundle', { claimId, userId, deviceId }, contextOf(caller));
       if (reply.ok) return { ok: true, data: { keyBundle: keyBundleOf(reply.data.devices[0]!) } };
       return asWritten(reply, ([field, ...deeper]) =>
         field === 'claimId' ? ['Idempotency-Key'] : field === undefined ? [] : [field, ...deeper],
       );
     },
 
-    async checkPreKeys(request, device) {
+    async checkPreKeys(request, caller) {
       refuseOthers(request.query, []);
-      return await dispatch('checkPreKeys', {}, contextOf(device));
+      return await dispatch('checkPreKeys', {}, contextOf(caller));
     },
 
-    async addPreKeys(request, device) {
+    async addPreKeys(request, caller) {
       refuseOthers(request.query, []);
       const { preKeys } = fieldsOf(request.body, Object.keys(httpRoutes.addPreKeys.body.shape), []);
       if (preKeys === undefined) throw badRequest([{ path: ['preKeys'], message: 'must be a list' }]);
-      const reply = await dispatch('addPreKeys', { oneTimePreKeys: preKeys }, contextOf(device));
+      const reply = await dispatch('addPreKeys', { oneTimePreKeys: preKeys }, contextOf(caller));
       return asWritten(reply, ([field, ...deeper]) => (field === undefined ? [] : ['preKeys', ...deeper]));
     },
 
-    async keyStats(request, device) {
+    async keyStats(request, caller) {
       refuseOthers(request.query, []);
-      return await dispatch('keyStats', {}, contextOf(device));
+      return await dispatch('keyStats', {}, contextOf(caller));
     },
 
-    async keyStatus(request, device) {
+    async keyStatus(request, caller) {
       refuseOthers(request.query, []);
-      return await dispatch('keyStatus', {}, contextOf(device));
+      return await dispatch('keyStatus', {}, contextOf(caller));
     },
 
-    async validateKeys(request, device) {
+    async validateKeys(request, caller) {
       refuseOthers(request.query, []);
-      return await dispatch('validateKeys', request.body, contextOf(device));
+      return await dispatch('validateKeys', request.body, contextOf(caller));
     },
   };
 }

@@ -35,19 +35,18 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
 }
 
 /**
- * The store as one connection may change it: a device's late request, which a gateway that had stood still carries out
- * when a newer connection has long been served, changes nothing.
+ * The store as one request may change it.
+ *
+ * @param refuse throws where the request may not change the device as it stands, of which the transaction holds the row
  */
-export function changedBy(store: KeyStore, fence: number): KeyStore {
+export function changedUnless(refuse: (current: DeviceKeys) => void, store: KeyStore): KeyStore {
   return {
     ...store,
     change: (device, action, how) =>
       store.change(
         device,
         (keys) => {
-          if (keys.current.servedFence > fence) {
-            throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
-          }
+          refuse(keys.current);
           return action(keys);
         },
         how,
@@ -70,7 +69,7 @@ export function fellLow(
 
 /** The row to save, to be changed step by step. */
 export function draftOf(current: DeviceKeys): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, ...rest } = current;
+  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, revokedAtMs: ____, ...rest } = current;
   return { ...rest, availableCounts: { ...rest.availableCounts }, claimedCounts: { ...rest.claimedCounts } };
 }
 

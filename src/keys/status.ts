@@ -19,6 +19,7 @@ export const NO_KEYS: DeviceKeys = {
   updatedAtMs: null,
   servedAtMs: null,
   servedFence: 0,
+  revokedAtMs: null,
   restoredAtMs: null,
 };
 

@@ -47,6 +47,8 @@ export interface DeviceKeys {
   servedAtMs: number | null;
   /** The number of the newest connection that was ever served; 0 before the first. */
   servedFence: number;
+  /** Tokens issued until then speak for the device no more; null where it was never revoked. */
+  revokedAtMs: number | null;
   /**
    * When a backup was restored, until the client has compared its keys with what is left of them: until then any key
    * that it holds may have been handed out in the time that was lost.
@@ -66,7 +68,10 @@ export type SignedPreKeyIdState =
 export type WipeReason = 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET' | 'DEVICE_REVOKED';
 
 /** The fields that a change of a key set ends with. */
-export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys' | 'servedAtMs' | 'servedFence'>;
+export type DeviceKeysUpdate = Omit<
+  DeviceKeys,
+  'signedPreKeys' | 'servedAtMs' | 'servedFence' | 'revokedAtMs'
+>;
 
 /**
  * One device's key set inside a transaction that holds the device's row: nothing of this device's

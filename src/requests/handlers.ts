@@ -1,11 +1,12 @@
 /** One line per request: which rule answers it, and who is told of what it changed. */
 
 import type { Bounces } from '../delivery/bounce.ts';
+import { isRevoked, type TokenAge } from '../delivery/revocation.ts';
 import { type SendParts, sendMessages } from '../delivery/send.ts';
 import type { Session } from '../delivery/session.ts';
 import type { BundleClaims } from '../keys/claim-bundle.ts';
 import type { DrainAlarm } from '../keys/drain-alarm.ts';
-import { changedBy, type KeyChange } from '../keys/key-set.ts';
+import { changedUnless, type KeyChange } from '../keys/key-set.ts';
 import { resetKeys } from '../keys/reset.ts';
 import { rotateSignedPreKey } from '../keys/rotate.ts';
 import { checkPreKeys, keyStats, keyStatus, listDevices } from '../keys/status.ts';
@@ -14,6 +15,7 @@ import { openValidation, type ValidateParts, validateKeys } from '../keys/valida
 import { withdrawPreKeys } from '../keys/withdraw.ts';
 import type { Log } from '../lib/log.ts';
 import type { Bus } from '../ports/bus.ts';
+import type { DeviceKeys } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData, RequestName } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
@@ -24,6 +26,8 @@ import type { Door } from './observe.ts';
 export interface RequestContext {
   door: Door;
   device: DeviceAddress;
+  /** That of the token; a socket goes on under newer ones. */
+  tokenAge(): TokenAge;
   /** Null where the request came by HTTP. */
   connection: Connection | null;
   /** Too many bundles of its target were asked for lately: this one is to spend no one-time prekey. */
@@ -65,26 +69,45 @@ export function createHandlers(parts: HandlersParts): Handlers {
     return change.data;
   }
 
-  /** What a request over this connection works with. */
-  function on(connection: Connection | null): HandlersParts {
-    return connection === null ? parts : { ...parts, store: changedBy(store, connection.session.fence) };
+  /** What a request that changes keys works with. */
+  function on({ connection, tokenAge }: RequestContext): HandlersParts {
+    const refuse = ({ servedFence, revokedAtMs }: DeviceKeys): void => {
+      // A gateway that had stood still carries out a late request when a newer connection has long been served.
+      if (connection !== null && servedFence > connection.session.fence) {
+        throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
+      }
+      if (isRevoked(tokenAge(), revokedAtMs)) {
+        connection?.session.look();
+        throw new GatewayError('FORBIDDEN', 'the device was revoked');
+      }
+    };
+    return { ...parts, store: changedUnless(refuse, store) };
   }
 
   return {
-    uploadKeys: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => uploadKeys(on(connection), device, input))),
+    uploadKeys: async (context, input) =>
+      announced(
+        context.device,
+        await carried(context.connection, () => uploadKeys(on(context), context.device, input)),
+      ),
 
-    addPreKeys: async ({ device, connection }, input) =>
-      announced(device, await addPreKeys(on(connection), device, input)),
+    addPreKeys: async (context, input) =>
+      announced(context.device, await addPreKeys(on(context), context.device, input)),
 
-    withdrawPreKeys: async ({ device, connection }, input) =>
-      announced(device, await withdrawPreKeys(on(connection), device, input)),
+    withdrawPreKeys: async (context, input) =>
+      announced(context.device, await withdrawPreKeys(on(context), context.device, input)),
 
-    rotateSignedPreKey: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => rotateSignedPreKey(on(connection), device, input))),
+    rotateSignedPreKey: async (context, input) =>
+      announced(
+        context.device,
+        await carried(context.connection, () => rotateSignedPreKey(on(context), context.device, input)),
+      ),
 
-    resetKeys: async ({ device, connection }, input) =>
-      announced(device, await carried(connection, () => resetKeys(on(connection), device, input))),
+    resetKeys: async (context, input) =>
+      announced(
+        context.device,
+        await carried(context.connection, () => resetKeys(on(context), context.device, input)),
+      ),
 
     keyStatus: async ({ device }) => keyStatus(store, device),
 
@@ -92,10 +115,10 @@ export function createHandlers(parts: HandlersParts): Handlers {
 
     checkPreKeys: async ({ device }) => checkPreKeys(store, device, lowThreshold),
 
-    async validateKeys({ device, connection }, input) {
-      const { data, changed } = await validateKeys(on(connection), device, input);
-      if (changed) bus.poke([device]);
-      if (data.keysValid) connection?.session.validated(data.keyVersion);
+    async validateKeys(context, input) {
+      const { data, changed } = await validateKeys(on(context), context.device, input);
+      if (changed) bus.poke([context.device]);
+      if (data.keysValid) context.connection?.session.validated(data.keyVersion);
       return data;
     },
 

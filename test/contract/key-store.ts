@@ -148,7 +148,7 @@ export async function wipeKeySet(
 }
 
 function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, ...rest } = keys.current;
+  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, revokedAtMs: ____, ...rest } = keys.current;
   return structuredClone(rest);
 }
 
@@ -226,6 +226,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           updatedAtMs: null,
           servedAtMs: null,
           servedFence: 0,
+          revokedAtMs: null,
           restoredAtMs: null,
         });
       });
@@ -259,7 +260,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         for (const store of [keys, otherNode]) {
           const { identity: readIdentity, signedPreKeys, ...rest } = (await store.read(device))!;
           const { identity: _, ...savedRest } = saved;
-          expect(rest).toEqual({ ...savedRest, servedAtMs: null, servedFence: 0 });
+          expect(rest).toEqual({ ...savedRest, servedAtMs: null, servedFence: 0, revokedAtMs: null });
           expect(plain(readIdentity!)).toEqual(plain(identity));
           expect(plain(signedPreKeys)).toMatchObject(plain({ ec, pq }) as object);
         }

@@ -190,6 +190,53 @@ describe('keygate revoke', () => {
     await stolen.client.disconnected;
   });
 
+  it('lets no socket that has not heard of it give the device keys again', async () => {
+    const at = await gatewayFor(undo, { clock: createManualClock() });
+    const stolen = await enrol(at, someone(), FEW_KEYS);
+    const { keyVersion } = await revoke(at, stolen.address);
+    const upload = new SignalDevice(stolen.address).uploadInput(FEW_KEYS);
+    const closed = stolen.client.next('gateClosed');
+    expect(await stolen.client.refusal('uploadKeys', upload)).toMatchObject({ code: 'FORBIDDEN' });
+    // No sweep is due: what was refused has made the socket look.
+    expect(await closed).toEqual({ reason: 'deviceRevoked', keyVersion });
+    await stolen.client.disconnected;
+  });
+
+  it('lets no request give the device keys again that was let in before', async () => {
+    const at = await gatewayFor(undo);
+    const stolen = await enrol(at, someone(), FEW_KEYS);
+    const { userId, deviceId } = stolen.address;
+    const sql = postgres(at.databaseUrl, { max: 2, onnotice: () => {} });
+    undo.push(() => sql.end());
+    const waiting = async (): Promise<number> =>
+      (
+        await sql`SELECT 1 FROM pg_stat_activity
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'`
+      ).length;
+    const blocker = await sql.reserve();
+    await blocker`BEGIN`;
+    await blocker`SELECT 1 FROM devices WHERE user_id = ${userId} AND device_id = ${deviceId} FOR UPDATE`;
+    // Both wait for the device's row, the revocation before the upload.
+    const revoked = revoke(at, stolen.address);
+    await eventually(async () => expect(await waiting()).toBe(1));
+    const { identityKey: identityPubKey, ...keys } = new SignalDevice(stolen.address).uploadInput(FEW_KEYS);
+    const uploaded = fetch(`${at.url}/api/keys/upload`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${await at.token(stolen.address)}`,
+        'content-type': 'application/json',
+      },
+      body: JSON.stringify({ keyBundle: { identityPubKey, ...keys } }),
+    });
+    await eventually(async () => expect(await waiting()).toBe(2));
+    await blocker`COMMIT`;
+    blocker.release();
+    expect((await revoked).hadKeys).toBe(true);
+    const answer = await uploaded;
+    expect(answer.status).toBe(403);
+    expect(await answer.json()).toMatchObject({ success: false, error: { code: 'FORBIDDEN' } });
+  });
+
   it('also stops a device that has never uploaded', async () => {
     const at = await gatewayFor(undo);
     const device = someone();

@@ -512,6 +512,7 @@ async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Pr
     updatedAtMs: row.updatedAt?.getTime() ?? null,
     servedAtMs: row.servedAt?.getTime() ?? null,
     servedFence: row.fence,
+    revokedAtMs: row.revokedAt?.getTime() ?? null,
     restoredAtMs: row.restoredAt?.getTime() ?? null,
   };
 }
