@@ -368,14 +368,18 @@ class DeviceSession implements Session {
 
   /** Reads and pushes pages until the queue or the window ends. */
   async #drain(): Promise<void> {
+    let hasProof = false;
     while (this.#state.name === 'open' && this.#opening !== null && !this.#paused && !this.#ended) {
       const current = this.#opening;
       const closingsAtStart = this.#closings;
       const room = this.#roomInWindow();
       this.#mayWait = true;
-      // An acknowledgement makes room and looks again.
-      if (room === null) return;
       const start = this.#now();
+      if (room === null) {
+        // An acknowledgement makes room and looks again. A client that withholds it hears of its keys all the same.
+        if (!hasProof) this.#learn(await this.#shared.messages.prove(this.device), start);
+        return;
+      }
       this.#readCount += 1;
       const page = await this.#shared.messages.read(this.#me, {
         inFlight: this.#inFlight(),
@@ -384,18 +388,18 @@ class DeviceSession implements Session {
         nowMs: this.#shared.clock.nowMs(),
       });
       if (!this.#learn(page?.proof ?? null, start) || page === null) return;
+      hasProof = true;
       // The gate was closed and opened again while the page was read: what it left out may not be in flight now.
       if (this.#closings !== closingsAtStart) continue;
       // Before what is pushed of it: under steady traffic no page may ever be empty.
       this.#announceEmpty(current, page.oldestSequence);
       if (page.nextDueAtMs !== null) this.#lookAt(page.nextDueAtMs);
+      if (this.#paused || this.#ended) continue;
+      if (page.envelopes.length > 0) this.#pushPage(page.envelopes);
       if (page.unreadable.length > 0) {
         await this.#shared.messages.bounce(this.device, page.unreadable);
         await this.#shared.bounces.settle(this.device);
-      }
-      if (this.#closings !== closingsAtStart || this.#paused || this.#ended) continue;
-      if (page.envelopes.length > 0) this.#pushPage(page.envelopes);
-      if (!page.more && page.unreadable.length === 0) {
+      } else if (!page.more) {
         this.#mayWait = false;
         return;
       }

@@ -8,7 +8,7 @@ import {
   type Session,
 } from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
-import type { DeviceProof, MessageStore, QueuedEnvelope } from '../../src/ports/message-store.ts';
+import type { DeviceProof, MessageStore, Page, QueuedEnvelope } from '../../src/ports/message-store.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
 
@@ -17,7 +17,9 @@ const BOB = { userId: 'bob', deviceId: 1 };
 let proof: DeviceProof;
 let queue: QueuedEnvelope[];
 /** While set, that question waits; what it found was found when it was asked. */
-let waiting: Partial<Record<'serve' | 'read' | 'prove' | 'acknowledge', Promise<void> | null>>;
+let waiting: Partial<Record<'serve' | 'read' | 'prove' | 'acknowledge' | 'bounce', Promise<void> | null>>;
+/** What the next read can't hand out. */
+let unreadable: Page['unreadable'];
 let isKnown: boolean;
 let reads: number;
 let events: string[];
@@ -43,7 +45,7 @@ const messages = {
     const page = {
       proof: { ...proof },
       envelopes: found.slice(0, envelopesMax),
-      unreadable: [],
+      unreadable,
       oldestSequence: queue[0]?.sequence ?? null,
       nextDueAtMs: null,
       more: found.length > envelopesMax,
@@ -55,6 +57,10 @@ const messages = {
     const result = { ...proof };
     await waiting.prove;
     return isKnown ? result : null;
+  },
+  async bounce() {
+    unreadable = [];
+    await waiting.bounce;
   },
   async acknowledge(_: unknown, sequences: readonly number[]) {
     const before = queue.length;
@@ -122,6 +128,7 @@ beforeEach(() => {
     revokedAtMs: null,
   };
   queue = [];
+  unreadable = [];
   waiting = {};
   isKnown = true;
   reads = 0;
@@ -360,6 +367,20 @@ describe('a session', () => {
     await clock.advance(1_000);
     await quiet();
     expect(pushed()).toEqual([1]);
+  });
+
+  it('pushes what can be read before what can’t be is brought home', async () => {
+    put(2);
+    unreadable = [{ sequence: 1, reason: 'EXPIRED' }];
+    const bouncing = gate();
+    waiting.bounce = bouncing.promise;
+    await session.ready(null);
+    await quiet();
+    expect(pushed()).toEqual([1]);
+    put(3);
+    bouncing.open();
+    await quiet();
+    expect(pushed()).toEqual([1, 1]);
   });
 
   it('asks for the next page before it pushes the last', async () => {

@@ -11,6 +11,7 @@ import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { requests } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { WINDOW_ENVELOPES_MAX } from '../../src/protocol/limits.ts';
 import { eventually } from '../support/eventually.ts';
 import {
   afterOthersGotTheirs,
@@ -284,6 +285,16 @@ describe('an identity that is replaced by another path', () => {
     await eventually(() => contents(bob.client).length === 4);
     expect(contents(bob.client)).toEqual(['1', '2', '3', 'for the new keys']);
     expect(alice.client.envelopes).toHaveLength(3);
+  });
+
+  it('closes the gate also of a client that acknowledges nothing of a full window', async () => {
+    const alice = await opened(shared);
+    const bob = await opened(shared);
+    hold(bob.client);
+    for (let i = 0; i < WINDOW_ENVELOPES_MAX; i++) await send(alice.client, bob, String(i));
+    await eventually(() => contents(bob.client).length === WINDOW_ENVELOPES_MAX);
+    await replaceOverHttp(shared, bob);
+    expect(await bob.client.next('gateClosed')).toEqual({ reason: 'identityReplaced', keyVersion: 2 });
   });
 
   it('on another node: the same, and the bounce goes to the node of the sender', async () => {
