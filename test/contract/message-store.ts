@@ -331,6 +331,21 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(await served(bob))).toHaveLength(4);
       });
 
+      it('keeps no place in a queue for what is refused', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const both: [number, number][] = [
+          [bob.deviceId, REGISTRATION_ID],
+          [bob.deviceId + 1, REGISTRATION_ID],
+        ];
+        const [refused, taken] = await Promise.all([
+          storeFor(alice, { userId: bob.userId, devices: both }, { queueMax: 2 }),
+          storeFor(alice, bob, { queueMax: 2 }),
+        ]);
+        expect(refused).toMatchObject({ stored: false });
+        expect(taken).toMatchObject({ accepted: [bob.deviceId], full: [] });
+      });
+
       it('counts no bounces towards a full queue', async () => {
         const [alice, bob, carol] = [await enrolled(), await enrolled(), await enrolled()];
         await storeFor(alice, bob);

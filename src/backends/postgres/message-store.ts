@@ -471,43 +471,53 @@ looked_up AS MATERIALIZED (
     ) AS waiting
   ) w
 ),
-numbered AS (
-  SELECT *, count(*) FILTER (WHERE matches AND repeated_of IS NULL)
-              OVER (PARTITION BY user_id, device_id ORDER BY sequence) AS nth_of_batch
-  FROM looked_up
-),
-judged AS MATERIALIZED (
-  -- Only a queue that may be full is counted.
-  SELECT n.*, nth_of_batch + CASE
-           WHEN cardinality(waiting) <= ${sql.raw(String(WAITING_TOLD_MAX))} AND nth_of_batch + cardinality(waiting) <= queue_max THEN 0
-           ELSE (
-             SELECT count(*) FROM (
-               SELECT 1 FROM ${messages} m
-               WHERE m.user_id = n.user_id AND m.device_id = n.device_id AND m.pending AND m.kind = ${MESSAGE}
-               LIMIT n.queue_max
-             ) held)
-         END > queue_max AS is_full
-  FROM numbered n
-),
 missing AS MATERIALIZED (
   SELECT r.ord, r.device_id FROM registered r
   WHERE NOT r.own AND NOT EXISTS (SELECT 1 FROM asked a WHERE a.ord = r.ord AND a.device_id = r.device_id)
 ),
 verdicts AS MATERIALIZED (
   SELECT q.ord, q.now_ms, q.expires_at_ms, u.ord IS NOT NULL AS user_known,
-         q.send_anyway OR (j.all_match AND m.ord IS NULL) AS may_store
+         q.send_anyway OR (l.all_match AND m.ord IS NULL) AS may_store
   FROM requests q
-  JOIN (SELECT ord, bool_and(known AND matches) AS all_match FROM judged GROUP BY ord) j ON j.ord = q.ord
+  JOIN (SELECT ord, bool_and(known AND matches) AS all_match FROM looked_up GROUP BY ord) l ON l.ord = q.ord
   LEFT JOIN (SELECT DISTINCT ord FROM missing) m ON m.ord = q.ord
   LEFT JOIN (SELECT DISTINCT ord FROM registered) u ON u.ord = q.ord
+),
+numbered AS MATERIALIZED (
+  SELECT n.*, NOT (cardinality(waiting) <= ${sql.raw(String(WAITING_TOLD_MAX))} AND nth_of_batch + cardinality(waiting) <= queue_max)
+           AS may_be_full
+  FROM (
+    SELECT l.*, v.now_ms, v.expires_at_ms, v.user_known, v.may_store,
+           count(*) FILTER (WHERE l.matches AND l.repeated_of IS NULL AND v.may_store)
+             OVER (PARTITION BY l.user_id, l.device_id ORDER BY l.sequence) AS nth_of_batch
+    FROM looked_up l JOIN verdicts v ON v.ord = l.ord
+  ) n
+),
+-- Only a queue that may be full is counted, and once however many messages are for it.
+held AS MATERIALIZED (
+  SELECT d.user_id, d.device_id, c.held
+  FROM (SELECT user_id, device_id, max(queue_max) AS queue_max FROM numbered WHERE may_be_full GROUP BY user_id, device_id) d
+  CROSS JOIN LATERAL (
+    SELECT count(*) AS held FROM (
+      SELECT 1 FROM ${messages} m
+      WHERE m.user_id = d.user_id AND m.device_id = d.device_id AND m.pending AND m.kind = ${MESSAGE}
+      LIMIT d.queue_max
+    ) one
+  ) c
+),
+judged AS MATERIALIZED (
+  SELECT n.*, may_be_full AND nth_of_batch + (
+           SELECT h.held FROM held h WHERE h.user_id = n.user_id AND h.device_id = n.device_id
+         ) > queue_max AS is_full
+  FROM numbered n
 ),
 remembered AS (
   INSERT INTO ${messageReceipts}
     (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at, waiting_at)
   SELECT j.user_id, j.device_id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, j.sequence,
-         to_timestamp(v.now_ms / 1000), to_timestamp(v.now_ms / 1000)
-  FROM judged j JOIN verdicts v ON v.ord = j.ord
-  WHERE v.may_store AND j.matches AND j.repeated_of IS NULL AND NOT j.is_full
+         to_timestamp(j.now_ms / 1000), to_timestamp(j.now_ms / 1000)
+  FROM judged j
+  WHERE j.may_store AND j.matches AND j.repeated_of IS NULL AND NOT j.is_full
   -- Two batches that share messages wait for each other in one direction.
   ORDER BY j.user_id, j.device_id, j.sender_user_id, j.sender_device_id, j.message_id
   ON CONFLICT DO NOTHING
@@ -519,15 +529,14 @@ stored AS (
     (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type, content,
      identity_version, stored_at, expires_at)
   SELECT j.user_id, j.device_id, j.sequence, j.id, ${MESSAGE}, j.sender_user_id, j.sender_device_id, j.message_id, a.type,
-         decode(a.content, 'base64'), j.identity_version, to_timestamp(v.now_ms / 1000),
-         to_timestamp(v.expires_at_ms / 1000)
+         decode(a.content, 'base64'), j.identity_version, to_timestamp(j.now_ms / 1000),
+         to_timestamp(j.expires_at_ms / 1000)
   FROM fresh f JOIN judged j ON j.sequence = f.sequence JOIN asked a ON a.sequence = f.sequence
-  JOIN verdicts v ON v.ord = j.ord
 )
 SELECT j.ord, j.device_id::int4, false AS missing, j.known, j.matches, j.is_full, ${ms('j.repeated_of')} AS repeated_at_ms,
-       v.user_known, v.may_store, f.sequence IS NOT NULL AS stored, j.sequence, j.id, j.key_version, j.identity_version,
+       j.user_known, j.may_store, f.sequence IS NOT NULL AS stored, j.sequence, j.id, j.key_version, j.identity_version,
        j.fence, j.waiting
-FROM judged j JOIN verdicts v ON v.ord = j.ord LEFT JOIN fresh f ON f.sequence = j.sequence
+FROM judged j LEFT JOIN fresh f ON f.sequence = j.sequence
 UNION ALL
 SELECT ord, device_id::int4, true, true, false, false, NULL, true, false, false, NULL, NULL, NULL, NULL, NULL, NULL
 FROM missing`);
