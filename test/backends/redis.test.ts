@@ -231,6 +231,16 @@ describe('two nodes over one Redis', () => {
     for (const each of devices) expect(await two!.bus.acquire({ device: each, fence: 4 })).toBe(true);
   });
 
+  it('passes on what was poked just before it stops, also behind a poke under way', async () => {
+    await two!.bus.acquire({ device: alice, fence: 1 });
+    await two!.bus.acquire({ device: bob, fence: 2 });
+    one!.bus.poke([alice]);
+    await new Promise((resolve) => setImmediate(resolve));
+    one!.bus.poke([bob]);
+    await one!.stop();
+    await eventually(() => expect(two!.heard.pokes.toSorted()).toEqual(['alice.1', 'bob.1']));
+  });
+
   it('is not harmed by what does not belong on its channel', async () => {
     await one!.bus.acquire({ device: alice, fence: 1 });
     const channel = `keygate:node:${one!.bus.nodeId}`;

@@ -118,7 +118,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   let isRenewalDue = false;
   let isRestoring = false;
   let isLooking = false;
-  let isForwarding = false;
+  /** Under way until nothing is to be forwarded, or Redis does not answer. */
+  let forwarding: Promise<void> | null = null;
   /** Counts the connections of `commands`: what Redis confirmed over an older one may be gone. */
   let connection = 0;
   let probes = 0;
@@ -239,10 +240,18 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     void forwardAll();
   }
 
+  /** Resolves when everything is passed on that waits by then, or can't be. */
   async function forwardAll(): Promise<void> {
-    if (isForwarding) return;
-    isForwarding = true;
-    while (toForward.size > 0 && isUp(commands)) {
+    if (canForward()) forwarding ??= forwardUntilDone();
+    await forwarding;
+  }
+
+  function canForward(): boolean {
+    return toForward.size > 0 && isUp(commands);
+  }
+
+  async function forwardUntilDone(): Promise<void> {
+    while (canForward()) {
       const keys = [...take(toForward, POKES_PER_BATCH_MAX)];
       try {
         await within(forward(keys), BATCH_WAIT_MAX_MS, clock);
@@ -252,7 +261,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
         break;
       }
     }
-    isForwarding = false;
+    forwarding = null;
   }
 
   async function forward(keys: readonly string[]): Promise<void> {
