@@ -56,7 +56,7 @@ import type { MessageStore } from './ports/message-store.ts';
 import type { Limit, RateLimiter } from './ports/rate-limiter.ts';
 import type { Relay } from './ports/relay.ts';
 import type { DeviceAddress } from './protocol/ids.ts';
-import { createAuthenticator, refusingRevoked, type TokenKeys } from './requests/authenticate.ts';
+import { createAuthenticator, refuseRevoked, type TokenKeys } from './requests/authenticate.ts';
 import { createClientAddressOf } from './requests/client-address.ts';
 import { createDirectory } from './requests/directory.ts';
 import { createDispatch } from './requests/dispatch.ts';
@@ -412,7 +412,9 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
 
   const http = await createHttpDoor({
     dispatch,
-    authenticator: refusingRevoked(authenticator, messages),
+    authenticator,
+    refuseRevoked: (caller) => refuseRevoked(messages, caller),
+    limits,
     origins: config.origins,
     clock,
     observer,

@@ -19,12 +19,16 @@ import {
 import type { Authenticator, Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
+import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
 import { type AllowedOrigins, isOriginAllowed } from '../requests/origins.ts';
 
 export interface HttpDoorParts {
   dispatch: Dispatch;
   authenticator: Authenticator;
+  /** @throws GatewayError FORBIDDEN for a revoked token */
+  refuseRevoked(caller: Caller): Promise<void>;
+  limits: Pick<Limits, 'chargeArrival'>;
   origins: AllowedOrigins;
   clock: Clock;
   observer: Observer;
@@ -144,10 +148,7 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     const refusal = refusalOf(error, errorId);
     const { code } = refusal;
     if (admission === null) {
-      observer.handshakeRefused({
-        code,
-        error: code === 'INTERNAL' ? new Error(`error ${errorId}`, { cause: error }) : error,
-      });
+      observer.handshakeRefused({ code, errorId, error });
     } else {
       const { name, startedMs } = admission;
       const { device } = admission.caller;
@@ -166,6 +167,9 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       }
       const caller = await authenticator.authenticate(bearerToken(request.headers.authorization));
       request.setDecorator<Admission>('admission', { caller, name, startedMs });
+      // Also what turns out to be unreadable, or revoked, has cost something.
+      await parts.limits.chargeArrival(caller.device, name);
+      await parts.refuseRevoked(caller);
     };
   }
 
@@ -237,7 +241,7 @@ function createAnswers(
   dispatch: Dispatch,
 ): Record<RouteName, (request: FastifyRequest, caller: Caller) => Promise<Answer>> {
   const contextOf = (caller: Caller): RequestContext => ({
-    ...{ door: 'http', device: caller.device, connection: null },
+    ...{ door: 'http', device: caller.device, connection: null, isArrivalCharged: true },
     tokenAge: () => caller,
   });
 
@@ -265,7 +269,11 @@ function createAnswers(
       const claimId = request.headers['idempotency-key'] ?? randomUUID();
       let deviceId = wanted === undefined ? null : deviceIdOf(wanted);
       if (deviceId === null) {
-        const listed = await dispatch('listDevices', { userId }, contextOf(caller));
+        const listed = await dispatch(
+          'listDevices',
+          { userId },
+          { ...contextOf(caller), isArrivalCharged: false },
+        );
         if (!listed.ok) return listed;
         deviceId = Math.min(...listed.data.devices.map((listedDevice) => listedDevice.deviceId));
       }

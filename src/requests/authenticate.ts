@@ -100,25 +100,16 @@ export async function createAuthenticator(options: AuthenticatorOptions): Promis
 }
 
 /**
- * Asks the store as well whether the token was revoked: for requests that bring a token each. A socket's door asks once,
- * where it numbers the connection.
+ * Asks the store whether a token was revoked: for requests that bring a token each. A socket's door asks once, where it
+ * numbers the connection.
  *
- * @throws GatewayError FORBIDDEN for a revoked token, besides what `authenticator` throws
+ * @throws GatewayError FORBIDDEN for a revoked token, UNAVAILABLE where the store can't be reached
  */
-export function refusingRevoked(
-  authenticator: Authenticator,
-  messages: Pick<MessageStore, 'prove'>,
-): Authenticator {
-  return {
-    async authenticate(token) {
-      const caller = await authenticator.authenticate(token);
-      const proof = await messages.prove(caller.device);
-      if (isRevoked(caller, proof?.revokedAtMs ?? null)) {
-        throw new GatewayError('FORBIDDEN', 'the device was revoked');
-      }
-      return caller;
-    },
-  };
+export async function refuseRevoked(messages: Pick<MessageStore, 'prove'>, caller: Caller): Promise<void> {
+  const proof = await messages.prove(caller.device);
+  if (isRevoked(caller, proof?.revokedAtMs ?? null)) {
+    throw new GatewayError('FORBIDDEN', 'the device was revoked');
+  }
 }
 
 /**

@@ -36,7 +36,7 @@ export function createDispatch(parts: {
   return async (name, raw, context, bytes) => {
     type Name = typeof name;
     const startedMs = clock.nowMs();
-    const { device, door, connection } = context;
+    const { device, door, connection, isArrivalCharged = false } = context;
     let input: ParsedInput<Name> | undefined;
     let reply: Reply<Name>;
     try {
@@ -44,10 +44,10 @@ export function createDispatch(parts: {
         input = parseInput(name, raw);
       } catch (fault) {
         // What can't be read has cost something too.
-        await limits.chargeRequest(device, name, null);
+        await limits.chargeRequest(device, name, null, { isArrivalCharged });
         throw fault;
       }
-      const admission = limits.chargeRequest(device, name, input);
+      const admission = limits.chargeRequest(device, name, input, { isArrivalCharged });
       // Mostly known at once: waiting for it all the same would cost each request a turn.
       const { isTargetSpared } = admission instanceof Promise ? await admission : admission;
       const data = await handlers[name](isTargetSpared ? { ...context, isTargetSpared } : context, input);

@@ -30,6 +30,8 @@ export interface RequestContext {
   tokenAge(): TokenAge;
   /** Null where the request came by HTTP. */
   connection: Connection | null;
+  /** Whether it was charged for before it was read. */
+  isArrivalCharged?: boolean;
   /** Too many bundles of its target were asked for lately: this one is to spend no one-time prekey. */
   isTargetSpared?: boolean;
 }

@@ -28,6 +28,15 @@ export const LIMIT_WINDOWS_MS = {
   handshakesPerAddress: MINUTE_MS,
 } as const satisfies Record<string, number>;
 
+/** Requests that change keys. */
+const CHANGES: ReadonlySet<RequestName> = new Set<RequestName>([
+  'uploadKeys',
+  'addPreKeys',
+  'rotateSignedPreKey',
+  'resetKeys',
+  'withdrawPreKeys',
+]);
+
 /** Points per window. */
 export type RateName = keyof typeof LIMIT_WINDOWS_MS;
 /** Those that each node holds by itself are told here too: open connections of an address, frames of a socket. */
@@ -35,8 +44,15 @@ export type LimitName = RateName | 'connectionsPerAddress' | 'framesPerSocket';
 
 export interface Limits {
   /**
+   * Charges a request for what it costs whatever it asks, where that is known before it is read.
+   *
+   * @throws GatewayError RATE_LIMITED
+   */
+  chargeArrival(device: DeviceAddress, name: RequestName): Promise<void>;
+  /**
    * Charges a request, before anything is done for it. Null stands for an input that can't be read.
    *
+   * @param how.isArrivalCharged whether `chargeArrival` was called for it
    * @returns whether the target of a bundle is to be spared its one-time prekeys
    * @throws GatewayError RATE_LIMITED
    */
@@ -44,6 +60,7 @@ export interface Limits {
     device: DeviceAddress,
     name: Name,
     input: ParsedInput<Name> | null,
+    how?: { isArrivalCharged: boolean },
   ): Admission | Promise<Admission>;
   /** Charges a connection whose token is good. @throws GatewayError RATE_LIMITED */
   chargeConnection(device: DeviceAddress): Promise<void>;
@@ -80,7 +97,15 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
   }
 
   return {
-    chargeRequest: (device, name, input) => charge(device, chargesOf(device, name, input)),
+    async chargeArrival(device, name) {
+      await charge(device, arrivalChargesOf(device, name));
+    },
+
+    chargeRequest(device, name, input, { isArrivalCharged } = { isArrivalCharged: false }) {
+      const charges = isArrivalCharged ? [] : arrivalChargesOf(device, name);
+      if (input !== null) addInputCharges(charges, device, name, input);
+      return charge(device, charges);
+    },
 
     async chargeConnection(device) {
       await charge(device, [
@@ -95,44 +120,33 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
   };
 }
 
-/** User ids have no `/`, so that two of them make a key of one reading. */
-function chargesOf<Name extends RequestName>(
-  device: DeviceAddress,
-  name: Name,
-  input: ParsedInput<Name> | null,
-): Charge[] {
+function arrivalChargesOf(device: DeviceAddress, name: RequestName): Charge[] {
   const own = addressKey(device);
   const charges: Charge[] = [{ limit: 'requests', key: `${own}/${name}`, points: 1 }];
+  if (CHANGES.has(name)) charges.push({ limit: 'uploads', key: own, points: 1 });
+  return charges;
+}
+
+/** User ids have no `/`, so that two of them make a key of one reading. */
+function addInputCharges<Name extends RequestName>(
+  charges: Charge[],
+  { userId: asker }: DeviceAddress,
+  name: Name,
+  input: ParsedInput<Name>,
+): void {
+  const asked = name as RequestName;
   const add = (limit: RateName, key: string, points: number): void => {
     charges.push({ limit, key, points });
   };
-  const asked = name as RequestName;
-  switch (asked) {
-    case 'uploadKeys':
-    case 'addPreKeys':
-    case 'rotateSignedPreKey':
-    case 'resetKeys':
-    case 'withdrawPreKeys':
-      add('uploads', own, 1);
-      break;
-    case 'requestBundle':
-      if (input === null) break;
-      {
-        const { userId } = input as ParsedInput<'requestBundle'>;
-        add('bundlesPerPair', `${device.userId}/${userId}`, 1);
-        add('bundlesPerTarget', userId, 1);
-      }
-      break;
-    case 'sendMessages':
-      if (input === null) break;
-      {
-        const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
-        let bytes = 0;
-        for (const { content } of envelopes) bytes += decodedLength(content);
-        add('messagesPerPair', `${device.userId}/${userId}`, 1);
-        add('bytesPerRecipient', userId, bytes);
-      }
-      break;
+  if (asked === 'requestBundle') {
+    const { userId } = input as ParsedInput<'requestBundle'>;
+    add('bundlesPerPair', `${asker}/${userId}`, 1);
+    add('bundlesPerTarget', userId, 1);
+  } else if (asked === 'sendMessages') {
+    const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
+    let bytes = 0;
+    for (const { content } of envelopes) bytes += decodedLength(content);
+    add('messagesPerPair', `${asker}/${userId}`, 1);
+    add('bytesPerRecipient', userId, bytes);
   }
-  return charges;
 }

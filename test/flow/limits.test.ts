@@ -82,6 +82,29 @@ describe('requests of one name by one device', () => {
     expect(await response.json()).toMatchObject({ success: false, error: { code: 'RATE_LIMITED' } });
   });
 
+  it('count by HTTP, too, where the body can not be read or the fields are not those of the route', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '3' });
+    const headers = {
+      authorization: `Bearer ${await at.token(someone())}`,
+      'content-type': 'application/json',
+    };
+    const statuses: number[] = [];
+    for (const body of ['{', '[]', '{"other":1}', '{', '{"preKeys":[]}']) {
+      statuses.push(
+        (await fetch(`${at.url}/api/keys/add-prekeys`, { method: 'POST', headers, body })).status,
+      );
+    }
+    expect(statuses).toEqual([400, 400, 400, 429, 429]);
+  });
+
+  it('by HTTP count once', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '2' });
+    const headers = { authorization: `Bearer ${await at.token(someone())}` };
+    const statuses: number[] = [];
+    for (let i = 0; i < 3; i++) statuses.push((await fetch(`${at.url}/api/keys/stats`, { headers })).status);
+    expect(statuses).toEqual([200, 200, 429]);
+  });
+
   it('are not limited where 0 says so', async () => {
     const { at } = await limited({ LIMIT_REQUESTS: '0' });
     const alice = await at.connect(someone());
