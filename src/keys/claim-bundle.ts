@@ -3,7 +3,8 @@
  * Requests gather into one statement while the last one is under way.
  */
 import type { Clock } from '../lib/clock.ts';
-import { createGatherer } from '../lib/gather.ts';
+import { createGatherer, type Gatherer } from '../lib/gather.ts';
+import { createSlots, NoSlotError } from '../lib/slots.ts';
 import type { ClaimedBundle, ClaimRequest, KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -39,6 +40,12 @@ export interface BundleClaimsParts {
 const BATCH_MAX = 128;
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
+/** Times that a request asks again for a device that is being changed, which mostly ends soon, before it waits for it. */
+const RETRIES_MAX = 3;
+/** Devices that are waited for at once, on a connection each. */
+const WAITED_FOR_MAX = 4;
+const WAITED_FOR_LATER_MAX = 1_000;
+const LATER_WAIT_MAX_MS = 8_000;
 
 interface Entry {
   request: ClaimRequest;
@@ -46,6 +53,13 @@ interface Entry {
   target: DeviceAddress;
   targetKey: string;
   yields: number;
+  retries: number;
+}
+
+/** The requests that wait for one device. */
+interface WaitingLine {
+  gatherer: Gatherer<ClaimRequest, ClaimedBundle[]>;
+  length: number;
 }
 
 export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
@@ -60,10 +74,13 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
     },
     run: runBatch,
   });
-  /** Requests whose device is being changed wait beside the others, on one connection however many they are. */
-  const waiting = createGatherer<ClaimRequest, ClaimedBundle[]>({
-    batchMax: BATCH_MAX,
-    run: async (requests) => (await claimAll(requests, true)).map((bundles) => bundles!),
+  /** Requests whose device stays held wait beside the others: each keeps nobody waiting but who asks for the same. */
+  const lines = new Map<string, WaitingLine>();
+  const waitedFor = createSlots({
+    clock,
+    slotCount: WAITED_FOR_MAX,
+    waitingMax: WAITED_FOR_LATER_MAX,
+    waitMaxMs: LATER_WAIT_MAX_MS,
   });
 
   async function runBatch(
@@ -88,15 +105,41 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
     return bundles;
   }
 
+  async function waitInLine({ targetKey, request }: Entry): Promise<ClaimedBundle[]> {
+    const line = lines.get(targetKey) ?? {
+      gatherer: createGatherer({ batchMax: BATCH_MAX, run: claimWaiting }),
+      length: 0,
+    };
+    lines.set(targetKey, line);
+    line.length += 1;
+    try {
+      return await line.gatherer.submit(request);
+    } finally {
+      line.length -= 1;
+      if (line.length === 0) lines.delete(targetKey);
+    }
+  }
+
+  async function claimWaiting(requests: ClaimRequest[]): Promise<ClaimedBundle[][]> {
+    try {
+      const bundles = await waitedFor.run(() => claimAll(requests, true));
+      return bundles.map((list) => list!);
+    } catch (error) {
+      if (error instanceof NoSlotError) throw new GatewayError('UNAVAILABLE', error.message);
+      throw error;
+    }
+  }
+
   async function ask(request: ClaimRequest): Promise<ClaimedBundle[]> {
     // Device 0 exists nowhere: it stands for all devices of a user.
     const target = { userId: request.userId, deviceId: request.deviceId ?? 0 };
-    const entry: Entry = { request, target, targetKey: addressKey(target), yields: 0 };
+    const entry: Entry = { request, target, targetKey: addressKey(target), yields: 0, retries: 0 };
     for (;;) {
       const answer = await gatherer.submit(entry);
-      if (answer === 'wait') return await waiting.submit(request);
-      if (answer !== 'yield') return answer;
-      entry.yields += 1;
+      if (answer === 'yield') entry.yields += 1;
+      else if (answer !== 'wait') return answer;
+      else if (entry.retries === RETRIES_MAX) return await waitInLine(entry);
+      else entry.retries += 1;
     }
   }
 

@@ -503,6 +503,32 @@ describe('claims beside changes of the keys', () => {
     for (const client of claimers) client.close();
   });
 
+  it('wait for a device whose row is held, and for no other that was held as well', async () => {
+    const [held, released] = [await withKeys(ids(1, 9)), await withKeys(ids(1, 9))];
+    const claimers = await claimersOn(gateways.slice(0, 1), 8);
+    const sql = postgres(database.url, { max: 3, onnotice: () => {} });
+    const release = await sql.reserve();
+    let stillHeld: Promise<DeviceBundle[]> | undefined;
+    await sql.begin(async (tx) => {
+      await tx`SELECT 1 FROM devices WHERE user_id = ${held.userId} FOR UPDATE`;
+      await release`BEGIN`;
+      await release`SELECT 1 FROM devices WHERE user_id = ${released.userId} FOR UPDATE`;
+      stillHeld = Promise.all(claimers.map((client) => bundleOf(client, held)));
+      const waiting = Promise.all(claimers.map((client) => bundleOf(client, released)));
+      await eventually(async () => {
+        const rows = await sql`
+          SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+        expect(rows).toHaveLength(2);
+      });
+      await release`COMMIT`;
+      expectExact(await waiting, 8);
+    });
+    release.release();
+    expectExact(await stillHeld!, 8);
+    await sql.end();
+    for (const client of claimers) client.close();
+  });
+
   it('immunity 1: between a lost acknowledgement and the upload’s repetition are never undone, nor by the sweep', async () => {
     const target = newDevice('target');
     const proxy = await startDeafProxy(new URL(gateways[0]!.url));
