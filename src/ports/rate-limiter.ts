@@ -13,6 +13,8 @@ export interface Charge {
   /** Whom it counts against. */
   key: string;
   points: number;
+  /** A hit of it is told of and refuses nothing: the other charges are made all the same. */
+  onlyTells?: boolean;
 }
 
 export interface LimitHit {
@@ -24,7 +26,8 @@ export interface LimitHit {
 export interface RateLimiter {
   /**
    * Charges everything that a request costs, in one round trip to the shared counts at most; answers at once where
-   * no count is near its limit. Where one of them is known to be spent, none of the others is charged.
+   * no count is near its limit. Where one of them is known to be spent, none of the others is charged, unless it
+   * `onlyTells`.
    *
    * A window begins with the first charge of a key. What was refused is not held against the key, so that a key gets
    * its points in every window however hard it is pressed. A node tells the others of a key's charges in shares of a

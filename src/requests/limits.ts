@@ -141,7 +141,7 @@ function addInputCharges<Name extends RequestName>(
   if (asked === 'requestBundle') {
     const { userId } = input as ParsedInput<'requestBundle'>;
     add('bundlesPerPair', `${asker}/${userId}`, 1);
-    add('bundlesPerTarget', userId, 1);
+    charges.push({ limit: 'bundlesPerTarget', key: userId, points: 1, onlyTells: true });
   } else if (asked === 'sendMessages') {
     const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
     let bytes = 0;

@@ -99,6 +99,19 @@ export function describeRateLimiter(
       expect(await letThrough('some', 100)).toBe(100);
     });
 
+    it('makes the other charges where what is spent only tells, and tells of it', async () => {
+      await letThrough('few', 3);
+      const hitsOf = async () =>
+        (
+          await limiter.charge([
+            { limit: 'some', key, points: 1 },
+            { limit: 'few', key, points: 1, onlyTells: true },
+          ])
+        ).map((hit) => hit.limit);
+      for (let i = 0; i < 100; i++) expect(await hitsOf()).toEqual(['few']);
+      expect(await hitsOf()).toEqual(['some', 'few']);
+    });
+
     it('knows no limit that is switched off', async () => {
       expect(await letThrough('off', 1_000)).toBe(1_000);
     });

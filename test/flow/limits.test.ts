@@ -208,6 +208,24 @@ describe('bundles', () => {
     expect(bundle!.oneTimePreKey).not.toBeNull();
   });
 
+  it('are limited between two users also when their target is spared', async () => {
+    const { at } = await limited({
+      LIMIT_BUNDLES_PER_TARGET: '2',
+      LIMIT_BUNDLES_PER_PAIR: '5',
+      LIMIT_REQUESTS: '9',
+    });
+    const { userId } = (await enrol(at, someone(), FEW_KEYS)).address;
+    const other = (await enrol(at, someone(), FEW_KEYS)).address;
+    const attacker = await at.connect(someone());
+    const codes = await codesOf(attacker, 8, 'requestBundle', () => ({ claimId: randomUUID(), userId }));
+    expect(codes).toEqual([...Array(5).fill('ok'), ...Array(3).fill('RATE_LIMITED')]);
+    const more = await codesOf(attacker, 6, 'requestBundle', () => ({
+      claimId: randomUUID(),
+      userId: other.userId,
+    }));
+    expect(more).toEqual([...Array(4).fill('ok'), ...Array(2).fill('RATE_LIMITED')]);
+  });
+
   it('that go out without a one-time prekey can be written to', async () => {
     const { at } = await limited({ LIMIT_BUNDLES_PER_TARGET: '1' });
     const [alice, bob] = [await opened(at), await opened(at)];

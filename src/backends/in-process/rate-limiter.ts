@@ -75,9 +75,10 @@ export function createInProcessRateLimiter(parts: {
     charge(charges) {
       const nowMs = clock.nowMs();
       let hits: LimitHit[] | null = null;
+      let isRefused = false;
       // The memory of many keys is out of the processor's caches: each is looked up once.
-      const found: (Count | undefined)[] = [];
-      for (const { limit, key, points } of charges) {
+      const found: (Count | undefined | 'spent')[] = [];
+      for (const { limit, key, points, onlyTells = false } of charges) {
         const counter = counters.get(limit);
         const count = counter === undefined ? undefined : presentCount(counter, key, nowMs);
         found.push(count);
@@ -85,23 +86,27 @@ export function createInProcessRateLimiter(parts: {
         if ((count === undefined ? 0 : total(count)) + points <= counter.limit.points) continue;
         hits ??= [];
         hits.push(hitOf(counter, count, nowMs));
+        isRefused ||= !onlyTells;
+        found[found.length - 1] = 'spent';
       }
-      if (hits !== null) return hits;
+      if (isRefused) return hits ?? NO_HITS;
 
       const isShared = shared?.isThere() ?? false;
       let toTell: Promise<LimitHit | null>[] | null = null;
       for (const [index, { limit, key, points }] of charges.entries()) {
         const counter = counters.get(limit);
-        if (counter === undefined) continue;
-        const count = found[index] ?? newCount(counter, key, nowMs);
+        const known = found[index];
+        if (counter === undefined || known === 'spent') continue;
+        const count = known ?? newCount(counter, key, nowMs);
         count.untold += points;
         if (!isShared) continue;
         if (count.untold <= counter.sharePoints && total(count) <= counter.nearPoints) continue;
         toTell ??= [];
         toTell.push(tell(counter, key, count));
       }
-      if (toTell === null) return NO_HITS;
-      return Promise.all(toTell).then((told) => told.filter((hit) => hit !== null));
+      const here = hits ?? NO_HITS;
+      if (toTell === null) return here;
+      return Promise.all(toTell).then((told) => [...here, ...told.filter((hit) => hit !== null)]);
     },
   };
 
