@@ -100,8 +100,8 @@ export async function createAuthenticator(options: AuthenticatorOptions): Promis
 }
 
 /**
- * Asks the store whether a token was revoked: for requests that bring a token each. A socket's door asks once, where it
- * numbers the connection.
+ * Asks the store whether a token was revoked: for requests that bring a token. A socket's door asks where it numbers the
+ * connection.
  *
  * @throws GatewayError FORBIDDEN for a revoked token, UNAVAILABLE where the store can't be reached
  */

@@ -19,7 +19,7 @@ import type { DeviceKeys } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData, RequestName } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
-import type { Authenticator, Caller } from './authenticate.ts';
+import { type Authenticator, type Caller, refuseRevoked } from './authenticate.ts';
 import type { Door } from './observe.ts';
 
 /** Who asks, and over what. */
@@ -58,7 +58,7 @@ export interface HandlersParts extends UploadParts, ValidateParts, SendParts {
 }
 
 export function createHandlers(parts: HandlersParts): Handlers {
-  const { store, claims, drainAlarm, bounces, bus, authenticator, log, lowThreshold } = parts;
+  const { store, messages, claims, drainAlarm, bounces, bus, authenticator, log, lowThreshold } = parts;
 
   /** Tells every node that the device's keys changed, and brings home what can't be decrypted any more. */
   function announced<Data>(device: DeviceAddress, change: KeyChange<Data>): Data {
@@ -150,6 +150,7 @@ export function createHandlers(parts: HandlersParts): Handlers {
       if (addressKey(caller.device) !== addressKey(context.device)) {
         throw new GatewayError('FORBIDDEN', 'the token is of another device');
       }
+      await refuseRevoked(messages, caller);
       connection.extend(caller);
       return { expiresAt: new Date(caller.expiresAtMs).toISOString() };
     },

@@ -260,7 +260,18 @@ describe('keygate revoke', () => {
     await later.next('queueEmpty');
     await clock.advance(2 * SWEEP_PERIOD_MS);
     await later.call('keyStatus');
-    await later.call('refreshToken', { token: await tokenOf(bob.address, null) });
-    expect(await later.disconnected).toBe('transport close');
+  });
+
+  it('refuses to go on under a revoked token, and the socket goes on under its own', async () => {
+    const at = await gatewayFor(undo);
+    const device = someone();
+    const { revokedAt } = await revoke(at, device);
+    const client = await connectClient(at.url, await tokenOf(device, Date.parse(revokedAt) + 1_000));
+    undo.push(() => client.close());
+    for (const issuedAtMs of [Date.parse(revokedAt), null]) {
+      const token = await tokenOf(device, issuedAtMs);
+      expect(await client.refusal('refreshToken', { token })).toMatchObject({ code: 'FORBIDDEN' });
+    }
+    await client.call('uploadKeys', new SignalDevice(device).uploadInput(FEW_KEYS));
   });
 });
