@@ -126,6 +126,7 @@ export async function wipeKeySet(
     signedPreKeyExpiresAtMs: null,
     availableCounts: { ec: 0, pq: 0 },
     claimedCounts: { ec: 0, pq: 0 },
+    offersPq: false,
     keyVersion,
     countVersion: current.countVersion + 1,
     identityVersion: current.identityVersion + 1,

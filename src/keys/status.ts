@@ -13,6 +13,7 @@ export const NO_KEYS: DeviceKeys = {
   signedPreKeyExpiresAtMs: null,
   availableCounts: { ec: 0, pq: 0 },
   claimedCounts: { ec: 0, pq: 0 },
+  offersPq: false,
   keyVersion: 0,
   countVersion: 0,
   identityVersion: 0,
@@ -54,11 +55,10 @@ export async function checkPreKeys(
   threshold: number,
 ): Promise<RequestData<'checkPreKeys'>> {
   const keys = (await store.read(device)) ?? NO_KEYS;
-  // A device that never offered one-time PQ prekeys lives on its last-resort prekey and lacks nothing.
-  const offersPq = keys.availableCounts.pq + keys.claimedCounts.pq > 0;
   return {
+    // A device that never offered one-time PQ prekeys lives on its last-resort prekey and lacks nothing.
     needsMorePreKeys:
-      keys.availableCounts.ec < threshold || (offersPq && keys.availableCounts.pq < threshold),
+      keys.availableCounts.ec < threshold || (keys.offersPq && keys.availableCounts.pq < threshold),
     availableCount: keys.availableCounts.ec,
     pqAvailableCount: keys.availableCounts.pq,
     threshold,

@@ -72,6 +72,7 @@ export async function uploadKeys(
         await keys.wipe('RECIPIENT_IDENTITY_CHANGED', nowMs);
         draft.availableCounts = { ec: 0, pq: 0 };
         draft.claimedCounts = { ec: 0, pq: 0 };
+        draft.offersPq = false;
         draft.countVersion += 1;
       }
 

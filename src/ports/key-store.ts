@@ -38,6 +38,8 @@ export interface DeviceKeys {
   availableCounts: Record<PreKeyKind, number>;
   /** One-time prekeys handed out under the present identity. */
   claimedCounts: Record<PreKeyKind, number>;
+  /** Whether one-time PQ prekeys were ever offered under the present identity: a device that has none left lacks them. */
+  offersPq: boolean;
   keyVersion: number;
   countVersion: number;
   /** Rises with every replacement and reset; messages are stamped with it. */

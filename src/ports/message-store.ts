@@ -83,7 +83,7 @@ export interface Reader {
 export interface DeviceProof {
   keyVersion: number;
   identityVersion: number;
-  /** Null once the key set was reset. */
+  /** False for a device that never uploaded, and from a reset until the next upload. */
   hasKeys: boolean;
   /** The number of the connection that was served last. */
   fence: number;

@@ -82,6 +82,7 @@ export async function storeKeySet(store: KeyStore, device: DeviceAddress, set: K
     const update = updateOf(keys);
     if (replaced) update.availableCounts = { ec: 0, pq: 0 };
     if (replaced) update.claimedCounts = { ec: 0, pq: 0 };
+    if (replaced) update.offersPq = false;
     await keys.activateSignedPreKey('ec', signedPreKeyOf('ec', signedPreKeyId), NOW_MS);
     if (lastResortPreKeyId !== null) {
       await keys.activateSignedPreKey('pq', signedPreKeyOf('pq', lastResortPreKeyId), NOW_MS);
@@ -141,6 +142,7 @@ export async function wipeKeySet(
       identity: null,
       availableCounts: { ec: 0, pq: 0 },
       claimedCounts: { ec: 0, pq: 0 },
+      offersPq: false,
       keyVersion: update.keyVersion + 1,
       identityVersion: update.identityVersion + 1,
     });
@@ -220,6 +222,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           signedPreKeyExpiresAtMs: null,
           availableCounts: { ec: 0, pq: 0 },
           claimedCounts: { ec: 0, pq: 0 },
+          offersPq: false,
           keyVersion: 0,
           countVersion: 0,
           identityVersion: 0,
@@ -244,6 +247,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           signedPreKeyExpiresAtMs: NOW_MS + 1,
           availableCounts: { ec: 0, pq: 0 },
           claimedCounts: { ec: 4_000_000_000, pq: 5 },
+          offersPq: true,
           keyVersion: 2 ** 48,
           countVersion: 2 ** 48 - 1,
           identityVersion: 3,

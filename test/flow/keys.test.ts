@@ -965,6 +965,26 @@ describe('preKeysLow', () => {
     expect(client.waiting('preKeysLow')).toBe(0);
   });
 
+  it('comes for the PQ pool too where its keys were all withdrawn, and the device lacks them', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', {
+      ...keys.keySet({ oneTimePreKeys: oneTime(keys, 1, 12), pqLastResortPreKey: keys.pq(1) }),
+      pqOneTimePreKeys: ids(2, 12).map((id) => keys.pq(id)),
+    });
+    await client.call('withdrawPreKeys', { pqPreKeyIds: [2, 3, 4] });
+    expect(await client.next('preKeysLow')).toMatchObject({ availableCount: 12, pqAvailableCount: 9 });
+    const { countVersion } = await client.call('withdrawPreKeys', { pqPreKeyIds: ids(5, 9) });
+    expect(await client.next('preKeysLow')).toMatchObject({ pqAvailableCount: 0, countVersion });
+    expect(await client.call('checkPreKeys')).toMatchObject({ needsMorePreKeys: true, pqAvailableCount: 0 });
+    // Another identity has never offered any.
+    const next = new KeyMaker();
+    await client.call('uploadKeys', {
+      ...next.keySet({ oneTimePreKeys: oneTime(next, 1, 12) }),
+      replaceIdentity: true,
+    });
+    expect(await client.call('checkPreKeys')).toMatchObject({ needsMorePreKeys: false });
+  });
+
   it('comes when another identity’s pool is the smaller one', async () => {
     const { keys, client } = await stranger();
     await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: oneTime(keys, 1, 12) }));

@@ -127,7 +127,7 @@ export function createInspectionStore(database: Database): InspectionStore {
         SELECT user_id, device_id, ec_available, pq_available
         FROM ${devices}
         WHERE identity_key IS NOT NULL
-          AND (ec_available < ${threshold} OR (pq_available + pq_claimed > 0 AND pq_available < ${threshold}))
+          AND (ec_available < ${threshold} OR ((offers_pq OR pq_available + pq_claimed > 0) AND pq_available < ${threshold}))
         ORDER BY ec_available, pq_available, user_id, device_id
         LIMIT ${limit}`);
       if (rows === null) return null;

@@ -158,7 +158,7 @@ export function createMaintenance(database: Database): Maintenance {
           ),
           lifted AS (
             UPDATE ${devices} d SET
-              ec_available = 0, pq_available = 0,
+              ec_available = 0, pq_available = 0, offers_pq = d.offers_pq OR d.pq_available + d.pq_claimed > 0,
               key_version = greatest(d.key_version, ${versionMin}::int8) + 1,
               count_version = greatest(d.count_version, ${versionMin}::int8) + 1,
               low_notice_version = greatest(d.count_version, ${versionMin}::int8) + 1,

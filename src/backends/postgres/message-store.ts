@@ -559,7 +559,7 @@ interface ProofRow {
 const REVOKED_AT_MS = '(extract(epoch FROM revoked_at) * 1000)::float8 AS revoked_at_ms';
 const PROOF_COLUMNS = sql.raw(
   `key_version, identity_version, identity_key IS NOT NULL AS has_keys, fence, ec_available, pq_available,
-   pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version, ${REVOKED_AT_MS}`,
+   offers_pq OR pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version, ${REVOKED_AT_MS}`,
 );
 
 function toProof(row: ProofRow): DeviceProof {

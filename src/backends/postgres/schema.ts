@@ -54,6 +54,8 @@ export const devices = pgTable(
     pqAvailable: integer('pq_available').notNull().default(0),
     ecClaimed: bigNumber('ec_claimed').notNull().default(0),
     pqClaimed: bigNumber('pq_claimed').notNull().default(0),
+    /** One-time PQ prekeys were offered under the present identity, wherever they are now. */
+    offersPq: boolean('offers_pq').notNull().default(false),
     /** The number of the connection that is served; older ones read and delete nothing. */
     fence: bigNumber('fence').notNull().default(0),
     updatedAt: moment('updated_at'),

@@ -1,0 +1,1 @@
+ALTER TABLE "devices" ADD COLUMN "offers_pq" boolean DEFAULT false NOT NULL;
