@@ -487,9 +487,10 @@ class DeviceSession implements Session {
       // It makes room: the next page need not wait until this one is deleted.
       if (this.#mayWait) this.look();
       let isAllGone = false;
+      const outcome = sortedOut(page, acknowledgement);
       try {
-        isAllGone = await this.#settlePage(page, acknowledgement);
-        this.#shared.reports.settled(this.#me, acknowledgement);
+        isAllGone = await this.#settlePage(outcome);
+        this.#shared.reports.settled(this.#me, ofPage(page, acknowledgement, outcome));
       } catch (error) {
         this.#shared.log.warn(
           { device: addressKey(this.device), error: error as Error },
@@ -505,8 +506,7 @@ class DeviceSession implements Session {
   }
 
   /** @returns whether every envelope of the page was processed, and was this session's to delete */
-  async #settlePage(page: PushedPage, acknowledgement: MessagesAcknowledgement): Promise<boolean> {
-    const { processed, failures } = sortedOut(page, acknowledgement);
+  async #settlePage({ processed, failures }: PageOutcome): Promise<boolean> {
     let isAllGone = failures.length === 0;
     if (processed.length > 0) {
       const count = await this.#shared.messages.acknowledge(this.#me, processed);
@@ -714,11 +714,14 @@ class DeviceSession implements Session {
   }
 }
 
-/** What a client said of a page, by the numbers of its envelopes. What it left out is offered again. */
-function sortedOut(
-  { ids, sequences }: PushedPage,
-  acknowledgement: MessagesAcknowledgement,
-): { processed: number[]; failures: { sequence: number; reason: FailedReason }[] } {
+/** By the numbers of its envelopes. */
+interface PageOutcome {
+  processed: number[];
+  failures: { sequence: number; reason: FailedReason }[];
+}
+
+/** What a client said of a page. What it left out is offered again. */
+function sortedOut({ ids, sequences }: PushedPage, acknowledgement: MessagesAcknowledgement): PageOutcome {
   /** Null from when the client has said what became of it. */
   const left: (number | null)[] = [...sequences];
   let places: Map<string, number> | null = null;
@@ -745,6 +748,21 @@ function sortedOut(
   });
   for (const sequence of left) if (sequence !== null) failures.push({ sequence, reason: 'temporary' });
   return { processed, failures };
+}
+
+/** The acknowledgement as it counts: of the page's envelopes alone, whatever else it names or leaves out. */
+function ofPage(
+  { ids, sequences }: PushedPage,
+  acknowledgement: MessagesAcknowledgement,
+  { processed, failures }: PageOutcome,
+): MessagesAcknowledgement {
+  if (processed.length === ids.length && acknowledgement.processed.length === ids.length)
+    return acknowledgement;
+  const idOf = new Map(sequences.map((sequence, nth) => [sequence, ids[nth]!]));
+  return {
+    processed: processed.map((sequence) => idOf.get(sequence)!),
+    failed: failures.map(({ sequence, reason }) => ({ id: idOf.get(sequence)!, reason })),
+  };
 }
 
 function keyVersionOf(state: GateState): number | null {

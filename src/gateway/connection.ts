@@ -158,8 +158,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     const { observer } = this.#parts;
     const told = observer.pushSent(this.#device, this.#session?.fence ?? null, 'messages', { envelopes });
     // Elsewhere, so that what waits for the client does not keep its messages in memory.
-    const { acknowledgement, hear } = this.#awaitAcknowledgement(told);
-    this.#frames.pushForAnswer('messages', `{"envelopes":${envelopesJson(envelopes)}}`, hear);
+    const { acknowledgement, hear, pushedAs } = this.#awaitAcknowledgement(told);
+    pushedAs(this.#frames.pushForAnswer('messages', `{"envelopes":${envelopesJson(envelopes)}}`, hear));
     return acknowledgement;
   }
 
@@ -167,8 +167,10 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   #awaitAcknowledgement(told: ReturnType<Observer['pushSent']>): {
     acknowledgement: Promise<MessagesAcknowledgement | null>;
     hear(raw: unknown): void;
+    pushedAs(id: number): void;
   } {
     let hear = (_raw: unknown): void => {};
+    let pushId: number | null = null;
     const acknowledgement = new Promise<MessagesAcknowledgement | null>((resolve) => {
       const settle = (answer: MessagesAcknowledgement | null): void => {
         timer.cancel();
@@ -176,7 +178,11 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
         told?.(answer);
         resolve(answer);
       };
-      const giveUp = (): void => settle(null);
+      const giveUp = (): void => {
+        // What comes later is no answer any more.
+        if (pushId !== null) this.#frames.giveUpAnswer(pushId);
+        settle(null);
+      };
       const timer = this.#parts.clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
       this.#unanswered.add(giveUp);
       hear = (raw) => {
@@ -184,7 +190,10 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
         settle(parsed.success ? parsed.data : null);
       };
     });
-    return { acknowledgement, hear };
+    const pushedAs = (id: number): void => {
+      pushId = id;
+    };
+    return { acknowledgement, hear, pushedAs };
   }
 
   close(reason: string): void {

@@ -144,12 +144,20 @@ export class Frames {
   /**
    * @param payload JSON
    * @param onAnswer called once, with whatever the client says, or never
+   * @returns the push's number, by which the answer may be given up
    */
-  pushForAnswer(event: string, payload: string, onAnswer: (answer: unknown) => void): void {
+  pushForAnswer(event: string, payload: string, onAnswer: (answer: unknown) => void): number {
     const id = this.#pushes++;
     this.#awaited ??= new Map();
     this.#awaited.set(id, onAnswer);
     this.#send(`42${id}["${event}",${payload}]`);
+    return id;
+  }
+
+  /** Nobody waits for the answer to that push any more. */
+  giveUpAnswer(id: number): void {
+    this.#awaited?.delete(id);
+    if (this.#awaited?.size === 0) this.#awaited = null;
   }
 
   /** To be called before the connection is closed: what was sent in this turn goes out now. */
@@ -208,8 +216,7 @@ export class Frames {
       return true;
     }
     const onAnswer = this.#awaited?.get(id);
-    this.#awaited?.delete(id);
-    if (this.#awaited?.size === 0) this.#awaited = null;
+    this.giveUpAnswer(id);
     onAnswer?.(args[0]);
     return true;
   }

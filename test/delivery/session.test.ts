@@ -23,6 +23,7 @@ let unreadable: Page['unreadable'];
 let isKnown: boolean;
 let reads: number;
 let events: string[];
+let settled: MessagesAcknowledgement[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let socketPushed: () => void;
 let clock: ManualClock;
@@ -57,6 +58,9 @@ const messages = {
     const result = { ...proof };
     await waiting.prove;
     return isKnown ? result : null;
+  },
+  async putOff() {
+    return { nextDueAtMs: null, bounced: false };
   },
   async bounce() {
     unreadable = [];
@@ -133,6 +137,7 @@ beforeEach(() => {
   isKnown = true;
   reads = 0;
   events = [];
+  settled = [];
   answers = [];
   socketPushed = () => {};
   clock = createManualClock();
@@ -155,7 +160,7 @@ beforeEach(() => {
       clock,
       log: silentLog,
       lowThreshold: 10,
-      reports: noReports,
+      reports: { ...noReports, settled: (_, acknowledgement) => void settled.push(acknowledgement) },
       deleted: createDeletedLately(),
       forget: () => {},
     },
@@ -306,6 +311,24 @@ describe('a session', () => {
     answers[0]!({ processed: ['id 1'] });
     await quiet();
     expect(events).toContain('queueEmpty 1');
+  });
+
+  it('tells of an acknowledgement what it says of the page, whatever else it names', async () => {
+    put(1);
+    put(2);
+    put(3);
+    await session.ready(null);
+    await quiet();
+    answers[0]!({
+      processed: ['id 1', 'nonsense', 'id 1', 'id 9'],
+      failed: [{ id: 'id 2', reason: 'undecryptable' }],
+    });
+    await quiet();
+    const failed = [
+      { id: 'id 2', reason: 'undecryptable' },
+      { id: 'id 3', reason: 'temporary' },
+    ];
+    expect(settled).toEqual([{ processed: ['id 1'], failed }]);
   });
 
   it('counts what it pushed towards the window also when the gate was closed, until it is settled', async () => {

@@ -219,6 +219,19 @@ describe('the short way', () => {
     expect(found).toEqual([...found].sort((one, other) => one - other));
   });
 
+  it('hears an answer once, and none that was given up', async () => {
+    await start();
+    const heard: unknown[] = [];
+    const ask = (name: string) =>
+      frames.pushForAnswer('news', `"${name}"`, (answer) => heard.push([name, answer]));
+    const [first, second] = [ask('first'), ask('second')];
+    frames.giveUpAnswer(second);
+    for (const id of [second, first, first]) await peer.write(text(`43${id}["yes"]`));
+    await peer.write(text('421["last"]'));
+    expect(await peer.seen('431[{}]')).toBe(true);
+    expect(heard).toEqual([['first', 'yes']]);
+  });
+
   it('leaves it to a library that is built otherwise', async () => {
     await start();
     const known = library();
