@@ -61,7 +61,8 @@ export interface Session {
   /**
    * Opens the gate with this socket's validation, or with the one brought along.
    *
-   * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED, KEYS_OUT_OF_SYNC, UNAVAILABLE
+   * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED, KEYS_OUT_OF_SYNC, FORBIDDEN where the token was revoked,
+   *   UNAVAILABLE
    */
   ready(broughtKeyVersion: number | null): Promise<{ pendingCount: number; keyVersion: number }>;
   /**
@@ -552,8 +553,7 @@ class DeviceSession implements Session {
       count += page.sequences.length;
       bytes += page.bytes;
     }
-    const isFull = count >= WINDOW_ENVELOPES_MAX || bytes > WINDOW_BYTES_MAX - CONTENT_BYTES_MAX;
-    return { count, bytes, isFull, oldestPushAtMs };
+    return { count, bytes, isFull: this.#roomInWindow() === null, oldestPushAtMs };
   }
 
   reader(): ReturnType<Session['reader']> {

@@ -21,7 +21,7 @@ import { bundlesJson } from '../protocol/keys.ts';
 import { ACKNOWLEDGEMENT_TIMEOUT_MS } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Caller } from '../requests/authenticate.ts';
-import { badRequest, type Dispatch } from '../requests/dispatch.ts';
+import { badRequest, type Dispatch, draining } from '../requests/dispatch.ts';
 import type { Connection, RequestContext } from '../requests/handlers.ts';
 import type { LiveSocket, LiveSocketFacts, Observer } from '../requests/observe.ts';
 import { Frames } from './frames.ts';
@@ -60,7 +60,7 @@ const TOO_MANY_RETRY_MS = 500;
 /**
  * Takes a socket in whose token is good: from when it resolves, its requests are answered.
  *
- * @throws GatewayError UNAVAILABLE when the store can't be reached
+ * @throws GatewayError FORBIDDEN where the token was revoked, UNAVAILABLE when the store can't be reached
  */
 export async function acceptConnection(
   parts: ConnectionParts,
@@ -275,7 +275,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     }
     if (this.#token.isExpired() && asked.name !== 'refreshToken') return new GatewayError('TOKEN_EXPIRED');
     if (this.#parts.isDraining()) {
-      return new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: TOO_MANY_RETRY_MS });
+      return draining();
     }
     const isFull = this.#waiting.length >= REQUESTS_WAITING_MAX;
     if (isFull || this.#requestBytes + asked.bytes > REQUEST_BYTES_MAX) {

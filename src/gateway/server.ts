@@ -10,7 +10,7 @@ import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Authenticator } from '../requests/authenticate.ts';
 import type { ClientAddressOf } from '../requests/client-address.ts';
-import type { Dispatch } from '../requests/dispatch.ts';
+import { type Dispatch, draining } from '../requests/dispatch.ts';
 import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
@@ -43,7 +43,6 @@ export interface SocketDoor {
   close(): Promise<void>;
 }
 
-const DRAINING_RETRY_MS = 2_000;
 /** Namespaces that one connection may ask for in vain. */
 const NAMESPACES_MAX = 16;
 /** How long clients have to answer the closing handshake when the door closes. */
@@ -196,7 +195,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     }
     asked.add(socket.conn);
     if (parts.isDraining()) {
-      throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
+      throw draining();
     }
     const caller = await parts.authenticator.authenticate(socket.handshake.auth.token);
     await parts.limits.chargeConnection(caller.device);

@@ -17,7 +17,7 @@ import {
   USER_ID_LENGTH_MAX,
 } from '../protocol/limits.ts';
 import type { Authenticator, Caller } from '../requests/authenticate.ts';
-import { badRequest, type Dispatch } from '../requests/dispatch.ts';
+import { badRequest, type Dispatch, draining } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
 import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
@@ -59,7 +59,6 @@ const KEEP_ALIVE_TIMEOUT_MS = 65_000;
 /** A connection on which nothing moves: its client doesn't read the answer. */
 const STALLED_TIMEOUT_MS = 60_000;
 const CLOSE_GRACE_MS = 5_000;
-const DRAINING_RETRY_MS = 2_000;
 /** How long a browser may remember the answer to its preflight. */
 const PREFLIGHT_AGE_S = 600;
 /** In an address, each character of a user id may stand percent-encoded. */
@@ -163,7 +162,7 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     return async (request: FastifyRequest): Promise<void> => {
       const startedMs = clock.nowMs();
       if (isClosing()) {
-        throw new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
+        throw draining();
       }
       const caller = await authenticator.authenticate(bearerToken(request.headers.authorization));
       request.setDecorator<Admission>('admission', { caller, name, startedMs });

@@ -20,7 +20,7 @@ import { samePublicKey } from './decode.ts';
 /** What a change of keys answers, and what it means for those who watch the device. */
 export interface KeyChange<Data> {
   data: Data;
-  /** Whether `keyVersion` rose: every gate of the device that stood at an older one closes. */
+  /** Whether `keyVersion` rose, or the device was revoked: its gates close, or its sockets end. */
   keysChanged: boolean;
   /** Whether it was nothing but a new signed or last-resort prekey. */
   rotation: boolean;

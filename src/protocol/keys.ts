@@ -96,7 +96,6 @@ export type Verdict = z.infer<typeof verdict>;
 
 /** Kinds of signed keys, as SIGNATURE_INVALID names them. */
 export const signedKeyKind = z.enum(['identityKey', 'signedPreKey', 'pqLastResortPreKey', 'pqOneTimePreKey']);
-export type SignedKeyKind = z.infer<typeof signedKeyKind>;
 
 /** What one claimer gets of one device. */
 export const deviceBundle = z

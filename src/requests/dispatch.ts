@@ -109,6 +109,13 @@ function parseInput<Name extends RequestName>(name: Name, input: unknown): Parse
   throw badRequest(issues);
 }
 
+const DRAINING_RETRY_MS = 2_000;
+
+/** What a node that is about to stop answers by both doors: another one, or the next, is there soon. */
+export function draining(): GatewayError {
+  return new GatewayError('UNAVAILABLE', 'this server is draining', { retryAfterMs: DRAINING_RETRY_MS });
+}
+
 export function badRequest(issues: Issue[]): GatewayError {
   const [first] = issues;
   const where = first?.path.join('.') || 'the request';

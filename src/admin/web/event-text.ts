@@ -93,11 +93,6 @@ export function bytesOf(event: StreamEvent): number | null {
   return 'bytes' in event ? event.bytes : null;
 }
 
-/** For the name of a screen reader: `requestBundle, from the client, alice.1`. */
-export function labelOf(event: StreamEvent): string {
-  return [nameOf(event), DIRECTION_WORDS[event.direction], event.device ?? 'nobody'].join(', ');
-}
-
 export function eventsCounted(value: number): string {
   return `${count(value)} ${value === 1 ? 'event' : 'events'}`;
 }

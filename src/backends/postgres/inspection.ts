@@ -6,6 +6,7 @@ import { addressKey } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages, prekeyClaims } from './schema.ts';
+import { msOf } from './time-sql.ts';
 
 /** For what is asked again and again while a page is open. */
 const SOON_MS = 500;
@@ -30,7 +31,7 @@ export function createInspectionStore(database: Database): InspectionStore {
   return {
     async claimsOf({ userId, deviceId }, limit) {
       const rows = await rowsOf<ClaimRow>(sql`
-        SELECT claimer_user_id, claimer_device_id, claim_id, ${ms('claimed_at')} AS claimed_at_ms,
+        SELECT claimer_user_id, claimer_device_id, claim_id, ${msOf('claimed_at')} AS claimed_at_ms,
                signed_prekey_id::float8 AS signed_prekey_id, ec_key_id::float8 AS ec_key_id,
                pq_key_id::float8 AS pq_key_id, pq_last_resort_prekey_id::float8 AS pq_last_resort_prekey_id
         FROM ${prekeyClaims}
@@ -51,7 +52,7 @@ export function createInspectionStore(database: Database): InspectionStore {
     async waitingOf({ userId, deviceId }, limit) {
       const rows = await rowsOf<WaitingRow>(sql`
         SELECT id, message_id, kind, peer_user_id, peer_device_id, coalesce(octet_length(content), 0) AS bytes,
-               ${ms('stored_at')} AS stored_at_ms, ${ms('expires_at')} AS expires_at_ms, ${ms('due_at')} AS due_at_ms,
+               ${msOf('stored_at')} AS stored_at_ms, ${msOf('expires_at')} AS expires_at_ms, ${msOf('due_at')} AS due_at_ms,
                undecryptable_count, temporary_count, CASE WHEN NOT pending THEN bounce_reason END AS bounce_reason,
                (SELECT count(*)::float8 FROM ${messages} WHERE user_id = ${userId} AND device_id = ${deviceId}) AS total
         FROM ${messages}
@@ -78,7 +79,7 @@ export function createInspectionStore(database: Database): InspectionStore {
 
     async trace(messageId, { userId, deviceId }) {
       const receipts = await rowsOf<ReceiptRow>(sql`
-        SELECT r.device_id, r.peer_user_id, r.peer_device_id, ${ms('r.stored_at')} AS stored_at_ms,
+        SELECT r.device_id, r.peer_user_id, r.peer_device_id, ${msOf('r.stored_at')} AS stored_at_ms,
                m.pending, m.bounce_reason, m.due_at IS NOT NULL AS put_off
         FROM ${messageReceipts} r
         LEFT JOIN ${messages} m
@@ -154,10 +155,6 @@ export function createInspectionStore(database: Database): InspectionStore {
         AND r.message_id = ${messageId}::uuid`);
     return row === undefined ? null : { reason: row.bounce_reason };
   }
-}
-
-function ms(expression: string): SQL {
-  return sql.raw(`(extract(epoch FROM ${expression}) * 1000)::float8`);
 }
 
 interface ClaimRow {

@@ -36,6 +36,7 @@ import {
   signedPreKeys,
   usedPreKeyIds,
 } from './schema.ts';
+import { momentOf } from './time-sql.ts';
 
 type Queryable = PostgresJsDatabase | Transaction;
 
@@ -211,7 +212,7 @@ export function createKeyStore(database: Database): KeyStore {
                 eq(prekeyClaims.userId, device.userId),
                 eq(prekeyClaims.deviceId, device.deviceId),
                 sql`${column} IS NOT NULL`,
-                sql`${prekeyClaims.claimedAt} >= ${moment(sinceMs)}`,
+                sql`${prekeyClaims.claimedAt} >= ${momentOf(sinceMs)}`,
               ),
             )
             .orderBy(sql`${prekeyClaims.claimedAt} DESC`)
@@ -228,18 +229,18 @@ export function createKeyStore(database: Database): KeyStore {
             sql`
             SELECT user_id, device_id, bool_or(is_replaced) AS has_replaced FROM (
               (SELECT user_id, device_id, false AS is_replaced FROM ${prekeyClaims}
-               WHERE claimed_at < ${moment(claimedBeforeMs)} ORDER BY claimed_at LIMIT ${limit})
+               WHERE claimed_at < ${momentOf(claimedBeforeMs)} ORDER BY claimed_at LIMIT ${limit})
               UNION ALL
               (SELECT user_id, device_id, true FROM ${signedPreKeys}
-               WHERE replaced_at < ${moment(replacedBeforeMs)} ORDER BY replaced_at LIMIT ${limit})
+               WHERE replaced_at < ${momentOf(replacedBeforeMs)} ORDER BY replaced_at LIMIT ${limit})
             ) old GROUP BY user_id, device_id ORDER BY user_id, device_id`,
           ),
       );
-      const replaced = sql`replaced_at < ${moment(replacedBeforeMs)}`;
+      const replaced = sql`replaced_at < ${momentOf(replacedBeforeMs)}`;
 
       async function sweepDevice(device: DeviceAddress, hasReplaced: boolean): Promise<number> {
         const { userId, deviceId } = device;
-        const old = sql`claimed_at < ${moment(claimedBeforeMs)}`;
+        const old = sql`claimed_at < ${momentOf(claimedBeforeMs)}`;
         // What lies on the disk is fetched while nobody waits for the device.
         await database.run(
           async (db) =>
@@ -261,7 +262,7 @@ export function createKeyStore(database: Database): KeyStore {
           // A record that names a dropped key is no answer any more: such go first, and the key with the last of them.
           // Each was claimed before the key was replaced.
           if (count < limit && hasReplaced) {
-            const naming = sql`claimed_at < ${moment(replacedBeforeMs)} AND ${namesOne(replaced)}`;
+            const naming = sql`claimed_at < ${momentOf(replacedBeforeMs)} AND ${namesOne(replaced)}`;
             count += await foldClaims(tx, device, canonicalKey, naming, limit - count);
             if (count < limit) count += await foldReplacedSignedPreKeys(tx, device, canonicalKey, replaced);
           }
@@ -292,11 +293,12 @@ export function createKeyStore(database: Database): KeyStore {
             db,
             sql`
             SELECT user_id, device_id, CASE
-                WHEN identity_key IS NOT NULL THEN ${lastUsedAt} < ${moment(idleBeforeMs)}
-                ELSE EXISTS (
-                  SELECT 1 FROM ${messages} m
+                WHEN identity_key IS NOT NULL THEN ${lastUsedAt} < ${momentOf(idleBeforeMs)}
+                -- A scalar: EXISTS could be planned as one scan of all messages.
+                ELSE (
+                  SELECT true FROM ${messages} m
                   WHERE m.user_id = ${devices}.user_id AND m.device_id = ${devices}.device_id
-                    AND m.pending AND m.kind = ${sql.raw(String(ENVELOPE_KIND.message))})
+                    AND m.pending AND m.kind = ${sql.raw(String(ENVELOPE_KIND.message))} LIMIT 1)
               END AS is_idle
             FROM ${devices}
             WHERE (user_id, device_id) > (${after?.userId ?? ''}, ${after?.deviceId ?? 0}::int2)
@@ -465,10 +467,6 @@ function devicesThatRanLow(
 /** Raw SQL with the rows' type said once, where the statement is. */
 async function select<Row>(db: Queryable, statement: SQL): Promise<Row[]> {
   return (await db.execute(statement)) as unknown as Row[];
-}
-
-function moment(ms: number): SQL {
-  return sql`to_timestamp(${ms}::float8 / 1000)`;
 }
 
 async function readKeys(db: Queryable, device: DeviceAddress, lock: boolean): Promise<DeviceKeys | null> {
@@ -670,7 +668,7 @@ function createKeySetTransaction(
 
     async revoke(atMs) {
       await tx.execute(sql`
-        UPDATE ${devices} SET revoked_at = greatest(revoked_at, ${moment(atMs)}) WHERE ${ofDevice}`);
+        UPDATE ${devices} SET revoked_at = greatest(revoked_at, ${momentOf(atMs)}) WHERE ${ofDevice}`);
     },
 
     async save(update, { ranLow } = { ranLow: false }) {

@@ -15,6 +15,7 @@ import {
   signedPreKeys,
   usedPreKeyIds,
 } from './schema.ts';
+import { momentOf } from './time-sql.ts';
 
 /** More messages than this are not stored within a millisecond. */
 const MESSAGES_PER_MS_MAX = 1_000;
@@ -87,14 +88,13 @@ export function createMaintenance(database: Database): Maintenance {
     },
 
     async dueForSweep(cut) {
-      const at = (ms: number): SQL => sql`to_timestamp(${ms}::float8 / 1000)`;
-      const idleBefore = cut.idleBeforeMs === null ? sql`NULL` : at(cut.idleBeforeMs);
+      const idleBefore = cut.idleBeforeMs === null ? sql`NULL` : momentOf(cut.idleBeforeMs);
       const row = await one<Record<'claims' | 'signed' | 'expired' | 'remembered' | 'idle', number>>(sql`
-        SELECT (SELECT count(*)::float8 FROM ${prekeyClaims} WHERE claimed_at < ${at(cut.claimedBeforeMs)}) AS claims,
-               (SELECT count(*)::float8 FROM ${signedPreKeys} WHERE replaced_at < ${at(cut.replacedBeforeMs)}) AS signed,
-               (SELECT count(*)::float8 FROM ${messages} WHERE expires_at <= ${at(cut.nowMs)}) AS expired,
+        SELECT (SELECT count(*)::float8 FROM ${prekeyClaims} WHERE claimed_at < ${momentOf(cut.claimedBeforeMs)}) AS claims,
+               (SELECT count(*)::float8 FROM ${signedPreKeys} WHERE replaced_at < ${momentOf(cut.replacedBeforeMs)}) AS signed,
+               (SELECT count(*)::float8 FROM ${messages} WHERE expires_at <= ${momentOf(cut.nowMs)}) AS expired,
                (SELECT count(*)::float8 FROM ${messageReceipts}
-                WHERE finished_at <= ${at(cut.forgetBeforeMs)}) AS remembered,
+                WHERE finished_at <= ${momentOf(cut.forgetBeforeMs)}) AS remembered,
                (SELECT count(*)::float8 FROM ${devices}
                 WHERE identity_key IS NOT NULL AND ${lastUsedAt} < ${idleBefore}) AS idle`);
       return {
@@ -164,7 +164,7 @@ export function createMaintenance(database: Database): Maintenance {
               low_notice_version = greatest(d.count_version, ${versionMin}::int8) + 1,
               revision = greatest(d.revision, ${versionMin}::int8) + 1,
               fence = 0,
-              restored_at = to_timestamp(${restoredAtMs}::float8 / 1000)
+              restored_at = ${momentOf(restoredAtMs)}
             FROM batch b
             WHERE d.user_id = b.user_id AND d.device_id = b.device_id
           )

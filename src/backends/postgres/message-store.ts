@@ -23,14 +23,17 @@ import { numberArray, plainArray, textArray } from './array-literal.ts';
 import { base64 } from './base64.ts';
 import { type Database, hotStatement } from './database.ts';
 import { devices, ENVELOPE_KIND, messageReceipts, messages } from './schema.ts';
+import { momentOf, msOf } from './time-sql.ts';
 
 const { placeholder } = sql;
 const MESSAGE = sql.raw(String(ENVELOPE_KIND.message));
 const BOUNCE = sql.raw(String(ENVELOPE_KIND.bounce));
 
-/** How long an envelope that failed is put off, by how often it has failed; the last one repeats. */
+/** No envelope is put off for longer. */
 const PUT_OFF_MAX_MS = 120_000;
+/** How long an envelope that failed is put off, by how often it has failed; the last one repeats. */
 const TEMPORARY_DELAYS_MS = [1_000, 5_000, 30_000, PUT_OFF_MAX_MS];
+/** The same, until it has been offered often enough. */
 const UNDECRYPTABLE_DELAYS_MS = [1_000, 5_000];
 /** Offers of an undecryptable envelope before it turns into a bounce. */
 const UNDECRYPTABLE_OFFERS = UNDECRYPTABLE_DELAYS_MS.length + 1;
@@ -225,7 +228,7 @@ export function createMessageStore(database: Database): MessageStore {
       await database.run(
         async (db) =>
           await db.execute(sql`
-          UPDATE ${devices} SET served_at = to_timestamp(${nowMs}::float8 / 1000)
+          UPDATE ${devices} SET served_at = ${momentOf(nowMs)}
           WHERE ctid = ANY (ARRAY(
             SELECT d.row_place
             FROM unnest(
@@ -236,7 +239,7 @@ export function createMessageStore(database: Database): MessageStore {
             CROSS JOIN LATERAL (
               SELECT v.ctid AS row_place FROM ${devices} v
               WHERE v.user_id = a.user_id AND v.device_id = a.device_id AND v.fence = a.fence
-                AND (v.served_at IS NULL OR v.served_at <= to_timestamp(${nowMs - SERVED_NOTED_MS}::float8 / 1000))
+                AND (v.served_at IS NULL OR v.served_at <= ${momentOf(nowMs - SERVED_NOTED_MS)})
               LIMIT 1
               FOR NO KEY UPDATE SKIP LOCKED
             ) d))`),
@@ -265,14 +268,6 @@ const SERVED_NOTED_MS = 12 * 3_600_000;
 /** Statements lock a queue's rows in one order, whatever the list's, so that no two can deadlock. */
 function inOrder<Item extends { sequence: number }>(items: readonly Item[]): Item[] {
   return [...items].sort((a, b) => a.sequence - b.sequence);
-}
-
-function moment(name: string): SQL {
-  return sql`to_timestamp(${placeholder(name)}::float8 / 1000)`;
-}
-
-function ms(expression: string): SQL {
-  return sql.raw(`(extract(epoch FROM ${expression}) * 1000)::float8`);
 }
 
 /**
@@ -533,7 +528,7 @@ stored AS (
          to_timestamp(j.expires_at_ms / 1000)
   FROM fresh f JOIN judged j ON j.sequence = f.sequence JOIN asked a ON a.sequence = f.sequence
 )
-SELECT j.ord, j.device_id::int4, false AS missing, j.known, j.matches, j.is_full, ${ms('j.repeated_of')} AS repeated_at_ms,
+SELECT j.ord, j.device_id::int4, false AS missing, j.known, j.matches, j.is_full, ${msOf('j.repeated_of')} AS repeated_at_ms,
        j.user_known, j.may_store, f.sequence IS NOT NULL AS stored, j.sequence, j.id, j.key_version, j.identity_version,
        j.fence, j.waiting
 FROM judged j LEFT JOIN fresh f ON f.sequence = j.sequence
@@ -603,7 +598,7 @@ const serveStatement = hotStatement<
   ProofRow & { served: boolean; pending_count: number; newest_sequence: number }
 >(sql`
 WITH served AS (
-  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8, served_at = ${moment('nowMs')}
+  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8, served_at = ${momentOf(placeholder('nowMs'))}
   WHERE ${ofDevice} AND fence <= ${placeholder('fence')}::int8 AND key_version = ${placeholder('keyVersion')}::int8
     AND identity_key IS NOT NULL
   RETURNING ${PROOF_COLUMNS}, true AS served
@@ -619,7 +614,7 @@ CROSS JOIN LATERAL (
   SELECT count(*)::int4 AS pending_count, coalesce(max(m.sequence), 0) AS newest_sequence
   FROM ${messages} m
   WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.pending
-    AND (m.kind = ${BOUNCE} OR (m.identity_version = p.identity_version AND m.expires_at > ${moment('nowMs')}))
+    AND (m.kind = ${BOUNCE} OR (m.identity_version = p.identity_version AND m.expires_at > ${momentOf(placeholder('nowMs'))}))
 ) q`);
 
 // ── Reading ─────────────────────────────────────────────────────────────────────────────────────────────
@@ -737,7 +732,7 @@ CROSS JOIN LATERAL (
       WHERE o.user_id = v.user_id AND o.device_id = v.device_id AND o.pending
       ORDER BY o.user_id, o.device_id, o.sequence LIMIT 1
     ) AS oldest_sequence, (
-      SELECT ${ms('min(o.due_at)')} FROM ${messages} o
+      SELECT ${msOf('min(o.due_at)')} FROM ${messages} o
       WHERE o.user_id = v.user_id AND o.device_id = v.device_id AND o.due_at > a.now
     ) AS next_due_at_ms
   FROM ${devices} v
@@ -773,7 +768,7 @@ CROSS JOIN LATERAL (
 
 const revokedStatement = hotStatement<{ user_id: string; device_id: number }>(sql`
 SELECT user_id, device_id FROM ${devices}
-WHERE revoked_at IS NOT NULL AND revoked_at >= ${moment('sinceMs')}
+WHERE revoked_at IS NOT NULL AND revoked_at >= ${momentOf(placeholder('sinceMs'))}
 ORDER BY revoked_at DESC
 LIMIT ${placeholder('limit')}::int4`);
 
@@ -793,7 +788,7 @@ WHERE d.fence IS NULL OR d.fence <> a.fence OR d.key_version <> a.key_version OR
   SELECT count(*) FROM (
     SELECT 1 FROM ${messages} m
     WHERE m.user_id = a.user_id AND m.device_id = a.device_id AND m.pending
-      AND ${isDue(moment('nowMs'))}
+      AND ${isDue(momentOf(placeholder('nowMs')))}
     LIMIT a.in_flight + 1
   ) due)`);
 
@@ -843,7 +838,7 @@ deleted AS (
 -- One that is acknowledged twice at once was deleted once.
 SELECT ord, count(*)::int4 AS deleted FROM (SELECT min(ord) AS ord FROM processed GROUP BY row_place) first GROUP BY ord`);
 
-/** `delays` in seconds by how often it has failed before; the last one repeats. */
+/** An interval by how often it has failed before; the last one repeats. */
 function delayOf(countColumn: string, delaysMs: readonly number[]): SQL {
   const seconds = delaysMs.map((delay) => delay / 1000).join(', ');
   return sql.raw(
@@ -875,11 +870,11 @@ UPDATE ${messages} m SET
   content = CASE WHEN ${isLastOffer} THEN NULL ELSE m.content END,
   due_at = CASE
     WHEN ${isLastOffer} THEN NULL
-    WHEN f.undecryptable THEN ${moment('nowMs')} + ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
-    ELSE ${moment('nowMs')} + ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
+    WHEN f.undecryptable THEN ${momentOf(placeholder('nowMs'))} + ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
+    ELSE ${momentOf(placeholder('nowMs'))} + ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
 FROM failed f
 WHERE ${ofListed} AND m.sequence = f.sequence AND m.pending AND ${isServed} AND NOT (m.kind = ${BOUNCE} AND ${isLastOffer})
-RETURNING m.pending, ${ms('m.due_at')} AS due_at_ms`);
+RETURNING m.pending, ${msOf('m.due_at')} AS due_at_ms`);
 
 const bounceStatement = hotStatement<never>(sql`
 UPDATE ${messages} m SET pending = false, bounce_reason = b.reason, content = NULL, due_at = NULL
@@ -910,7 +905,7 @@ remembered AS (
   INSERT INTO ${messageReceipts}
     (user_id, device_id, kind, peer_user_id, peer_device_id, message_id, sequence, stored_at, waiting_at)
   SELECT ${placeholder('userId')}, b.device_id, ${BOUNCE}, b.recipient_user_id, b.recipient_device_id, b.message_id,
-         b.sequence, ${moment('nowMs')}, ${moment('nowMs')}
+         b.sequence, ${momentOf(placeholder('nowMs'))}, ${momentOf(placeholder('nowMs'))}
   FROM bounced b
   ORDER BY b.device_id, b.recipient_user_id, b.recipient_device_id, b.message_id
   ON CONFLICT DO NOTHING
@@ -920,7 +915,7 @@ INSERT INTO ${messages}
   (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, bounce_reason, identity_version,
    stored_at, expires_at)
 SELECT ${placeholder('userId')}, b.device_id, b.sequence, b.id, ${BOUNCE}, b.recipient_user_id, b.recipient_device_id,
-       b.message_id, b.reason, 0, ${moment('nowMs')}, ${moment('expiresAtMs')}
+       b.message_id, b.reason, 0, ${momentOf(placeholder('nowMs'))}, ${momentOf(placeholder('expiresAtMs'))}
 FROM remembered r JOIN bounced b ON b.sequence = r.sequence`);
 
 const removeBouncedStatement = hotStatement<{ sequence: number }>(sql`
@@ -974,15 +969,11 @@ function held(table: PgTable, rows: { found: SQL; stillSo: SQL; limit: number })
       LIMIT ${rows.limit} FOR UPDATE SKIP LOCKED))`;
 }
 
-function at(ms: number): SQL {
-  return sql`to_timestamp(${ms}::float8 / 1000)`;
-}
-
 /** What was stored beside a wipe bears the older stamp. */
 function staleStatement(of: DeviceAddress | null, { nowMs, limit }: { nowMs: number; limit: number }): SQL {
   const wiped =
     of === null
-      ? sql`wiped_at > ${at(nowMs - STALE_WINDOW_MS)}`
+      ? sql`wiped_at > ${momentOf(nowMs - STALE_WINDOW_MS)}`
       : sql`user_id = ${of.userId} AND device_id = ${of.deviceId}`;
   const found = sql`
     SELECT m.ctid
@@ -1003,9 +994,9 @@ function staleStatement(of: DeviceAddress | null, { nowMs, limit }: { nowMs: num
 
 function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: number }): SQL[] {
   const { limit } = cut;
-  const expired = sql`expires_at <= ${at(cut.nowMs)}`;
+  const expired = sql`expires_at <= ${momentOf(cut.nowMs)}`;
   const isWaiting = sql`${expired} AND pending AND kind = ${MESSAGE}`;
-  const isUnfinished = sql`finished_at IS NULL AND waiting_at <= ${at(cut.forgetBeforeMs)}`;
+  const isUnfinished = sql`finished_at IS NULL AND waiting_at <= ${momentOf(cut.forgetBeforeMs)}`;
   return [
     sql`
     UPDATE ${messages} SET pending = false, bounce_reason = 'EXPIRED', content = NULL, due_at = NULL
@@ -1027,15 +1018,15 @@ function sweepStatements(cut: { nowMs: number; forgetBeforeMs: number; limit: nu
     DELETE FROM ${messageReceipts}
     WHERE ctid = ANY (ARRAY(
       SELECT ctid FROM ${messageReceipts}
-      WHERE finished_at <= ${at(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${limit}))`,
+      WHERE finished_at <= ${momentOf(cut.forgetBeforeMs)} ORDER BY finished_at LIMIT ${limit}))`,
     // Each is looked at a day after it was stored or last found waiting, so that a run reads no queue of old ones again.
     sql`
-    UPDATE ${messageReceipts} r SET waiting_at = ${at(cut.nowMs)}, finished_at = CASE
+    UPDATE ${messageReceipts} r SET waiting_at = ${momentOf(cut.nowMs)}, finished_at = CASE
       -- A scalar: EXISTS could be planned as one scan of all messages.
       WHEN (SELECT 1 FROM ${messages} m
             WHERE m.user_id = r.user_id AND m.device_id = r.device_id AND m.sequence = r.sequence
             LIMIT 1) IS NULL
-      THEN ${at(cut.nowMs)} END
+      THEN ${momentOf(cut.nowMs)} END
     WHERE ${held(messageReceipts, {
       found: sql`SELECT ctid FROM ${messageReceipts} WHERE ${isUnfinished} ORDER BY waiting_at LIMIT ${limit}`,
       stillSo: isUnfinished,

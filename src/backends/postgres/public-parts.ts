@@ -6,7 +6,7 @@
 import { sql } from 'drizzle-orm';
 import { createRecent } from '../../lib/recent.ts';
 import type { ClaimedBundle, SignedWireKey } from '../../ports/key-store.ts';
-import type { DeviceAddress } from '../../protocol/ids.ts';
+import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { base64 } from './base64.ts';
 import { type Database, hotStatement } from './database.ts';
@@ -49,15 +49,15 @@ export function createPublicParts(database: Database): PublicPartsCache {
 
   /** @returns null where nothing is known, or only what another key set had */
   function cached(id: PublicPartsId): PublicParts | null {
-    const entry = entries.get(deviceKey(id));
+    const entry = entries.get(addressKey(id));
     return entry !== undefined && isSame(entry.id, id) ? entry.parts : null;
   }
 
   return {
-    knows: (device) => entries.get(deviceKey(device)) !== undefined,
+    knows: (device) => entries.get(addressKey(device)) !== undefined,
 
     learn(id, parts) {
-      entries.set(deviceKey(id), { id, parts });
+      entries.set(addressKey(id), { id, parts });
     },
 
     async read(ids) {
@@ -65,7 +65,7 @@ export function createPublicParts(database: Database): PublicPartsCache {
       const missing = new Map<string, { id: PublicPartsId; indexes: number[] }>();
       ids.forEach((id, index) => {
         if (parts[index] !== null) return;
-        const key = `${deviceKey(id)}/${id.identityVersion}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
+        const key = `${addressKey(id)}/${id.identityVersion}/${id.signedPreKeyId}/${id.pqLastResortPreKeyId}`;
         const known = missing.get(key);
         if (known === undefined) missing.set(key, { id, indexes: [index] });
         else known.indexes.push(index);
@@ -77,16 +77,12 @@ export function createPublicParts(database: Database): PublicPartsCache {
           const { id, indexes } = asked[row.ord]!;
           const found = toParts(row);
           for (const index of indexes) parts[index] = found;
-          entries.set(deviceKey(id), { id, parts: found });
+          entries.set(addressKey(id), { id, parts: found });
         }
       }
       return parts;
     },
   };
-}
-
-function deviceKey({ userId, deviceId }: DeviceAddress): string {
-  return `${userId}.${deviceId}`;
 }
 
 function isSame(a: PublicPartsId, b: PublicPartsId): boolean {
