@@ -9,15 +9,10 @@ import type { MessageStore, QueuedEnvelope, StoredMessage } from '../ports/messa
 import { GatewayError } from '../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import type { Bounces } from './bounce.ts';
+import { createDeletedLately } from './deleted-lately.ts';
 import type { DeliveryReports } from './reports.ts';
 import { isRevoked, type TokenAge } from './revocation.ts';
-import {
-  createDeletedLately,
-  createSession,
-  type ServedSocket,
-  type Session,
-  type SessionShared,
-} from './session.ts';
+import { createSession, type ServedSocket, type Session, type SessionShared } from './session.ts';
 
 export interface CourierParts {
   messages: MessageStore;

@@ -4,7 +4,6 @@
  */
 import type { Clock, Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
-import { createRecent } from '../lib/recent.ts';
 import type {
   DeviceProof,
   MessageStore,
@@ -12,28 +11,26 @@ import type {
   Reader,
   StoredMessage,
 } from '../ports/message-store.ts';
-import { decodedLength } from '../protocol/base64.ts';
 import type { IncomingEnvelope } from '../protocol/envelope.ts';
 import { GatewayError } from '../protocol/errors.ts';
-import type {
-  FailedReason,
-  GateClosedReason,
-  MessagesAcknowledgement,
-  PushName,
-  PushPayload,
-} from '../protocol/events.ts';
+import type { GateClosedReason, MessagesAcknowledgement, PushName, PushPayload } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
-import {
-  CONTENT_BYTES_MAX,
-  PAGE_BYTES_MAX,
-  PAGE_ENVELOPES_MAX,
-  WINDOW_BYTES_MAX,
-  WINDOW_ENVELOPES_MAX,
-} from '../protocol/limits.ts';
+import { PAGE_BYTES_MAX, PAGE_ENVELOPES_MAX } from '../protocol/limits.ts';
 import type { Bounces } from './bounce.ts';
+import type { DeletedLately } from './deleted-lately.ts';
 import { CONNECTED, type GateEffect, type GateEvent, type GateState, step } from './gate.ts';
 import type { DeliveryReports } from './reports.ts';
 import { isRevoked, type TokenAge } from './revocation.ts';
+import {
+  addTo,
+  contentBytesOf,
+  ofPage,
+  type PageOutcome,
+  type PushedPage,
+  PushWindow,
+  sortedOut,
+  type WindowFacts,
+} from './window.ts';
 
 /** What a session needs of its socket. */
 export interface ServedSocket {
@@ -52,8 +49,7 @@ export interface Session {
   readonly device: DeviceAddress;
   readonly fence: number;
   gate(): GateState;
-  /** What was pushed and not yet acknowledged. */
-  window(): { count: number; bytes: number; isFull: boolean; oldestPushAtMs: number | null };
+  window(): WindowFacts;
   /** What the sweep asks the store about. */
   reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
   /** A validation found client and server in step at `keyVersion`. */
@@ -110,12 +106,6 @@ export interface SessionShared {
   forget(session: Session): void;
 }
 
-/** The numbers of the messages that this node deleted last, at least `DELETED_MAX` of them. */
-export interface DeletedLately {
-  add(sequences: readonly number[]): void;
-  has(sequence: number): boolean;
-}
-
 /** What one session begins with. */
 export interface SessionStart {
   device: DeviceAddress;
@@ -143,32 +133,6 @@ interface Start {
   ownChanges: number;
 }
 
-/** Envelopes that were pushed together, until what became of them is stored. */
-interface PushedPage {
-  /** Of its envelopes, in the order in which they were pushed. */
-  ids: string[];
-  sequences: number[];
-  bytes: number;
-  pushedAtMs: number;
-  /** The gate was closed after it was pushed: the client may have dropped it, and it may be offered again. */
-  isVoid: boolean;
-  /** Its acknowledgement has come and is being stored. */
-  isSettling: boolean;
-}
-
-/** So many are deleted in about a second at most, and no statement takes so long while they are. */
-const DELETED_MAX = 10_000;
-
-export function createDeletedLately(): DeletedLately {
-  const sequences = createRecent<true, number>(DELETED_MAX);
-  return {
-    add(list) {
-      for (const sequence of list) sequences.set(sequence, true);
-    },
-    has: (sequence) => sequences.get(sequence) === true,
-  };
-}
-
 export function createSession(shared: SessionShared, start: SessionStart): Session {
   return new DeviceSession(shared, start);
 }
@@ -183,7 +147,7 @@ class DeviceSession implements Session {
   #state: GateState = CONNECTED;
   #opening: Opening | null = null;
   /** The window: a client that says that it is ready, or closes its gate, has read no more by that. */
-  readonly #window = new Set<PushedPage>();
+  readonly #window = new PushWindow();
   /** How often the gate was closed. */
   #closings = 0;
   /** A validation of a newer key set than the one that the gate is open on. */
@@ -236,7 +200,7 @@ class DeviceSession implements Session {
         // What is in flight stays pending: a late acknowledgement still counts, another opening offers it again.
         this.#opening = null;
         this.#closings += 1;
-        for (const page of this.#window) page.isVoid = true;
+        this.#window.voidAll();
         this.#socket.push('gateClosed', { reason: effect.reason, keyVersion: effect.keyVersion });
         break;
     }
@@ -348,32 +312,13 @@ class DeviceSession implements Session {
     });
   }
 
-  /**
-   * What the window still takes; null where an acknowledgement must come first, or its deletion where many are under
-   * way. A page holds its first envelope whatever its size.
-   */
-  #roomInWindow(): { envelopes: number; bytes: number } | null {
-    let envelopes = WINDOW_ENVELOPES_MAX;
-    let bytes = WINDOW_BYTES_MAX;
-    let settling = 0;
-    for (const page of this.#window) {
-      if (page.isSettling) settling += page.sequences.length;
-      else {
-        envelopes -= page.sequences.length;
-        bytes -= page.bytes;
-      }
-    }
-    const isFull = envelopes <= 0 || bytes < CONTENT_BYTES_MAX || settling >= WINDOW_ENVELOPES_MAX;
-    return isFull ? null : { envelopes, bytes };
-  }
-
   /** Reads and pushes pages until the queue or the window ends. */
   async #drain(): Promise<void> {
     let hasProof = false;
     while (this.#state.name === 'open' && this.#opening !== null && !this.#paused && !this.#ended) {
       const current = this.#opening;
       const closingsAtStart = this.#closings;
-      const room = this.#roomInWindow();
+      const room = this.#window.room();
       this.#mayWait = true;
       const start = this.#now();
       if (room === null) {
@@ -383,7 +328,7 @@ class DeviceSession implements Session {
       }
       this.#readCount += 1;
       const page = await this.#shared.messages.read(this.#me, {
-        inFlight: this.#inFlight(),
+        inFlight: this.#window.inFlight(),
         envelopesMax: Math.min(PAGE_ENVELOPES_MAX, room.envelopes),
         bytesMax: Math.min(PAGE_BYTES_MAX, room.bytes),
         nowMs: this.#shared.clock.nowMs(),
@@ -412,51 +357,16 @@ class DeviceSession implements Session {
     if (this.#opening !== current || current.emptyAnnounced) return;
     if (oldestSequence !== null && oldestSequence <= current.boundary) return;
     // The store has deleted what an acknowledgement under way has not been counted for: its end looks again.
-    for (const page of this.#window) {
-      if (page.isVoid && !page.isSettling) continue;
-      for (const sequence of page.sequences) if (sequence <= current.boundary) return;
-    }
+    if (this.#window.holdsUpTo(current.boundary)) return;
     current.emptyAnnounced = true;
     this.#socket.push('queueEmpty', { deliveredCount: current.deliveredCount });
-  }
-
-  /** What is not to be read again. */
-  #inFlight(): number[] {
-    return [...this.#window].flatMap((page) => (page.isVoid ? [] : page.sequences));
-  }
-
-  #isInFlight(sequence: number): boolean {
-    for (const page of this.#window) {
-      if (page.isVoid) continue;
-      for (const pushed of page.sequences) if (pushed === sequence) return true;
-    }
-    return false;
-  }
-
-  #emptyPage(): PushedPage {
-    const page: PushedPage = {
-      ids: [],
-      sequences: [],
-      bytes: 0,
-      pushedAtMs: this.#shared.clock.nowMs(),
-      isVoid: false,
-      isSettling: false,
-    };
-    this.#window.add(page);
-    return page;
-  }
-
-  #addTo(page: PushedPage, envelope: QueuedEnvelope): void {
-    page.ids.push(envelope.id);
-    page.sequences.push(envelope.sequence);
-    page.bytes += contentBytesOf(envelope);
   }
 
   /** At the end of the turn, so that the next page is asked for before this one is written out. */
   #pushPage(envelopes: QueuedEnvelope[]): void {
     const wire = envelopes.map(toWire);
-    const page = this.#emptyPage();
-    for (const envelope of envelopes) this.#addTo(page, envelope);
+    const page = this.#window.open(this.#shared.clock.nowMs());
+    for (const envelope of envelopes) addTo(page, envelope);
     process.nextTick(() => this.#push(page, envelopes, wire));
   }
 
@@ -471,14 +381,14 @@ class DeviceSession implements Session {
   #push(page: PushedPage, envelopes: QueuedEnvelope[], wire: IncomingEnvelope[]): void {
     if (page.isVoid || this.#paused || this.#ended) {
       // It waits in the queue like everything else.
-      this.#window.delete(page);
+      this.#window.close(page);
       this.look();
       return;
     }
     this.#shared.reports.pushed(this.#me, envelopes);
     void this.#socket.pushMessages(wire).then(async (acknowledgement) => {
       if (acknowledgement === null) {
-        this.#window.delete(page);
+        this.#window.close(page);
         // The client may have been told that the gate is closed and have dropped the page: that is no silence.
         if (page.isVoid) this.look();
         else if (!this.#ended) this.#socket.close('a push was not acknowledged in time');
@@ -499,7 +409,7 @@ class DeviceSession implements Session {
         );
         this.#lookAt(this.#shared.clock.nowMs() + RETRY_MS);
       } finally {
-        this.#window.delete(page);
+        this.#window.close(page);
         // Where the last read found nothing beyond the window, there is nothing to look for.
         if (!isAllGone || page.isVoid || this.#mayWait || this.#opening?.emptyAnnounced !== true) this.look();
       }
@@ -544,16 +454,7 @@ class DeviceSession implements Session {
   }
 
   window(): ReturnType<Session['window']> {
-    let count = 0;
-    let bytes = 0;
-    let oldestPushAtMs: number | null = null;
-    for (const page of this.#window) {
-      if (page.isSettling) continue;
-      oldestPushAtMs ??= page.pushedAtMs;
-      count += page.sequences.length;
-      bytes += page.bytes;
-    }
-    return { count, bytes, isFull: this.#roomInWindow() === null, oldestPushAtMs };
+    return this.#window.facts();
   }
 
   reader(): ReturnType<Session['reader']> {
@@ -561,7 +462,7 @@ class DeviceSession implements Session {
       ...this.#me,
       keyVersion: this.#state.name === 'open' ? this.#state.keyVersion : 0,
       lowNoticeVersion: this.#noticeVersion,
-      inFlight: this.#inFlight().length,
+      inFlight: this.#window.inFlight().length,
     };
   }
 
@@ -660,10 +561,10 @@ class DeviceSession implements Session {
     if (
       !isCurrent ||
       stored.waiting === null ||
-      !stored.waiting.every((sequence) => this.#isInFlight(sequence) || this.#shared.deleted.has(sequence))
+      !stored.waiting.every((sequence) => this.#window.has(sequence) || this.#shared.deleted.has(sequence))
     )
       return false;
-    if (this.#roomInWindow() === null) return false;
+    if (this.#window.room() === null) return false;
     const bytes = contentBytesOf(envelope);
     const isFull =
       this.#handed !== null &&
@@ -671,10 +572,10 @@ class DeviceSession implements Session {
         this.#handed.page.bytes + bytes > PAGE_BYTES_MAX);
     if (isFull) this.#pushHanded();
     if (this.#handed === null) {
-      this.#handed = { page: this.#emptyPage(), envelopes: [] };
+      this.#handed = { page: this.#window.open(this.#shared.clock.nowMs()), envelopes: [] };
       process.nextTick(() => this.#pushHanded());
     }
-    this.#addTo(this.#handed.page, envelope);
+    addTo(this.#handed.page, envelope);
     this.#handed.envelopes.push(envelope);
     return true;
   }
@@ -714,63 +615,8 @@ class DeviceSession implements Session {
   }
 }
 
-/** By the numbers of its envelopes. */
-interface PageOutcome {
-  processed: number[];
-  failures: { sequence: number; reason: FailedReason }[];
-}
-
-/** What a client said of a page. What it left out is offered again. */
-function sortedOut({ ids, sequences }: PushedPage, acknowledgement: MessagesAcknowledgement): PageOutcome {
-  /** Null from when the client has said what became of it. */
-  const left: (number | null)[] = [...sequences];
-  let places: Map<string, number> | null = null;
-  /** @param at where it stands if the client answers in the order of the push, as most do */
-  const take = (id: string, at: number): number | null => {
-    let place: number | undefined = at;
-    if (ids[at] !== id) {
-      places ??= new Map(ids.map((each, nth) => [each, nth]));
-      place = places.get(id);
-    }
-    const sequence = place === undefined ? null : left[place]!;
-    if (place !== undefined) left[place] = null;
-    return sequence;
-  };
-  const processed: number[] = [];
-  acknowledgement.processed.forEach((id, at) => {
-    const sequence = take(id, at);
-    if (sequence !== null) processed.push(sequence);
-  });
-  const failures: { sequence: number; reason: FailedReason }[] = [];
-  acknowledgement.failed?.forEach(({ id, reason }, at) => {
-    const sequence = take(id, at);
-    if (sequence !== null) failures.push({ sequence, reason });
-  });
-  for (const sequence of left) if (sequence !== null) failures.push({ sequence, reason: 'temporary' });
-  return { processed, failures };
-}
-
-/** The acknowledgement as it counts: of the page's envelopes alone, whatever else it names or leaves out. */
-function ofPage(
-  { ids, sequences }: PushedPage,
-  acknowledgement: MessagesAcknowledgement,
-  { processed, failures }: PageOutcome,
-): MessagesAcknowledgement {
-  if (processed.length === ids.length && acknowledgement.processed.length === ids.length)
-    return acknowledgement;
-  const idOf = new Map(sequences.map((sequence, nth) => [sequence, ids[nth]!]));
-  return {
-    processed: processed.map((sequence) => idOf.get(sequence)!),
-    failed: failures.map(({ sequence, reason }) => ({ id: idOf.get(sequence)!, reason })),
-  };
-}
-
 function keyVersionOf(state: GateState): number | null {
   return state.name === 'connected' ? null : state.keyVersion;
-}
-
-function contentBytesOf({ body }: QueuedEnvelope): number {
-  return body.kind === 'message' ? decodedLength(body.content) : 0;
 }
 
 function toWire(envelope: QueuedEnvelope): IncomingEnvelope {

@@ -1,12 +1,8 @@
 /** One session against a store that answers when it is told: orders of events that sockets can't bring about at will. */
 import { beforeEach, describe, expect, it } from 'vitest';
+import { createDeletedLately } from '../../src/delivery/deleted-lately.ts';
 import { noReports } from '../../src/delivery/reports.ts';
-import {
-  createDeletedLately,
-  createSession,
-  type ServedSocket,
-  type Session,
-} from '../../src/delivery/session.ts';
+import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, Page, QueuedEnvelope } from '../../src/ports/message-store.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
