@@ -2,9 +2,15 @@
 import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
+import { resolve } from 'node:path';
 import { expect, it } from 'vitest';
+import type { DeviceAddress } from '../src/protocol/ids.ts';
+import type { DeviceBundle } from '../src/protocol/keys.ts';
+import type { MessageEnvelope } from '../src/sdk/index.ts';
+import { eventually } from './support/eventually.ts';
 import { undoAfterEach } from './support/flow.ts';
 import { startGateway } from './support/gateway.ts';
+import { Disk, LibsignalKeys } from './support/sdk-keys.ts';
 
 const undo = undoAfterEach();
 
@@ -45,4 +51,46 @@ it('the script of the README lets two clients chat', async () => {
   expect(readFileSync('README.md', 'utf8')).toContain(told.join('\n'));
   // Again: new installations of both, on the same store.
   expect(await run()).toMatchObject({ code: 0 });
+});
+
+it('the app of the README sends to and reads of another', async () => {
+  const [, script] = /```js\n(\/\/ The typed client .*?)```/s.exec(readFileSync('README.md', 'utf8')) ?? [];
+  expect(script, 'the README holds the app').toContain("from 'keygate/sdk'");
+  const gateway = await startGateway();
+  undo.push(() => gateway.stop());
+  await mkdir('test-output', { recursive: true });
+  const file = resolve('test-output/app-of-the-readme.mjs');
+  await writeFile(file, script!.replace("'keygate/sdk'", "'../src/sdk/index.ts'"));
+  undo.push(() => rm(file));
+  const { openChat } = await import(file);
+
+  const install = async (userId: string) => {
+    const address = { userId, deviceId: 1 };
+    const disk = new Disk();
+    const keys = new LibsignalKeys(disk, address);
+    const shown: string[] = [];
+    const chat = await openChat({
+      url: gateway.url,
+      getToken: () => gateway.token(address),
+      crypto: {
+        keys,
+        hasSession: async (peer: DeviceAddress) => keys.hasSession(peer),
+        openSession: (peer: string, bundle: DeviceBundle) => keys.establish({ ...bundle, userId: peer }),
+        encrypt: (peer: DeviceAddress, text: string) => keys.encrypt(peer, text),
+        decrypt: (envelope: MessageEnvelope) => keys.receive(envelope),
+      },
+      storage: disk.kitStorage(),
+      show: (sender: DeviceAddress, text: string) => shown.push(`${sender.userId}: ${text}`),
+      showUnsent: (messageId: string) => shown.push(`${messageId} was not delivered`),
+    });
+    undo.push(() => chat.client.close());
+    return { chat, shown };
+  };
+  const [alice, bob] = [await install('alice'), await install('bob')];
+  await alice.chat.send('bob', 'hello, bob');
+  await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob']));
+  await bob.chat.send('alice', 'hello, alice');
+  await alice.chat.send('bob', 'and again');
+  await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob', 'alice: and again']));
+  await eventually(() => expect(alice.shown).toEqual(['bob: hello, alice']));
 });

@@ -7,7 +7,8 @@ import { pushes, type RequestName, requestNames, requests } from '../../src/prot
 import { httpRoutes } from '../../src/protocol/http-routes.ts';
 
 const TABLES: Readonly<Record<string, () => string>> = {
-  chat: () => `\n\`\`\`js\n${readFileSync('examples/chat.mjs', 'utf8')}\`\`\`\n`,
+  chat: () => script('examples/chat.mjs'),
+  app: () => script('examples/app.mjs'),
   requests: () =>
     markdownTable(
       ['request', 'what it does', 'also by HTTP'],
@@ -34,6 +35,10 @@ const TABLES: Readonly<Record<string, () => string>> = {
       configReference().map(({ name, byDefault, meaning }) => [`\`${name}\``, byDefault, meaning]),
     ),
 };
+
+function script(path: string): string {
+  return `\n\`\`\`js\n${readFileSync(path, 'utf8')}\`\`\`\n`;
+}
 
 function httpRouteOf(name: RequestName): string {
   if (!Object.hasOwn(httpRoutes, name)) return '';
