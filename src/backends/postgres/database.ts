@@ -50,6 +50,8 @@ export interface Database {
 }
 
 export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction']>[0]>[0];
+/** What a query can be sent to, inside a transaction or outside. */
+export type Queryable = PostgresJsDatabase | Transaction;
 
 /** By which PostgreSQL knows our sessions. */
 const APPLICATION_NAME = 'keygate';
@@ -106,6 +108,11 @@ export function hotStatement<Row>(statement: SQL): HotStatement<Row> {
     text,
     bind: (values) => names.map((name) => values[name]),
   };
+}
+
+/** Raw SQL with the rows' type said once, where the statement is. */
+export async function select<Row>(db: Queryable, statement: SQL): Promise<Row[]> {
+  return (await db.execute(statement)) as unknown as Row[];
 }
 
 /**

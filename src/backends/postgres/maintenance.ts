@@ -3,7 +3,7 @@ import { type SQL, sql } from 'drizzle-orm';
 import type { Maintenance, PoolTotals } from '../../ports/maintenance.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
-import { lastUsedAt } from './key-store.ts';
+import { lastUsedAt } from './key-retention.ts';
 import {
   connectionFence,
   devices,

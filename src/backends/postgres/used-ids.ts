@@ -1,0 +1,98 @@
+/** The ids that can't be used again under an identity: claimed, withdrawn and replaced keys end as ranges of ids. */
+import { type SQL, sql } from 'drizzle-orm';
+import type { PreKeyKind } from '../../ports/key-store.ts';
+import type { DeviceAddress } from '../../protocol/ids.ts';
+import { numberArray } from './array-literal.ts';
+import { select, type Transaction } from './database.ts';
+import { PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } from './schema.ts';
+
+/**
+ * Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. One intersection reads the
+ * used ids once, however many there are; a look for each id would unpack them all each time.
+ */
+export function usedAmong(
+  device: DeviceAddress,
+  kind: PreKeyKind,
+  canonicalKey: SQL,
+  keyIds: readonly number[],
+): SQL {
+  const column = sql.raw(kind === 'ec' ? 'ec_key_id' : 'pq_key_id');
+  return sql`
+    SELECT c.${column} AS id FROM ${prekeyClaims} c
+    WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId}
+      AND c.${column} = ANY (${numberArray(keyIds)}::int8[])
+    UNION
+    SELECT generate_series(lower(r.run), upper(r.run) - 1) AS id
+    FROM ${usedPreKeyIds} u
+    CROSS JOIN LATERAL unnest(u.ids * (
+      SELECT coalesce(range_agg(int8range(l.id, l.id, '[]')), '{}')
+      FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+    )) AS r (run)
+    WHERE u.user_id = ${device.userId} AND u.device_id = ${device.deviceId}
+      AND u.identity_canonical = ${canonicalKey} AND u.kind = ${PRE_KEY_KIND[kind]} AND NOT u.signed`;
+}
+
+/** Turns claim records into used ids. @returns how many, at most `limit` where there is one */
+export async function foldClaims(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  which: SQL,
+  limit: number | null,
+): Promise<number> {
+  const folded = await select<{ ec_key_id: number | null; pq_key_id: number | null }>(
+    tx,
+    sql`
+    DELETE FROM ${prekeyClaims}
+    WHERE ctid = ANY (ARRAY(
+      SELECT ctid FROM ${prekeyClaims}
+      WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${which}
+      LIMIT ${limit === null ? sql`ALL` : limit}))
+    RETURNING ec_key_id, pq_key_id`,
+  );
+  const ids = (column: 'ec_key_id' | 'pq_key_id') =>
+    folded.map((row) => row[column]).filter((keyId) => keyId !== null);
+  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.ec, false, ids('ec_key_id'));
+  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.pq, false, ids('pq_key_id'));
+  return folded.length;
+}
+
+/** Turns the signed and last-resort prekeys of which `which` holds into used ids. @returns how many */
+export async function foldReplacedSignedPreKeys(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  which: SQL,
+): Promise<number> {
+  const folded = await select<{ kind: number; key_id: number }>(
+    tx,
+    sql`DELETE FROM ${signedPreKeys}
+        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND ${which}
+        RETURNING kind, key_id`,
+  );
+  for (const kind of Object.values(PRE_KEY_KIND)) {
+    const ids = folded.filter((row) => row.kind === kind).map((row) => row.key_id);
+    await markUsed(tx, device, canonicalKey, kind, true, ids);
+  }
+  return folded.length;
+}
+
+/** Keeps ids as used. @param unseenCount how many of them neither waited nor were ever used, for `withdraw` to bound */
+export async function markUsed(
+  tx: Transaction,
+  device: DeviceAddress,
+  canonicalKey: SQL,
+  kind: number,
+  signed: boolean,
+  keyIds: readonly number[],
+  unseenCount = 0,
+): Promise<void> {
+  if (keyIds.length === 0) return;
+  await tx.execute(sql`
+    INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids, unseen_count)
+    SELECT ${device.userId}, ${device.deviceId}::int2, ${canonicalKey}, ${kind}::int2, ${signed}::bool,
+           range_agg(int8range(l.id, l.id, '[]')), ${unseenCount}::int4
+    FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+    ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
+    SET ids = u.ids + excluded.ids, unseen_count = u.unseen_count + excluded.unseen_count`);
+}
