@@ -44,6 +44,8 @@ interface Delivery {
 
 interface Book {
   requests: readonly Request[];
+  /** Uploads of another identity than the one before, by device. */
+  replacements: ReadonlyMap<string, readonly RequestOf<'upload'>[]>;
   deliveries: readonly Delivery[];
   final: FinalState;
   history: readonly HistoryEvent[];
@@ -86,10 +88,12 @@ function read(history: readonly HistoryEvent[], final: FinalState): Book {
       for (const envelope of event.envelopes) deliveries.push({ device, connection, at, envelope });
     }
   }
-  return { requests: [...requests.values()], deliveries, final, history };
+  const book = { requests: [...requests.values()], deliveries, final, history };
+  const replacing = of(book, 'upload').filter((upload) => upload.asked.replacesIdentity);
+  return { ...book, replacements: groupBy(replacing, (upload) => upload.device) };
 }
 
-function of<Name extends Asked['name']>(book: Book, name: Name): RequestOf<Name>[] {
+function of<Name extends Asked['name']>(book: Pick<Book, 'requests'>, name: Name): RequestOf<Name>[] {
   return book.requests.filter((request): request is RequestOf<Name> => request.asked.name === name);
 }
 
@@ -108,12 +112,8 @@ function claimKey(claimer: string, claim: { claimId: string; target: string }): 
 
 /** Whether an identity may have been replaced in this time: what was stored under it is no longer to be expected then. */
 function mayBeReplaced(book: Book, device: string, span: { from: number; to: number }): boolean {
-  return of(book, 'upload').some(
-    (upload) =>
-      upload.device === device &&
-      upload.asked.replacesIdentity &&
-      upload.askedAt < span.to &&
-      upload.answeredAt > span.from,
+  return (book.replacements.get(device) ?? []).some(
+    (upload) => upload.askedAt < span.to && upload.answeredAt > span.from,
   );
 }
 
@@ -167,14 +167,13 @@ function falseEmpties(book: Book): Violation[] {
       );
     }
   }
-  const uploads = of(book, 'upload').filter(isDone);
+  const uploads = groupBy(of(book, 'upload').filter(isDone), (upload) => upload.device);
   return claims.flatMap((claim): Violation[] => {
     const { answer, answeredAt, asked } = claim;
     if (answer?.ok !== true || answer.name !== 'claim' || answer.absent !== 'noneLeft') return [];
     // It may have been carried out when it was asked first, and be a repetition of that answer.
     const askedAt = firstAskedAt.get(claimKey(claim.device, asked))!;
-    const left = uploads.flatMap((upload) =>
-      upload.device === asked.target &&
+    const left = (uploads.get(asked.target) ?? []).flatMap((upload) =>
       upload.answeredAt < askedAt &&
       !mayBeReplaced(book, upload.device, { from: upload.answeredAt, to: answeredAt })
         ? upload.asked.preKeys.filter(
@@ -192,14 +191,15 @@ function falseEmpties(book: Book): Violation[] {
   });
 }
 
-/** When this upload was asked for the first time: the answers of earlier attempts may have been lost. */
-function firstAskedAt(book: Book, upload: RequestOf<'upload'>): number {
-  const content = upload.asked.preKeys.join();
-  return Math.min(
-    ...of(book, 'upload')
-      .filter((other) => other.device === upload.device && other.asked.preKeys.join() === content)
-      .map((other) => other.askedAt),
-  );
+function uploadKey({ device, asked }: RequestOf<'upload'>): string {
+  return `${device} ${asked.preKeys.join()}`;
+}
+
+/** When each upload was asked for the first time, by its key: the answers of earlier attempts may have been lost. */
+function firstUploads(book: Book): Map<string, number> {
+  const firstAskedAt = new Map<string, number>();
+  for (const upload of of(book, 'upload')) lower(firstAskedAt, uploadKey(upload), upload.askedAt);
+  return firstAskedAt;
 }
 
 /** A span of one connection in which its gate stood open, as its client saw it. */
@@ -229,48 +229,48 @@ function openings(book: Book): Opening[] {
 
 function pastClosedGates(book: Book): Violation[] {
   const rule: Rule = 'nothing passes a closed gate';
-  const closings = book.history.flatMap((event, at) =>
-    event.event === 'gateClosed' ? [{ ...event, at }] : [],
+  const closings = groupBy(
+    book.history.flatMap((event, at) => (event.event === 'gateClosed' ? [{ ...event, at }] : [])),
+    (closing) => String(closing.connection),
   );
-  const readies = of(book, 'ready');
-  const changes = book.requests.flatMap((request) =>
+  const readies = groupBy(of(book, 'ready'), (ready) => String(ready.connection));
+  const allChanges = book.requests.flatMap((request) =>
     (request.asked.name === 'upload' || request.asked.name === 'rotate') && request.answer?.ok === true
       ? [{ ...request, keyVersion: 'keyVersion' in request.answer ? request.answer.keyVersion : 0 }]
       : [],
   );
-  const sends = of(book, 'send');
-  const allOpenings = openings(book);
+  const changes = groupBy(allChanges, (change) => change.device);
+  const changesByConnection = groupBy(allChanges, (change) => String(change.connection));
+  const sends = groupBy(of(book, 'send'), sendKey);
+  const allOpenings = groupBy(openings(book), (opening) => String(opening.connection));
+  const firstAskedAt = firstUploads(book);
   return book.deliveries.flatMap(({ device, connection, at, envelope }): Violation[] => {
     const told = `${envelope.messageId} to ${device} on connection ${connection}`;
-    const asked = readies.filter((ready) => ready.connection === connection && ready.askedAt < at);
+    const asked = (readies.get(String(connection)) ?? []).filter((ready) => ready.askedAt < at);
     if (asked.length === 0) return [violation(rule, `${told} before clientReady`)];
     const closedAt = Math.max(
       -1,
-      ...closings.filter((closing) => closing.connection === connection && closing.at < at).map((c) => c.at),
+      ...(closings.get(String(connection)) ?? [])
+        .map((closing) => closing.at)
+        .filter((closed) => closed < at),
     );
     // A `clientReady` that was under way when the gate closed may have opened it anew.
     const mayBeOpen = asked.some((ready) => ready.answeredAt > closedAt);
     if (!mayBeOpen) return [violation(rule, `${told} after gateClosed`)];
     if (envelope.kind !== 'message') return [];
 
-    const mine = allOpenings.filter((opening) => opening.connection === connection && opening.askedAt < at);
+    const mine = (allOpenings.get(String(connection)) ?? []).filter((opening) => opening.askedAt < at);
     // One whose answer is not there yet may be the one that it was delivered for.
     if (asked.some((ready) => ready.answeredAt > at || !isDone(ready))) return [];
-    const carried = changes
-      .filter((change) => change.connection === connection && change.askedAt < at)
+    const carried = (changesByConnection.get(String(connection)) ?? [])
+      .filter((change) => change.askedAt < at)
       .map((change) => change.keyVersion);
     const keyVersion = Math.max(0, ...mine.map((opening) => opening.keyVersion), ...carried);
-    const sent = sends.filter(
-      (send) =>
-        send.device === envelope.sender &&
-        send.asked.messageId === envelope.messageId &&
-        send.asked.recipient === device,
-    );
+    const sent = sends.get(messageKey(envelope.sender, device, envelope.messageId)) ?? [];
     // What was first sent after a change was answered was read after it was committed.
     const sentAt = Math.min(...sent.map((send) => send.askedAt));
-    const newer = changes.find(
-      (change) => change.device === device && change.keyVersion > keyVersion && change.answeredAt < sentAt,
-    );
+    const ofDevice = changes.get(device) ?? [];
+    const newer = ofDevice.find((change) => change.keyVersion > keyVersion && change.answeredAt < sentAt);
     if (newer !== undefined) {
       return [
         violation(
@@ -281,12 +281,11 @@ function pastClosedGates(book: Book): Violation[] {
     }
     // What was accepted for a replaced identity is for nobody.
     const acceptedAt = Math.min(...sent.filter(isDone).map((send) => send.answeredAt));
-    const replaced = changes.find(
+    const replaced = ofDevice.find(
       (change) =>
-        change.device === device &&
         change.asked.name === 'upload' &&
         change.asked.replacesIdentity &&
-        firstAskedAt(book, change as RequestOf<'upload'>) > acceptedAt &&
+        firstAskedAt.get(uploadKey(change as RequestOf<'upload'>))! > acceptedAt &&
         mine.some((opening) => opening.keyVersion >= change.keyVersion),
     );
     if (replaced === undefined) return [];
@@ -296,16 +295,14 @@ function pastClosedGates(book: Book): Violation[] {
 
 /** What was sent when a newer connection was already served can't come by an older one. */
 function superseded(book: Book): Violation[] {
-  const served = openings(book);
-  const sends = of(book, 'send');
+  const served = groupBy(openings(book), (opening) => opening.device);
+  const firstAskedAt = new Map<string, number>();
+  for (const send of of(book, 'send')) lower(firstAskedAt, send.asked.messageId, send.askedAt);
   return book.deliveries.flatMap(({ device, connection, envelope }): Violation[] => {
     if (envelope.kind !== 'message') return [];
-    const sentAt = Math.min(
-      ...sends.filter((send) => send.asked.messageId === envelope.messageId).map((send) => send.askedAt),
-    );
-    const newer = served.find(
-      (opening) =>
-        opening.device === device && opening.connection > connection && opening.answeredAt < sentAt,
+    const sentAt = firstAskedAt.get(envelope.messageId) ?? Number.POSITIVE_INFINITY;
+    const newer = (served.get(device) ?? []).find(
+      (opening) => opening.connection > connection && opening.answeredAt < sentAt,
     );
     if (newer === undefined) return [];
     return [
@@ -321,15 +318,19 @@ function messageKey(sender: string, recipient: string, messageId: string): strin
   return `${sender} → ${recipient} ${messageId}`;
 }
 
+function sendKey({ device, asked }: RequestOf<'send'>): string {
+  return messageKey(device, asked.recipient, asked.messageId);
+}
+
 function lost(book: Book): Violation[] {
-  const served = openings(book);
+  const served = groupBy(openings(book), (opening) => opening.device);
   const acknowledged = new Set(
     book.history.flatMap((event, at) => {
       if (event.event !== 'acknowledged') return [];
       // One that was superseded deletes nothing: what it says does not count.
       const { device, connection } = event;
-      const isSuperseded = served.some(
-        (other) => other.device === device && other.connection > connection && other.answeredAt < at,
+      const isSuperseded = (served.get(device) ?? []).some(
+        (other) => other.connection > connection && other.answeredAt < at,
       );
       return isSuperseded ? [] : event.processed;
     }),
@@ -343,7 +344,7 @@ function lost(book: Book): Violation[] {
     safe.add(kind === 'message' ? messageKey(peer, device, messageId) : messageKey(device, peer, messageId));
   }
   return of(book, 'send').flatMap((send): Violation[] => {
-    const key = messageKey(send.device, send.asked.recipient, send.asked.messageId);
+    const key = sendKey(send);
     if (!isDone(send) || safe.has(key)) return [];
     return [violation('accepted is processed, bounced or pending', key)];
   });
@@ -369,7 +370,7 @@ function outOfOrder(book: Book): Violation[] {
   const firstAsked = new Map<string, number>();
   const firstDone = new Map<string, number>();
   for (const send of of(book, 'send')) {
-    const key = messageKey(send.device, send.asked.recipient, send.asked.messageId);
+    const key = sendKey(send);
     lower(firstAsked, key, send.askedAt);
     if (isDone(send)) lower(firstDone, key, send.answeredAt);
   }
@@ -431,12 +432,7 @@ function uncommitted(book: Book): Violation[] {
 }
 
 function invented(book: Book): Violation[] {
-  const sent = new Map(
-    of(book, 'send').map((send) => [
-      messageKey(send.device, send.asked.recipient, send.asked.messageId),
-      send.asked.text,
-    ]),
-  );
+  const sent = new Map(of(book, 'send').map((send) => [sendKey(send), send.asked.text]));
   const rule: Rule = 'nothing that nobody sent';
   const violations = book.deliveries.flatMap(({ device, envelope }): Violation[] => {
     const key =
