@@ -80,9 +80,10 @@ export interface KeygateClient {
   /**
    * Any request of the contract. It waits for a connection, and is asked again over the next where one breaks before
    * the answer: the same `claimId` or `messageId` makes that safe. A change of keys without `ifKeyVersion` would not
-   * be safe to repeat, and is asked once. `sendMessages` to one user go out in the order of the calls.
+   * be safe to repeat, and is asked once. `sendMessages` to one user go out in the order of the calls. Where the
+   * gateway takes no connection of this device, it waits as for a network: `snapshot` tells why.
    *
-   * @throws KeygateError for a refusal; KitError OUTBOX_FULL, UNANSWERED, DISPLACED, CLOSED
+   * @throws KeygateError for a refusal; KitError OUTBOX_FULL, UNANSWERED, DISPLACED, CLOSED; TypeError for what is no JSON
    */
   call<Name extends RequestName>(name: Name, input: RequestInput<Name>): Promise<RequestData<Name>>;
   /** Listens to pushes; `messages` go to `onMessage`. @returns takes the listener away */
@@ -97,7 +98,8 @@ export interface KeygateClient {
   checkKeys(): Promise<KeyVerdict>;
   /**
    * Registers listeners (all or none), checks and syncs keys, and only then says `clientReady`. From then on the kit
-   * does so by itself after every reconnection and whenever the gate closes. Waits for a network where there is none.
+   * does so by itself after every reconnection and whenever the gate closes. Waits for a network where there is none,
+   * and for a token that the gateway takes: `snapshot` tells what is amiss.
    *
    * @returns the state that it ends in: `ready`, or `needsSetup`
    * @throws what a listener's registration threw: none is left then, and it may be called again; what keys or storage
@@ -119,6 +121,9 @@ const DAY_MS = 86_400_000;
 const ROUNDS_MAX = 5;
 const PAUSE_MIN_MS = 1_000;
 const PAUSE_MAX_MS = 20_000;
+/** Looks at keys that can't be read before they are given up, which can't be undone. */
+const LOOKS_MAX = 3;
+const LOOK_PAUSE_MS = 1_000;
 /** A message that keeps failing must not keep the pools empty. */
 const DRAIN_PATIENCE_MS = 60_000;
 
@@ -145,6 +150,8 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   let kept: { validation: string; madeMs: number } | null = null;
   /** The gate that stands open, and what was counted when it opened. */
   let opened: { connection: number; keyVersion: number } | null = null;
+  /** The newest version that a gate closed for since `clientReady` was asked last. */
+  let closedFor = 0;
   let handledCount = 0;
   let drainedCount = 0;
   let drain: { handledBefore: number; pending: number } | null = null;
@@ -274,6 +281,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   }
 
   function gateClosed({ reason, keyVersion }: PushPayload<'gateClosed'>): void {
+    closedFor = Math.max(closedFor, reason === 'serverRestored' ? Number.POSITIVE_INFINITY : keyVersion);
     // Said of an older opening, and overtaken by the one that stands.
     if (opened !== null && keyVersion <= opened.keyVersion && reason !== 'serverRestored') return;
     kept = null;
@@ -413,7 +421,10 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   async function open(validation: string): Promise<void> {
     const handledBefore = handledCount;
     const drainedBefore = drainedCount;
+    closedFor = 0;
     const ready = await link.call('clientReady', { validation }, { own: true });
+    // It may have closed again by the time that the answer is taken in.
+    if (closedFor > ready.keyVersion) throw outOfStep('the gate closed as it opened');
     opened = { connection: link.connection(), keyVersion: ready.keyVersion };
     memory.lastKeyVersion = Math.max(memory.lastKeyVersion, ready.keyVersion);
     cancelPatience();
@@ -431,6 +442,16 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     await sync.rotate().catch(() => {});
   }
 
+  /** A store that was busy for a moment must not cost the device its keys. */
+  async function lookedAtAgain(first: LocalFindings): Promise<LocalFindings> {
+    let found = first;
+    for (let look = 1; found.fault !== null && !found.fault.fresh && look < LOOKS_MAX; look++) {
+      await new Promise<void>((resolve) => clock.after(LOOK_PAUSE_MS, resolve));
+      found = await inspectLocalKeys(keys);
+    }
+    return found;
+  }
+
   interface Check extends LocalFindings {
     verdict: KeyVerdict;
   }
@@ -444,12 +465,13 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   }
 
   async function checkOnce(): Promise<Check> {
-    const local = await inspectLocalKeys(keys);
+    let local = await inspectLocalKeys(keys);
     const conclude = (missingKeys: MissingKey[], reason: string | null, needsSetup = false): Check => {
       if (needsSetup) enter('needsSetup');
       return { ...local, verdict: { needsSetup, missingKeys, reason, offline: false } };
     };
     if (link.state() !== 'online') return { ...local, verdict: localVerdict(local) };
+    local = await lookedAtAgain(local);
     if (local.fault !== null) {
       const { missing, reason, fresh } = local.fault;
       if (!fresh) await resetOnce(reason);
@@ -601,6 +623,10 @@ function isOutOfStep(error: unknown): boolean {
     error instanceof KeygateError &&
     ['KEYS_OUT_OF_SYNC', 'KEYS_NOT_VALIDATED', 'KEYS_NOT_UPLOADED', 'IDENTITY_MISMATCH'].includes(error.code)
   );
+}
+
+function outOfStep(message: string): KeygateError {
+  return new KeygateError({ code: 'KEYS_OUT_OF_SYNC', message, retryable: false });
 }
 
 /** A fault of the gateway may be mended by the next minute; a refusal of what was asked stays. */

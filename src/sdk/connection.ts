@@ -9,6 +9,7 @@ import type {
   RequestInput,
   RequestName,
 } from '../protocol/events.ts';
+import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 import { KeygateError, KitError } from './errors.ts';
 import { createSocket } from './socket.ts';
 import type { KitClock } from './time.ts';
@@ -47,7 +48,8 @@ export interface Link {
    * Asks, and asks again with the same input over however many connections it takes. `sendMessages` to one user are
    * asked one after the other, in the order of the calls.
    *
-   * @throws KeygateError for a refusal that does not pass by itself; KitError OUTBOX_FULL, DISPLACED, CLOSED, UNANSWERED
+   * @throws KeygateError for a refusal that does not pass by itself; KitError OUTBOX_FULL, DISPLACED, CLOSED, UNANSWERED;
+   *   TypeError for what is no JSON
    */
   call<Name extends RequestName>(
     name: Name,
@@ -82,6 +84,8 @@ const ANSWER_WAIT_MAX_MS = 20_000;
 /** Refusals that pass by themselves are asked again so often. */
 const RETRIES_MAX = 8;
 const RETRY_DEFAULT_MS = 1_000;
+/** More than what a frame holds besides the input: the request's name, its number and some brackets. */
+const FRAME_REST_BYTES = 256;
 
 interface Waiting {
   name: RequestName;
@@ -91,6 +95,8 @@ interface Waiting {
   /** Requests of one lane are asked one after the other. */
   lane: string | null;
   retries: number;
+  /** It was refused for the time being, and waits for its next try over this connection. */
+  isPutOff: boolean;
   /** The connection that it was last asked over and has no answer by. */
   askedOver: number | null;
   cancelTimer(): void;
@@ -119,6 +125,8 @@ export function createLink(options: LinkOptions): Link {
     cancelTimer();
     connection += 1;
     refusal = null;
+    // It was about the time until now, which a clock that is set back must not lengthen.
+    notBeforeMs = 0;
     become('online');
     for (const request of waiting) ask(request);
   });
@@ -142,6 +150,7 @@ export function createLink(options: LinkOptions): Link {
         );
       }
       request.askedOver = null;
+      request.isPutOff = false;
     }
   });
 
@@ -226,7 +235,7 @@ export function createLink(options: LinkOptions): Link {
   }
 
   function ask(request: Waiting): void {
-    if (state !== 'online' || request.askedOver !== null || !waiting.has(request)) return;
+    if (state !== 'online' || request.askedOver !== null || request.isPutOff || !waiting.has(request)) return;
     if (request.lane !== null && lanes.get(request.lane)?.[0] !== request) return;
     const askedOver = connection;
     request.askedOver = askedOver;
@@ -243,9 +252,10 @@ export function createLink(options: LinkOptions): Link {
   }
 
   function refused(request: Waiting, error: ErrorObject): void {
-    if (error.code === 'TOKEN_EXPIRED' && !request.once) {
+    // It was answered, and nothing was done: asking again is safe for every request.
+    request.askedOver = null;
+    if (error.code === 'TOKEN_EXPIRED' && request.name !== 'refreshToken') {
       // Another connection brings another token, and asks again.
-      request.askedOver = null;
       dropConnection(connection);
       return;
     }
@@ -255,9 +265,10 @@ export function createLink(options: LinkOptions): Link {
       return;
     }
     request.retries += 1;
+    request.isPutOff = true;
     const waitMs = error.retryAfterMs ?? RETRY_DEFAULT_MS;
     request.cancelTimer = clock.after(waitMs * (1 + clock.random() / 2), () => {
-      request.askedOver = null;
+      request.isPutOff = false;
       ask(request);
     });
   }
@@ -311,6 +322,11 @@ export function createLink(options: LinkOptions): Link {
           new KitError('OUTBOX_FULL', `${options.outboxMax} requests wait for an answer already`),
         );
       }
+      try {
+        refuseUnsendable(name, input);
+      } catch (error) {
+        return Promise.reject(error);
+      }
       return new Promise((resolve, reject) => {
         const request: Waiting = {
           name,
@@ -319,6 +335,7 @@ export function createLink(options: LinkOptions): Link {
           once,
           lane: name === 'sendMessages' ? (input as RequestInput<'sendMessages'>).userId : null,
           retries: 0,
+          isPutOff: false,
           askedOver: null,
           cancelTimer: () => {},
           resolve: resolve as (data: unknown) => void,
@@ -370,4 +387,18 @@ export function createLink(options: LinkOptions): Link {
     close: () => end('closed'),
   };
   return link;
+}
+
+/**
+ * The gateway ends a connection whose frame is too large, and what is no JSON can't be sent at all: either would be
+ * asked again over every connection, before all that waits behind it.
+ */
+function refuseUnsendable(name: RequestName, input: unknown): void {
+  const bytes = new TextEncoder().encode(JSON.stringify(input)).length;
+  if (bytes <= FRAME_BYTES_MAX - FRAME_REST_BYTES) return;
+  throw new KeygateError({
+    code: 'PAYLOAD_TOO_LARGE',
+    message: `${name}: ${bytes} bytes are more than a frame may hold`,
+    retryable: false,
+  });
 }

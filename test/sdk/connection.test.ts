@@ -4,6 +4,7 @@ import { createServer, type Server as HttpServer } from 'node:http';
 import { Server, type Socket as ServerSocket } from 'socket.io';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { FRAME_BYTES_MAX } from '../../src/protocol/limits.ts';
 import { connect, type KeygateClient, type KitClock, type TokenReason } from '../../src/sdk/index.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
@@ -189,6 +190,31 @@ describe('back-off', () => {
     await fake.stop();
   });
 
+  it('is as long as a draining server asked for once, whatever becomes of the clock', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    let setBackMs = 0;
+    const nowMs = (): number => standing.time.nowMs() - setBackMs;
+    const client = await openClient(fake.url, { clock: { ...standing.clock, nowMs } });
+    const said = new Promise((resolve) => client.on('serverDraining', resolve));
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    fake.io.emit('serverDraining', { retryAfterMs: 12_000 });
+    await said;
+    const leave = async (): Promise<void> => {
+      for (const socket of fake.io.sockets.sockets.values()) socket.conn.close();
+      await eventually(() => expect(client.state).toBe('offline'));
+    };
+    await leave();
+    await standing.time.advance(12_000);
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    await eventually(() => expect(client.state).not.toBe('offline'));
+    setBackMs = 3_600_000;
+    await leave();
+    expect(standing.delays.at(-1)).toBeLessThan(20_000);
+    client.close();
+    await fake.stop();
+  });
+
   it('is not for a client that was displaced: it stays away', async () => {
     const standing = standingClock(() => 0);
     const client = await openClient(gateway.url, { clock: standing.clock });
@@ -269,6 +295,124 @@ async function startFakeGateway(
     stop: () => io.close(),
   };
 }
+
+describe('a request', () => {
+  it('that no frame could hold, or that is no JSON, is refused at once and keeps nothing behind it', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const friend = await enrolPhone(gateway.url, alice);
+    const letter = (content: unknown) => ({
+      messageId: randomUUID(),
+      userId: alice.userId,
+      envelopes: [{ deviceId: 1, registrationId: 1, type: 3, content: content as string }],
+    });
+    const reconnects = () => phone.client.metrics().reconnects;
+    const before = reconnects();
+    await expect(
+      phone.client.call('sendMessages', letter('x'.repeat(FRAME_BYTES_MAX))),
+    ).rejects.toMatchObject({ code: 'PAYLOAD_TOO_LARGE', retryable: false });
+    await expect(phone.client.call('sendMessages', letter(1n))).rejects.toThrow(TypeError);
+    await phone.say(alice.userId, 'goes through');
+    await eventually(() => expect(friend.shown).toHaveLength(1));
+    expect(phone.client.snapshot().outboxLength).toBe(0);
+    expect(reconnects()).toBe(before);
+  });
+
+  it('of one connection that was refused for the time being is asked again over the next', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    let asked = 0;
+    fake.io.on('connection', (socket) => {
+      socket.on('resetKeys', (_, acknowledge) => {
+        asked += 1;
+        if (asked === 1) {
+          const error = { code: 'UNAVAILABLE', message: 'draining', retryable: true, retryAfterMs: 60_000 };
+          acknowledge({ ok: false, error });
+          socket.conn.close();
+        } else acknowledge({ ok: true, data: { keyVersion: 3 } });
+      });
+    });
+    const answer = client.call('resetKeys', {});
+    await eventually(() => expect(client.state).toBe('offline'));
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    expect(await answer).toEqual({ keyVersion: 3 });
+    expect(asked).toBe(2);
+    client.close();
+    await fake.stop();
+  });
+});
+
+describe('a gate', () => {
+  it.each(['before', 'behind'])(
+    'that closes in the very read that brings its opening, %s it, is opened again',
+    async (place) => {
+      const fake = await startFakeGateway((next) => next());
+      const keys = new LibsignalKeys(new Disk(), bob);
+      await keys.createIdentity();
+      await keys.signedPreKey.generate(1);
+      await keys.pqLastResortPreKey.generate(1);
+      const identity = (await keys.identity())!;
+      let asked = 0;
+      let keyVersion = 2;
+      fake.io.on('connection', (socket) => {
+        const status = {
+          ...identity,
+          signedPreKeyId: 1,
+          pqLastResortPreKeyId: 1,
+          preKeyCount: 9,
+          countVersion: 1,
+        };
+        socket.on('keyStatus', (_, acknowledge) =>
+          acknowledge({ ok: true, data: { ...status, keyVersion } }),
+        );
+        socket.on('validateKeys', (_, acknowledge) => {
+          const lists = {
+            missingKeys: [],
+            preKeyIdsToDelete: [],
+            preKeyIdsToUpload: [],
+            preKeyIdsNotHeld: [],
+          };
+          const ids = { pqPreKeyIdsToDelete: [], pqPreKeyIdsToUpload: [], pqPreKeyIdsNotHeld: [] };
+          acknowledge({
+            ok: true,
+            data: {
+              ...lists,
+              ...ids,
+              keysValid: true,
+              keyVersion,
+              countVersion: 1,
+              validation: `of ${keyVersion}`,
+            },
+          });
+        });
+        socket.on('clientReady', (_, acknowledge) => {
+          asked += 1;
+          const opened = keyVersion;
+          if (asked === 1) keyVersion += 1;
+          const close = (): void => {
+            if (asked === 1) socket.emit('gateClosed', { reason: 'keysRotated', keyVersion });
+          };
+          // Both frames leave in one write.
+          if (place === 'before') close();
+          acknowledge({ ok: true, data: { pendingCount: 0, keyVersion: opened } });
+          if (place === 'behind') close();
+        });
+      });
+      const client = await connect({
+        url: fake.url,
+        getToken: async () => 'a token',
+        keys,
+        onMessage: async () => {},
+        clock: hurriedClock,
+      });
+      expect(await client.start()).toBe('ready');
+      await eventually(() => expect(asked).toBe(2));
+      await eventually(() => expect(client.state).toBe('ready'));
+      client.close();
+      await fake.stop();
+    },
+  );
+});
 
 describe('tokens', () => {
   it('are asked for at connecting and when one runs out, and the connection goes on', async () => {

@@ -301,6 +301,28 @@ describe('a crypto library without post-quantum prekeys', () => {
   });
 });
 
+describe('keys that can’t be read for a moment', () => {
+  it('are looked at again, and cost the device nothing', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const before = await status(phone);
+    await phone.restart();
+    const { keys } = phone;
+    let failures = 0;
+    const identity = keys.identity.bind(keys);
+    keys.identity = async () => {
+      if (failures++ < 2) throw new Error('the database is locked');
+      return await identity();
+    };
+    expect(await phone.client.start()).toBe('ready');
+    expect(failures).toBeGreaterThan(2);
+    expect(phone.client.metrics().resets).toEqual([]);
+    expect(await status(phone)).toMatchObject({
+      identityKey: before.identityKey,
+      keyVersion: before.keyVersion,
+    });
+  });
+});
+
 describe('a changed local encryption key', () => {
   it('is found by `checkKeys` and leads to exactly one reset, here and on the gateway', async () => {
     const phone = await enrolPhone(gateway.url, bob);
