@@ -98,7 +98,13 @@ declare module 'zod' {
  */
 export const environment = z.object({
   DATABASE_URL: optional(
-    z.string().regex(/^postgres(ql)?:\/\/\S+$/, 'must begin with postgres:// or postgresql://'),
+    z
+      .string()
+      .regex(/^postgres(ql)?:\/\/\S+$/, {
+        error: 'must begin with postgres:// or postgresql://',
+        abort: true,
+      })
+      .refine(URL.canParse, 'is no URL: in a password, write # as %23, / as %2F, ? as %3F and @ as %40'),
   ).meta({
     meaning: '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` for a pooler in transaction mode',
     unset: 'not set: embedded',

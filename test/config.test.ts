@@ -143,6 +143,7 @@ describe('configuration', () => {
     ['HOST', 'http://host'],
     ['ADMIN_HOST', 'a b'],
     ['DATABASE_URL', 'mysql://db'],
+    ['DATABASE_URL', 'postgres://keygate:half#half@db/keygate'],
     ['REDIS_URL', 'http://cache'],
     ['REDIS_URL', 'redis://one:6379,,two:6379'],
     ['REDIS_URL', 'redis://one:port,two'],

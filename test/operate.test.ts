@@ -1,4 +1,5 @@
 /** The operators' commands, as they are run, on a store that a gateway serves at the same time. */
+import { readFileSync } from 'node:fs';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import postgres from 'postgres';
@@ -12,6 +13,8 @@ import { enrol, open, send, startGateway, TEST_SECRET, type TestGateway } from '
 const ALICE = { userId: 'alice', deviceId: 1 };
 const BOB = { userId: 'bob', deviceId: 1 };
 const DAY_MS = 86_400_000;
+const migrationCount = JSON.parse(readFileSync('drizzle/meta/_journal.json', 'utf8')).entries
+  .length as number;
 let gateway: TestGateway;
 let env: NodeJS.ProcessEnv;
 
@@ -149,15 +152,22 @@ describe('keygate doctor', () => {
       JWT_JWKS_URL: `http://127.0.0.1:${port}/keys`,
     });
     expect(code).toBe(1);
-    expect(JSON.parse(stdout)).toEqual({
+    const { good, findings } = JSON.parse(stdout) as { good: boolean; findings: { good: boolean }[] };
+    expect({ good, faults: findings.filter((finding) => !finding.good) }).toEqual({
       good: false,
-      findings: [
-        { what: 'postgres', good: false, found: 'there is no schema: run keygate migrate' },
+      faults: [
+        {
+          what: 'postgres',
+          good: false,
+          found: `${migrationCount} migrations are missing: run keygate migrate`,
+        },
         { what: 'redis', good: false, found: 'no connection to Redis' },
         { what: 'tokens', good: false, found: 'JWT_JWKS_URL answers 404 with 0 keys' },
       ],
     });
-    expect(await keygate(['stats'], { ...env, DATABASE_URL: empty.url })).toMatchObject({ code: 1 });
+    const { code: refused, stderr } = await keygate(['stats'], { ...env, DATABASE_URL: empty.url });
+    expect(refused).toBe(1);
+    expect(stderr).toContain(`the schema is ${migrationCount} migrations behind: run keygate migrate`);
     keySet.close();
     await empty.drop();
   });

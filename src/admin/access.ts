@@ -1,13 +1,15 @@
 /** Who may look: the admin token, the sessions that it is exchanged for, and how often it may be guessed. */
 import { createHash, randomBytes, timingSafeEqual } from 'node:crypto';
-import type { Clock } from '../lib/clock.ts';
+import type { Clock, Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
+import { createRecent } from '../lib/recent.ts';
 
 export interface Access {
   /**
    * Exchanges the token for a session.
    *
-   * @param address where the try comes from: each address has its own patience, and all together have one
+   * @param address where the try comes from: each address has its own patience, and those that have never shown the
+   *   right token have one together
    */
   login(token: string, address: string): LoginOutcome;
   /** Whether the token is right, without a session; wrong ones count as tries like those of `login`. */
@@ -39,6 +41,7 @@ const WAIT_MAX_MS = 60_000;
 /** After so long without a wrong token, the tries before it are forgotten. */
 const PATIENCE_MS = 15 * 60_000;
 const ADDRESSES_MAX = 10_000;
+const KNOWN_ADDRESSES_MAX = 1_000;
 /** No address: stands for all of them together. */
 const ALL = '';
 
@@ -51,6 +54,7 @@ interface Tries {
 interface OpenSession {
   expiresAtMs: number;
   endings: Set<() => void>;
+  expiry: Timer;
 }
 
 export function createAccess(parts: { token: string; clock: Clock; log: Log }): Access {
@@ -59,6 +63,8 @@ export function createAccess(parts: { token: string; clock: Clock; log: Log }): 
   /** By the digest of the id: what is compared says nothing of what would have been right. */
   const sessions = new Map<string, OpenSession>();
   const tries = new Map<string, Tries>();
+  /** Addresses that have shown the right token: guesses from elsewhere don't keep them out. */
+  const known = createRecent<true>(KNOWN_ADDRESSES_MAX);
 
   function triesOf(address: string): Tries {
     const known = tries.get(address);
@@ -72,11 +78,13 @@ export function createAccess(parts: { token: string; clock: Clock; log: Log }): 
     address: string,
   ): { kind: 'right' } | Exclude<LoginOutcome, { kind: 'session' }> {
     const nowMs = clock.nowMs();
-    const waitsUntilMs = Math.max(triesOf(address).waitsUntilMs, triesOf(ALL).waitsUntilMs);
+    const ofAllMs = known.get(address) === true ? 0 : triesOf(ALL).waitsUntilMs;
+    const waitsUntilMs = Math.max(triesOf(address).waitsUntilMs, ofAllMs);
     // While an address waits not even the right token is looked at: or guessing would only be slower, not limited.
     if (waitsUntilMs > nowMs) return { kind: 'throttled', retryAfterMs: waitsUntilMs - nowMs };
     if (timingSafeEqual(digestOf(token), tokenDigest)) {
       tries.delete(address);
+      known.set(address, true);
       return { kind: 'right' };
     }
     log.warn({ address }, 'admin: a wrong token was shown');
@@ -100,6 +108,7 @@ export function createAccess(parts: { token: string; clock: Clock; log: Log }): 
   function end(key: string): void {
     const session = sessions.get(key);
     sessions.delete(key);
+    session?.expiry.cancel();
     for (const action of session?.endings ?? []) action();
   }
 
@@ -109,11 +118,15 @@ export function createAccess(parts: { token: string; clock: Clock; log: Log }): 
     login(token, address) {
       const outcome = judge(token, address);
       if (outcome.kind !== 'right') return outcome;
-      for (const [key, { expiresAtMs }] of sessions) if (expiresAtMs <= clock.nowMs()) end(key);
       const [oldest] = sessions.keys();
       if (sessions.size >= SESSIONS_MAX && oldest !== undefined) end(oldest);
       const id = randomBytes(32).toString('base64url');
-      sessions.set(keyOf(id), { expiresAtMs: clock.nowMs() + SESSION_LIFETIME_MS, endings: new Set() });
+      const key = keyOf(id);
+      sessions.set(key, {
+        expiresAtMs: clock.nowMs() + SESSION_LIFETIME_MS,
+        endings: new Set(),
+        expiry: clock.after(SESSION_LIFETIME_MS, () => end(key)),
+      });
       log.info({ address }, 'admin: logged in');
       return { kind: 'session', id };
     },

@@ -58,7 +58,20 @@ describe('access to the inspector', () => {
     expect(access.login(TOKEN, 'a').kind).toBe('throttled');
     expect(access.login(TOKEN, 'b').kind).toBe('session');
     for (let i = 0; i < 50; i++) access.login('wrong', `address ${i}`);
+    expect(access.login(TOKEN, 'c').kind).toBe('throttled');
+    // Whoever has been here with the right token is not kept out by what others guess.
+    expect(access.login(TOKEN, 'b').kind).toBe('session');
+    for (let i = 0; i < 6; i++) access.login('wrong', 'b');
     expect(access.login(TOKEN, 'b').kind).toBe('throttled');
+  });
+
+  it('tells what was opened with a session when its time is over, though nobody shows its id again', async () => {
+    const ended: string[] = [];
+    access.session(loggedIn())!.onEnd(() => ended.push('told'));
+    await clock.advance(12 * 3_600_000 - 1);
+    expect(ended).toEqual([]);
+    await clock.advance(1);
+    expect(ended).toEqual(['told']);
   });
 
   it('ends a session by logout, and tells what was opened with it', () => {

@@ -113,10 +113,11 @@ describe('TLS to the engines', () => {
       return found.said('postgres');
     };
     try {
-      const reached = ['there is no schema: run keygate migrate'];
-      expect(await at('127.0.0.1', 'verify-full')).toEqual(reached);
+      // What only PostgreSQL itself could tell.
+      const reached = expect.stringMatching(/^\d+ migrations are missing: run keygate migrate$/);
+      expect(await at('127.0.0.1', 'verify-full')).toContainEqual(reached);
       expect(await at('localhost', 'verify-full')).toEqual([expect.stringContaining('localhost')]);
-      expect(await at('localhost', 'require')).toEqual(reached);
+      expect(await at('localhost', 'require')).toContainEqual(reached);
     } finally {
       await engine.stop();
       await ofAddress.remove();

@@ -91,6 +91,25 @@ describe('migrations', () => {
     await sql.end();
   });
 
+  it('do not wait for ever for a node that has stopped in the midst of them, and change nothing then', async () => {
+    const url = await emptyDatabase();
+    await migrateBefore(url, '0006_idle_devices');
+    const sql = postgres(url, { max: 2, onnotice: () => {} });
+    await sql.begin(async (tx) => {
+      await tx`LOCK TABLE devices IN ACCESS SHARE MODE`;
+      await expect(migrateDatabase({ kind: 'url', url }, { waitMaxMs: 100 })).rejects.toThrow(
+        'could not be brought up to date within 1 s: another node is migrating, or something holds a table',
+      );
+    });
+    const [{ count } = { count: 0 }] = await sql<{ count: number }[]>`
+      SELECT count(*)::int4 AS count FROM drizzle.__drizzle_migrations`;
+    expect(count).toBe(6);
+    // As behind a pooler: nothing is prepared, and nothing is left of a session's.
+    await migrateDatabase({ kind: 'url', url: `${url}?prepare=false` });
+    expect(await sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory'`).toHaveLength(0);
+    await sql.end();
+  });
+
   it('count the devices that are there as used at the upgrade: when they were served last is unknown', async () => {
     const url = await emptyDatabase();
     await migrateBefore(url, '0006_idle_devices');

@@ -94,6 +94,7 @@ export const HOT_PLAN_SETTINGS = {
 const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
 /** Any number that all nodes share. */
 const MIGRATION_LOCK = 7_217_903_411;
+const MIGRATION_WAIT_MAX_MS = 60_000;
 
 const dialect = new PgDialect();
 
@@ -221,17 +222,36 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
 }
 
 /**
- * Brings the schema up to date. Safe from several nodes at once: they wait for each other.
+ * Brings the schema up to date, by all migrations that are missing or by none. Safe from several nodes at once: they wait
+ * for each other.
  *
+ * @param options.waitMaxMs how long to wait for another node that migrates, or for whoever holds a table
  * @returns once every migration of this version is applied
+ * @throws Error where it has waited for so long; nothing has changed then
  */
-export async function migrateDatabase(address: PostgresAddress): Promise<void> {
-  const client = connect(address, { max: 1, connection: {} });
+export async function migrateDatabase(
+  address: PostgresAddress,
+  { waitMaxMs = MIGRATION_WAIT_MAX_MS }: { waitMaxMs?: number } = {},
+): Promise<void> {
+  const prepare = isPrepared(address);
+  // One holds the lock while the other migrates.
+  const client = connect(address, {
+    ...{ max: 2, prepare },
+    connection: prepare ? { lock_timeout: waitMaxMs } : {},
+  });
   try {
-    const db = drizzle(client);
-    await client`SELECT pg_advisory_lock(${MIGRATION_LOCK})`;
-    await migrate(db, { migrationsFolder: MIGRATIONS_FOLDER });
-    await client`SELECT pg_advisory_unlock(${MIGRATION_LOCK})`;
+    await client.begin(async (tx) => {
+      await tx.unsafe(`SET LOCAL lock_timeout = ${waitMaxMs}`);
+      // Of the transaction, not of the session: behind a pooler the next statement may be another session's.
+      await tx`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`;
+      await migrate(drizzle(client), { migrationsFolder: MIGRATIONS_FOLDER });
+    });
+  } catch (error) {
+    if (codeOf(error) !== LOCK_TIMED_OUT) throw error;
+    throw new Error(
+      `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
+      { cause: error },
+    );
   } finally {
     await client.end({ timeout: 5 });
   }
@@ -244,8 +264,13 @@ interface Pools {
   prepare: boolean;
 }
 
+/** Behind a pooler in transaction mode nothing is: its URL says so. */
+function isPrepared(address: PostgresAddress): boolean {
+  return !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
+}
+
 function openPools(address: PostgresAddress): Pools {
-  const prepare = !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
+  const prepare = isPrepared(address);
   const settings = {
     // Whatever the server's default is: what is acknowledged is on disk.
     synchronous_commit: 'on',
@@ -329,6 +354,7 @@ function unavailable(cause: unknown): GatewayError {
 }
 
 const STATEMENT_TIMED_OUT = '57014';
+const LOCK_TIMED_OUT = '55P03';
 const OUTAGE_CODES = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',
@@ -360,7 +386,7 @@ function isOutage(error: unknown): boolean {
 }
 
 /** What the driver or the server named the failure; Drizzle wraps it. */
-function codeOf(error: unknown): string | null {
+export function codeOf(error: unknown): string | null {
   for (let at: unknown = error; at instanceof Error; at = at.cause) {
     const code = (at as { code?: unknown }).code;
     if (typeof code === 'string') return code;
