@@ -16,7 +16,7 @@ import {
   openDatabase,
   type PostgresAddress,
 } from './backends/postgres/database.ts';
-import { startEmbeddedPostgres } from './backends/postgres/embedded.ts';
+import { FolderInUseError, isEmbeddedMade, startEmbeddedPostgres } from './backends/postgres/embedded.ts';
 import { examinePostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
@@ -209,11 +209,25 @@ export interface EngineFacts {
 }
 
 /**
- * Asks the configured PostgreSQL who it is and how its schema stands; changes nothing.
+ * Asks the configured PostgreSQL who it is and how its schema stands; an embedded one is started for it.
  *
+ * @returns `notMade` for an embedded store that no gateway has started yet, `inUse` for one on which a gateway runs
  * @throws Error where it can't be reached
  */
-export async function examineStore(config: Config): Promise<EngineFacts & { missingMigrations: number }> {
+export async function examineStore(
+  config: Config,
+): Promise<(EngineFacts & { missingMigrations: number }) | 'notMade' | 'inUse'> {
+  const { store } = config;
+  if (store.kind === 'embedded' && !isEmbeddedMade(store.dataDir)) return 'notMade';
+  try {
+    return await examineDatabase(config);
+  } catch (error) {
+    if (error instanceof FolderInUseError) return 'inUse';
+    throw error;
+  }
+}
+
+async function examineDatabase(config: Config): Promise<EngineFacts & { missingMigrations: number }> {
   const log = silentLog;
   const examiner = await opened(async (undo) => {
     const address = await openStore(config, { log, undo });

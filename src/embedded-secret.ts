@@ -1,6 +1,6 @@
 /** Secrets for which none is configured: files of the data folder, each made once. */
 import { randomBytes } from 'node:crypto';
-import { chmod, link, mkdir, open, rm } from 'node:fs/promises';
+import { chmod, type FileHandle, link, mkdir, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
 import { SECRET_BYTES_MIN } from './requests/authenticate.ts';
 
@@ -40,7 +40,7 @@ async function readSecret(file: string): Promise<Uint8Array | null> {
     const handle = await open(file, 'r');
     try {
       const { mode } = await handle.stat();
-      if ((mode & 0o077) !== 0) await handle.chmod(OWNER_ONLY);
+      if ((mode & 0o077) !== 0) await closeToOthers(handle, file);
       text = await handle.readFile('utf8');
     } finally {
       await handle.close();
@@ -54,6 +54,17 @@ async function readSecret(file: string): Promise<Uint8Array | null> {
     throw new Error(`${file} holds no secret of ${SECRET_BYTES_MIN} bytes; remove it and a new one is made`);
   }
   return secret;
+}
+
+/** @throws Error naming the file, where it is somebody else's */
+async function closeToOthers(handle: FileHandle, file: string): Promise<void> {
+  try {
+    await handle.chmod(OWNER_ONLY);
+  } catch (error) {
+    throw new Error(`${file} can be read by others, and its mode can't be changed: it is another user's`, {
+      cause: error,
+    });
+  }
 }
 
 async function makeSecret(dataDir: string, file: string): Promise<Uint8Array> {

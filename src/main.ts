@@ -121,8 +121,14 @@ async function serve(): Promise<void> {
 function nextSignal(): Promise<NodeJS.Signals> {
   const signals = ['SIGTERM', 'SIGINT'] as const;
   return new Promise((resolve) => {
+    const endAtOnce = (signal: NodeJS.Signals): void => {
+      process.off(signal, endAtOnce);
+      process.kill(process.pid, signal);
+      // Nothing ends the first process of a container by default.
+      process.exit(1);
+    };
     const heed = (signal: NodeJS.Signals): void => {
-      for (const name of signals) process.off(name, heed);
+      for (const name of signals) process.off(name, heed).on(name, endAtOnce);
       resolve(signal);
     };
     for (const name of signals) process.on(name, heed);

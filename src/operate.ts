@@ -68,7 +68,8 @@ Safe to be run again.
     help: `Usage: keygate doctor [--json]
 
 Asks PostgreSQL, Redis and the token keys' address, whichever are configured: can they be reached, are they new
-enough, is the schema in step, do the clocks agree. Changes nothing. Ends with 1 where something is wrong.
+enough, is the schema in step, do the clocks agree. An embedded PostgreSQL that is there and does not run is started
+for it, and ended again. Ends with 1 where something is wrong.
 
   --json  print the findings as JSON`,
     options: JSON_OPTION,
@@ -267,7 +268,10 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
     findings.push(...found.map((finding) => ({ what, ...finding })));
   };
   await look('postgres', async () => {
-    const { missingMigrations, ...facts } = await examineStore(config);
+    const found = await examineStore(config);
+    if (found === 'notMade') return [{ good: true, found: 'embedded: the first start makes it' }];
+    if (found === 'inUse') return [{ good: true, found: 'embedded: a gateway runs on it' }];
+    const { missingMigrations, ...facts } = found;
     return [
       ...engineFindings('PostgreSQL', 14, facts),
       missingMigrations === 0

@@ -187,7 +187,7 @@ describe('compose.yaml', () => {
     expect(named).toEqual(gateways);
     expect(Object.keys(services.proxy!.depends_on ?? {})).toEqual(gateways);
     expect(proxy).toContain('proxy_set_header Upgrade $http_upgrade;');
-    expect(proxy).toContain('proxy_set_header X-Forwarded-For $remote_addr;');
+    expect(proxy).toContain('proxy_set_header X-Forwarded-For $proxy_add_x_forwarded_for;');
     // As much as the gateway itself takes, and quiet for longer than its pings are apart.
     expect(proxy).toContain(`client_max_body_size ${FRAME_BYTES_MAX / 1024 ** 2}m;`);
     expect(Number(/proxy_read_timeout (\d+)s/.exec(proxy)?.[1])).toBeGreaterThan(45);

@@ -1,7 +1,10 @@
 /** The operators' commands, as they are run, on a store that a gateway serves at the same time. */
-import { readFileSync } from 'node:fs';
+import { existsSync, readFileSync } from 'node:fs';
+import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { tmpdir } from 'node:os';
+import { join } from 'node:path';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { environment } from '../src/config.ts';
@@ -9,6 +12,7 @@ import { operatorCommands } from '../src/operate.ts';
 import { keygate } from './support/command-line.ts';
 import { createDatabase, redisUrl } from './support/engines.ts';
 import { enrol, open, send, startGateway, TEST_SECRET, type TestGateway } from './support/gateway.ts';
+import { startGatewayProcess } from './support/gateway-process.ts';
 
 const ALICE = { userId: 'alice', deviceId: 1 };
 const BOB = { userId: 'bob', deviceId: 1 };
@@ -139,6 +143,22 @@ describe('keygate doctor', () => {
     const { stdout } = await keygate(['doctor'], env);
     expect(stdout).toContain('good  postgres  the schema is in step\n');
     expect(stdout).toContain('good  redis     not configured: one node\n');
+  });
+
+  it('makes no embedded store, and leaves one alone that a gateway runs on', async () => {
+    const folder = await mkdtemp(join(tmpdir(), 'keygate-doctor-'));
+    const at = join(folder, 'data');
+    const { code, stdout } = await keygate(['doctor'], { DATA_DIR: at });
+    expect({ code, stdout }).toEqual({
+      code: 0,
+      stdout: expect.stringContaining('the first start makes it'),
+    });
+    expect(existsSync(join(at, 'postgres'))).toBe(false);
+    const running = await startGatewayProcess({ dataDir: at });
+    const beside = await keygate(['doctor'], { DATA_DIR: at });
+    expect(beside).toMatchObject({ code: 0, stdout: expect.stringContaining('a gateway runs on it') });
+    await running.stop();
+    await rm(folder, { recursive: true, force: true });
   });
 
   it('names every fault at once, and ends with 1', async () => {

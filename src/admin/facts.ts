@@ -13,12 +13,14 @@ export interface Facts {
   sockets(query: SocketQuery): Promise<AdminAnswer<'sockets'>>;
   /** @throws GatewayError UNAVAILABLE when the store can't be reached */
   device(device: DeviceAddress, messageId: string | null): Promise<AdminAnswer<'device'>>;
-  /** @param recipient a user id, or a device of one; null asks the store only where the events name one. @throws as `device` */
+  /** @param recipient a user id, or a device of one; null asks for those that the events name. @throws as `device` */
   message(messageId: string, recipient: string | null): Promise<AdminAnswer<'message'>>;
 }
 
 const CLAIMS_MAX = 50;
 const PENDING_MAX = 50;
+/** A request addresses no more, and one is the sender. */
+const TRACED_DEVICES_MAX = 128;
 
 export function createFacts(parts: {
   nodes: Nodes;
@@ -145,11 +147,10 @@ export function createFacts(parts: {
       const events: StreamEvent[] = answers
         .flat()
         .sort((a, b) => (a.time < b.time ? -1 : a.time > b.time ? 1 : a.number - b.number));
-      const named = recipient ?? events[0]?.device ?? null;
-      const traces =
-        named === null
-          ? []
-          : (await Promise.all(recipientsOf(named).map((one) => store.trace(messageId, one)))).flat();
+      const named = recipient === null ? devicesIn(events) : [recipient];
+      const traces = (
+        await Promise.all(named.flatMap(recipientsOf).map((one) => store.trace(messageId, one)))
+      ).flat();
       return {
         messageId,
         recipients: traces.map((trace) => ({
@@ -171,6 +172,12 @@ function putOffOf(waiting: readonly WaitingEnvelope[]): PutOff | null {
   if (found === undefined || found.dueAtMs === null) return null;
   const { messageId, dueAtMs, undecryptableCount, temporaryCount } = found;
   return { messageId, dueAtMs, undecryptableCount, temporaryCount };
+}
+
+/** Those of whom a message's events tell: its sender and each device that it went to. */
+function devicesIn(events: readonly StreamEvent[]): string[] {
+  const devices = new Set(events.flatMap(({ device }) => (device === null ? [] : [device])));
+  return [...devices].slice(0, TRACED_DEVICES_MAX);
 }
 
 /** A user id may hold dots: `alice.1` is a device of alice, and may be a user. */

@@ -1,5 +1,5 @@
 /** Reads the inspector's stream as a program does: with the admin token, and coming back by itself. */
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, pause } from '../lib/clock.ts';
 import { filterToQuery, type StreamFilter, type StreamFrame, streamFrame } from '../protocol/inspector.ts';
 
 export interface StreamClientOptions {
@@ -50,13 +50,7 @@ export async function readStream(options: StreamClientOptions): Promise<void> {
     if (signal.aborted) return;
     const delayMs = Math.min(RETRY_DELAY_MAX_MS, RETRY_DELAY_MIN_MS * 2 ** Math.min(failures++, 10));
     onLost(reason, delayMs);
-    await new Promise<void>((resolve) => {
-      const timer = clock.after(delayMs, resolve);
-      signal.addEventListener('abort', () => {
-        timer.cancel();
-        resolve();
-      });
-    });
+    await pause(clock, delayMs, signal);
   }
 }
 

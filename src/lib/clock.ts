@@ -67,6 +67,20 @@ export function every(clock: Clock, periodMs: number, action: () => Promise<void
   };
 }
 
+/** Resolves after this time, or when `signal` is raised. */
+export function pause(clock: Clock, delayMs: number, signal: AbortSignal): Promise<void> {
+  if (signal.aborted) return Promise.resolve();
+  return new Promise((resolve) => {
+    const end = (): void => {
+      timer.cancel();
+      signal.removeEventListener('abort', end);
+      resolve();
+    };
+    const timer = clock.after(delayMs, end);
+    signal.addEventListener('abort', end);
+  });
+}
+
 /** Keeps the process alive until it is cancelled: the timers of a clock never do, and a command may wait for nothing else. */
 export function stayAwake(): Timer {
   const handle = setInterval(() => {}, TIMER_DELAY_MAX_MS);

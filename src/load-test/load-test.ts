@@ -1,6 +1,6 @@
 /** One load test: devices get ready, operations leave when they are due, and the books are closed. */
 import { availableParallelism, cpus } from 'node:os';
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, pause } from '../lib/clock.ts';
 import { createSlots } from '../lib/slots.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 import { Failure, LoadDevice } from './device.ts';
@@ -10,7 +10,6 @@ import { type OwnLoad, watchOwnLoad } from './own-load.ts';
 import { type Departure, pace } from './pacer.ts';
 import { faultsOf, type LoadResult, type PartResult, ratesOf, warningsOf } from './result.ts';
 import { scenarioKinds } from './scenarios/index.ts';
-import { pause } from './scenarios/presence.ts';
 import type { Scenario } from './scenarios/scenario.ts';
 import { scheduleOf } from './schedule.ts';
 

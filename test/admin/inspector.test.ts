@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { addressKey } from '../../src/protocol/ids.ts';
 import { adminRoutes, type OverviewSample } from '../../src/protocol/inspector.ts';
 import { eventually } from '../support/eventually.ts';
-import { FEW_KEYS, gatewayFor, opened, redisFor, someone, undoAfterEach } from '../support/flow.ts';
+import { FEW_KEYS, gatewayFor, hold, opened, redisFor, someone, undoAfterEach } from '../support/flow.ts';
 import {
   connectClient,
   enrol,
@@ -327,6 +327,33 @@ describe('a message', () => {
     expect((await viewer.message(messageId, bob.address.userId)).recipients).toMatchObject(recipients);
     expect((await viewer.message(messageId, addressKey(bob.address))).recipients).toMatchObject(recipients);
     expect((await viewer.message(randomUUID(), bob.address.userId)).recipients).toEqual([]);
+  });
+
+  it('tells of every device that it went to', async () => {
+    const viewer = await inspector();
+    await viewer.stream({ event: ['gate'] });
+    const alice = await opened(shared);
+    const phone = await opened(shared);
+    const laptop = await opened(shared, { ...phone.address, deviceId: 2 });
+    hold(laptop.client);
+    const messageId = randomUUID();
+    await alice.client.call('sendMessages', {
+      messageId,
+      userId: phone.address.userId,
+      envelopes: [phone, laptop].map(({ address, device }) => ({
+        deviceId: address.deviceId,
+        registrationId: device.registrationId,
+        type: 3,
+        content: Buffer.from('to both').toString('base64'),
+      })),
+    });
+    await eventually(async () => {
+      const { recipients } = await viewer.message(messageId);
+      expect(recipients.map(({ device, state }) => `${device} ${state}`).toSorted()).toEqual([
+        `${addressKey(phone.address)} delivered`,
+        `${addressKey(laptop.address)} waiting`,
+      ]);
+    });
   });
 });
 

@@ -240,8 +240,7 @@ describe('the embedded PostgreSQL', () => {
       expect(more).toEqual([]);
       const errors = owners.flatMap(({ outcome }) => outcome.error ?? []);
       expect(errors).toHaveLength(2);
-      for (const error of errors)
-        expect(error).toMatch(/^EmbeddedStartError: Another gateway is running on /);
+      for (const error of errors) expect(error).toMatch(/^FolderInUseError: Another gateway is running on /);
       expect(await query(winner!.outcome, 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
       for (const owner of owners) await killHard(owner.process);
     }

@@ -2,6 +2,7 @@
  * The embedded engine: a private PostgreSQL on the gateway's data folder, reachable by a Unix socket only,
  * never as root, and gone when the gateway is, however it goes.
  */
+import { existsSync } from 'node:fs';
 import { chmod, mkdir, mkdtemp, realpath, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
@@ -10,9 +11,9 @@ import { npmBinaries } from './binaries.ts';
 import { type EngineUser, engineUserFor, letPass } from './engine-user.ts';
 import { ownFolder } from './folder-ownership.ts';
 import { endOrphan, initialise, makeFolderFor, startPostmaster } from './postmaster.ts';
-import { EmbeddedStartError } from './start-error.ts';
+import { EmbeddedStartError, FolderInUseError } from './start-error.ts';
 
-export { EmbeddedStartError } from './start-error.ts';
+export { EmbeddedStartError, FolderInUseError } from './start-error.ts';
 
 /** A running engine. The first four are connection options of postgres.js, with `socketDir` as its host. */
 export interface EmbeddedPostgres {
@@ -28,6 +29,7 @@ export interface EmbeddedPostgres {
 
 /** Only names the socket file; nothing listens on a port. */
 const PORT = 5432;
+const DATABASE_FOLDER = 'postgres';
 const ROLE = 'keygate';
 const DATABASE = 'keygate';
 /** The shortest limit of a Unix socket path is macOS's, with 103 bytes and an end. */
@@ -86,6 +88,11 @@ export async function startEmbeddedPostgres(options: {
   }
 }
 
+/** Whether a gateway has started on the folder before. */
+export function isEmbeddedMade(dataDir: string): boolean {
+  return existsSync(join(dataDir, DATABASE_FOLDER));
+}
+
 async function start(
   options: { dataDir: string; log: Log; settings?: Record<string, string> },
   undo: (() => Promise<void> | void)[],
@@ -95,7 +102,7 @@ async function start(
   const wasMade = await mkdir(resolve(options.dataDir), { recursive: true });
   const dataDir = await realpath(resolve(options.dataDir));
   if (wasMade !== undefined) await chmod(dataDir, 0o700);
-  const databaseDir = join(dataDir, 'postgres');
+  const databaseDir = join(dataDir, DATABASE_FOLDER);
   const user = await engineUserFor(databaseDir);
 
   const closed = user === null ? null : await letPass(user, dataDir);
@@ -114,7 +121,7 @@ async function start(
 
   const ownership = await ownFolder(join(shortDir, 'owner'));
   if (ownership === null) {
-    throw new EmbeddedStartError(
+    throw new FolderInUseError(
       `Another gateway is running on ${dataDir}: stop it, or give this one its own DATA_DIR.`,
     );
   }

@@ -38,6 +38,7 @@ const INITDB_STOP_STEPS: readonly StopStep[] = [
 ];
 /** Recovery after a crash replays at most max_wal_size, which takes seconds. */
 const READY_WAIT_MAX_MS = 120_000;
+const PROBE_WAIT_MAX_MS = 2_000;
 const READY_POLL_MS = 5;
 const START_ATTEMPTS_MAX = 25;
 const START_PAUSE_MS = 200;
@@ -272,6 +273,11 @@ function probe(
   const goodbye = Buffer.from([0x58, 0, 0, 0, 4]);
   return new Promise((resolve) => {
     const socket = connect(address);
+    // One that stands still takes connections and says nothing.
+    socket.setTimeout(PROBE_WAIT_MAX_MS, () => {
+      socket.destroy();
+      resolve('busy');
+    });
     socket.once('connect', () => socket.write(Buffer.concat([greeting, parameters])));
     socket.once('data', (answer) => {
       socket.end(goodbye);

@@ -1,7 +1,8 @@
+import { pause } from '../../lib/clock.ts';
 import { createSlots } from '../../lib/slots.ts';
 import { Failure, type LoadDevice } from '../device.ts';
 import { createMessaging, neighbourOf } from './messaging.ts';
-import { createPresence, pause } from './presence.ts';
+import { createPresence } from './presence.ts';
 import type { Scenario, Stage } from './scenario.ts';
 
 /** Sends under way at once while the queues are filled. */

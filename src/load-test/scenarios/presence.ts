@@ -1,5 +1,5 @@
 /** Devices that come back: whoever loses the connection connects again and opens the gate, as a real client does. */
-import type { Clock } from '../../lib/clock.ts';
+import { pause } from '../../lib/clock.ts';
 import { Failure, type LoadDevice } from '../device.ts';
 import type { Stage } from './scenario.ts';
 
@@ -73,18 +73,4 @@ export function createPresence(stage: Stage): Presence {
     },
   };
   return presence;
-}
-
-/** Resolves after this time, or when `signal` is raised. */
-export function pause(clock: Clock, delayMs: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const end = (): void => {
-      timer.cancel();
-      signal.removeEventListener('abort', end);
-      resolve();
-    };
-    const timer = clock.after(delayMs, end);
-    signal.addEventListener('abort', end);
-  });
 }

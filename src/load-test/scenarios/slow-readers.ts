@@ -1,6 +1,7 @@
+import { pause } from '../../lib/clock.ts';
 import type { LoadDevice } from '../device.ts';
 import { createMessaging } from './messaging.ts';
-import { createPresence, pause } from './presence.ts';
+import { createPresence } from './presence.ts';
 import type { Scenario, Stage } from './scenario.ts';
 
 const SLOW_SHARE = 0.1;
