@@ -8,6 +8,7 @@ import type { Log } from '../lib/log.ts';
 import type { Statistics, StoreStatistics } from '../ports/statistics.ts';
 import { bounceReason } from '../protocol/envelope.ts';
 import type { PushPayload, RequestData } from '../protocol/events.ts';
+import { type GateName, gateName } from '../protocol/inspector.ts';
 import type { Reports, RequestEnded } from '../requests/observe.ts';
 import { createDistribution } from './distribution.ts';
 import type { AdminPage } from './health.ts';
@@ -37,8 +38,6 @@ const LATENCY_SECONDS = [0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 5, 
 const BATCH_SIZES = [1, 2, 4, 8, 16, 32, 64, 128];
 /** The store is asked no more often than this, however many scrape. */
 const STORE_PERIOD_MS = 15_000;
-const GATE_STATES = ['connected', 'validated', 'open'] as const;
-type GateName = (typeof GATE_STATES)[number];
 
 interface OpenSocket {
   gate: GateName;
@@ -140,7 +139,7 @@ export function createMetrics(parts: MetricsParts): Metrics {
     collect() {
       const counts: Record<GateName, number> = { connected: 0, validated: 0, open: 0 };
       for (const { gate } of sockets.values()) counts[gate] += 1;
-      for (const state of GATE_STATES) gateCounts.set({ state }, counts[state]);
+      for (const state of gateName.options) gateCounts.set({ state }, counts[state]);
     },
   });
   const gauge = (name: string, help: string, read: () => number | null): void => {

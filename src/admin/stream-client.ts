@@ -16,7 +16,7 @@ export interface StreamClientOptions {
 }
 
 /** The server would say the same however often it is asked. */
-export class RefusedForGoodError extends Error {
+class RefusedForGoodError extends Error {
   override readonly name = 'RefusedForGoodError';
 }
 

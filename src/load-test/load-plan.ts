@@ -72,8 +72,8 @@ export const SCENARIOS: Readonly<Record<ScenarioName, ScenarioDefaults>> = {
   },
 };
 
-export const DURATION_DEFAULT_MS = 30_000;
-export const BACKLOG_DEFAULT = 100;
+const DURATION_DEFAULT_MS = 30_000;
+const BACKLOG_DEFAULT = 100;
 
 /** What one process can hold, and keep the books of. */
 export const DEVICES_MAX = 20_000;

@@ -8,7 +8,7 @@ export interface Schedule {
 }
 
 /** From one storm to the next. */
-export const STORM_PERIOD_MS = 10_000;
+const STORM_PERIOD_MS = 10_000;
 
 export function scheduleOf(part: PartPlan): Schedule {
   const { scenario, deviceCount, durationMs, ratePerSecond } = part;

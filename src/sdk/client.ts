@@ -215,7 +215,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
 
   function tell(): void {
     const now = snapshot();
-    // A screen's fault stays the screen's.
+    // In a turn of its own: what a screen throws changes nothing here.
     for (const subscriber of subscribers) queueMicrotask(() => subscriber(now));
   }
 

@@ -32,7 +32,7 @@ export interface ByKind<Value> {
   pq: Record<number, Value>;
 }
 
-export function emptyMemory(): KitMemory {
+function emptyMemory(): KitMemory {
   return {
     lastKeyVersion: 0,
     lastCountVersion: 0,

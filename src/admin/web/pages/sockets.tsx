@@ -1,6 +1,6 @@
 /** Who is connected, how each gate stands, and what keeps each socket busy. */
 import { useState } from 'preact/hooks';
-import type { AdminAnswer, GateName } from '../../../protocol/inspector.ts';
+import { type AdminAnswer, type GateName, gateName } from '../../../protocol/inspector.ts';
 import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { bytes, count, counted } from '../format.ts';
@@ -13,8 +13,6 @@ import { SocketCard } from '../parts/socket-card.tsx';
 import { clockTime, duration, nowMs, relative } from '../time.ts';
 
 type ListedSocket = AdminAnswer<'sockets'>['sockets'][number];
-
-const GATES: readonly GateName[] = ['connected', 'validated', 'open'];
 
 const COLUMNS: readonly Column<ListedSocket>[] = [
   { name: 'device', title: 'Device', cell: ({ device }) => <DeviceLink device={device} /> },
@@ -73,7 +71,7 @@ const COLUMNS: readonly Column<ListedSocket>[] = [
 
 export function SocketsPage({ query, writable }: { query: URLSearchParams; writable: boolean }) {
   const device = query.get('device') ?? '';
-  const gate = GATES.find((name) => name === query.get('gate'));
+  const gate = gateName.options.find((name) => name === query.get('gate'));
   const { answer, trouble, askAgain } = useAsked(`${device} ${gate}`, () =>
     api.sockets({ device: device || undefined, gate }),
   );
@@ -117,7 +115,7 @@ export function SocketsPage({ query, writable }: { query: URLSearchParams; writa
         />
         <fieldset class="toggles">
           <legend class="hidden">Gate</legend>
-          {GATES.map((name) => (
+          {gateName.options.map((name) => (
             <button
               key={name}
               type="button"

@@ -5,12 +5,12 @@ import { ERRORS } from '../../../protocol/errors.ts';
 import {
   type Direction,
   type GateName,
+  gateName,
   type StreamFilter,
   streamEventNames,
 } from '../../../protocol/inspector.ts';
 
 const DIRECTIONS: Readonly<Record<Direction, string>> = { in: '→ in', out: '← out', server: '· inside' };
-const GATES: readonly GateName[] = ['connected', 'validated', 'open'];
 const CODES: readonly string[] = ['ok', ...Object.keys(ERRORS)];
 /** Typing pauses this long before the filter is changed. */
 const TYPING_PAUSE_MS = 500;
@@ -58,7 +58,7 @@ export function FilterBar(props: {
       />
       <Toggles
         label="Gate"
-        options={Object.fromEntries(GATES.map((gate) => [gate, gate])) as Record<GateName, string>}
+        options={Object.fromEntries(gateName.options.map((gate) => [gate, gate])) as Record<GateName, string>}
         chosen={filter.gate ?? []}
         onChange={(gates) => put('gate', gates)}
       />
