@@ -263,7 +263,8 @@ export const environment = z.object({
     1_000,
     'frames of one connection a second, over ten seconds; beyond it the connection is cut',
   ),
-  QUEUE_MAX: wholeNumber({ min: 1, max: 1_000_000, byDefault: 10_000 }).meta({
+  // What empties a queue with its keys is one statement, which has to end in time.
+  QUEUE_MAX: wholeNumber({ min: 1, max: 100_000, byDefault: 10_000 }).meta({
     meaning: 'pending messages of one device',
   }),
   MESSAGE_TTL_DAYS: wholeNumber({ min: 1, max: 3650, byDefault: 30 }).meta({

@@ -19,8 +19,8 @@ export function versionAfterRestore(nowMs: number): number {
 }
 
 /**
- * Withdraws and tombstones every unclaimed one-time prekey, and closes every gate. Safe to be run again, beside running
- * gateways too; what was uploaded meanwhile is withdrawn then as well.
+ * Withdraws and tombstones every unclaimed one-time prekey, and closes every gate. Safe to be run again, also when
+ * gateways have been started since; what was uploaded meanwhile is withdrawn then as well.
  *
  * @param parts.onBatch is told of the devices of each batch, when it is committed
  * @returns how many devices there were, and how many keys were withdrawn

@@ -52,9 +52,14 @@ export async function validateKeys(
     });
   }
   const keysValid = faults.length === 0;
-  const standing = rolledBack ? 'withdrawn' : hasIdentity(keys, localIdentity) ? 'comparable' : 'unseen';
-  const ec = await comparePool(parts, device, standing, 'ec', input.localPreKeyIds, input.localPreKeyCount);
-  const pq = await comparePool(parts, device, standing, 'pq', input.localPqPreKeyIds, undefined);
+  const standing: Standing = rolledBack
+    ? 'withdrawn'
+    : hasIdentity(keys, localIdentity)
+      ? 'comparable'
+      : 'unseen';
+  const asked = { device, identity: localIdentity, standing };
+  const ec = await comparePool(parts, asked, 'ec', input.localPreKeyIds, input.localPreKeyCount);
+  const pq = await comparePool(parts, asked, 'pq', input.localPqPreKeyIds, undefined);
   return {
     data: {
       keysValid,
@@ -166,16 +171,24 @@ async function withdrawAfterRollback(
 ): Promise<DeviceKeys> {
   return await parts.store.change(device, async (keys) => {
     const { current } = keys;
-    // Another validation may have done it meanwhile.
-    if (!isRolledBack(current, input)) return current;
     const draft = draftOf(current);
-    if (current.identity !== null) {
+    // Another validation may have done it meanwhile: then this one's lists are left.
+    const isDone = !isRolledBack(current, input);
+    if (!isDone && current.identity !== null) {
       await keys.withdraw('ec', current.identity.canonicalKey, 'all');
       await keys.withdraw('pq', current.identity.canonicalKey, 'all');
     }
     // Beyond the store's bounds they are not kept; the client is told all the same that they are gone.
-    await keys.withdraw('ec', localIdentity, input.localPreKeyIds ?? []);
-    await keys.withdraw('pq', localIdentity, input.localPqPreKeyIds ?? []);
+    const ecCount = (await keys.withdraw('ec', localIdentity, input.localPreKeyIds ?? [])) ?? 0;
+    const pqCount = (await keys.withdraw('pq', localIdentity, input.localPqPreKeyIds ?? [])) ?? 0;
+    if (isDone) {
+      if (ecCount + pqCount === 0) return current;
+      draft.availableCounts.ec -= ecCount;
+      draft.availableCounts.pq -= pqCount;
+      draft.countVersion += 1;
+      await keys.save(draft);
+      return { ...current, ...draft };
+    }
     draft.availableCounts = { ec: 0, pq: 0 };
     draft.restoredAtMs = null;
     const lastKeyVersion = input.lastKeyVersion ?? 0;
@@ -233,8 +246,7 @@ type Standing = 'comparable' | 'unseen' | 'withdrawn';
 
 async function comparePool(
   parts: ValidateParts,
-  device: DeviceAddress,
-  standing: Standing,
+  { device, identity, standing }: { device: DeviceAddress; identity: Uint8Array; standing: Standing },
   kind: PreKeyKind,
   localIds: readonly number[] | undefined,
   localCount: number | undefined,
@@ -243,7 +255,11 @@ async function comparePool(
   if (localIds !== undefined) {
     switch (standing) {
       case 'comparable': {
-        const { used, unknown, notListed } = await parts.store.compareIds(device, kind, localIds);
+        const { used, unknown, notListed } = await parts.store.compareIds(
+          { device, identity },
+          kind,
+          localIds,
+        );
         return { toDelete: used, toUpload: unknown, notHeld: notListed };
       }
       case 'unseen':

@@ -198,9 +198,13 @@ export interface KeyStore {
     how: { nowMs: number; lowThreshold: number; waits: boolean },
   ): Promise<ClaimResult>;
 
-  /** Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them. */
+  /**
+   * Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them.
+   *
+   * @param of.identity canonical; where the device has another one by now, nothing is pooled under it
+   */
   compareIds(
-    device: DeviceAddress,
+    of: { device: DeviceAddress; identity: Uint8Array },
     kind: PreKeyKind,
     localIds: readonly number[],
   ): Promise<{ used: number[]; unknown: number[]; notListed: number[] }>;

@@ -76,9 +76,9 @@ function nodesOf(plan: Plan): Plan[] {
 const readsTable = (node: Plan): boolean =>
   node['Relation Name'] !== undefined && node['Node Type'] !== 'ModifyTable';
 
-/** Whether a join's side is one row at most: the verdict of a whole request, or the row of one device. */
+/** Whether a join's side is one row at most: that of the one device that is served, or of one device by its key. */
 const isOneRow = (node: Plan): boolean =>
-  node['CTE Name'] === 'verdict' ||
+  node['CTE Name'] === 'served' ||
   (node['Index Name'] === 'devices_user_id_device_id_pk' && /device_id = \$/.test(node['Index Cond'] ?? ''));
 
 /** Every way in which a statement could turn slow or lock rows in another order, named. */

@@ -66,6 +66,8 @@ export interface KeySet {
   pq?: readonly number[];
 }
 
+const underA = (device: DeviceAddress) => ({ device, identity: identityOf('A').canonicalKey });
+
 /** Stores a key set in one transaction, in place of another identity's, as the rules of uploads do. */
 export async function storeKeySet(store: KeyStore, device: DeviceAddress, set: KeySet): Promise<void> {
   const {
@@ -149,7 +151,7 @@ export async function wipeKeySet(
   });
 }
 
-function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
+export function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
   const { signedPreKeys: _, servedAtMs: __, servedFence: ___, revokedAtMs: ____, ...rest } = keys.current;
   return structuredClone(rest);
 }
@@ -838,7 +840,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await sweep(NOW_MS + 1)).toBe(2);
         expect(await usedIds(device, 'ec', identityOf('A'), everyTime)).toEqual([1, 3]);
         expect(await usedIds(device, 'pq', identityOf('A'), everyTime)).toEqual([2]);
-        expect(await keys.compareIds(device, 'ec', everyTime)).toEqual({
+        expect(await keys.compareIds(underA(device), 'ec', everyTime)).toEqual({
           used: [1, 3],
           unknown: [2, 4],
           notListed: [],
@@ -902,7 +904,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const used = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 === 0).reverse();
         const unknown = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 !== 0).reverse();
         expect(await usedIds(device, 'ec', identityOf('A'), asked)).toEqual(used);
-        expect(await keys.compareIds(device, 'ec', asked)).toEqual({ used, unknown, notListed: [] });
+        expect(await keys.compareIds(underA(device), 'ec', asked)).toEqual({ used, unknown, notListed: [] });
       });
 
       it('are taken for ids that were never there up to a bound, which no other id meets', async () => {
@@ -971,17 +973,38 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const device = newDevice();
         await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [10, 11, 12], pq: [10] });
         await claimOne(device);
-        expect(await keys.compareIds(device, 'ec', [9, 10, 11])).toEqual({
+        expect(await keys.compareIds(underA(device), 'ec', [9, 10, 11])).toEqual({
           used: [10],
           unknown: [9],
           notListed: [12],
         });
-        expect(await keys.compareIds(device, 'pq', [])).toEqual({ used: [], unknown: [], notListed: [] });
-        expect(await keys.compareIds(newDevice(), 'ec', [1])).toEqual({
+        expect(await keys.compareIds(underA(device), 'pq', [])).toEqual({
+          used: [],
+          unknown: [],
+          notListed: [],
+        });
+        expect(await keys.compareIds(underA(newDevice()), 'ec', [1])).toEqual({
           used: [],
           unknown: [1],
           notListed: [],
         });
+      });
+
+      it('compares nothing under another identity than the device has, and keeps what is withdrawn under it', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2, 3] });
+        await claimOne(device);
+        const other = identityOf('B').canonicalKey;
+        expect(await keys.compareIds({ device, identity: other }, 'ec', [1, 2])).toEqual({
+          used: [],
+          unknown: [1, 2],
+          notListed: [],
+        });
+        // Claimed under the present identity: under the other one it was never seen until now.
+        await keys.change(device, async (set) => {
+          await set.withdraw('ec', other, [1, 2]);
+        });
+        expect(await usedIds(device, 'ec', identityOf('B'), [1, 2, 3])).toEqual([1, 2]);
       });
 
       it('tells the ids handed out since a time, newest first, and no more than asked for', async () => {

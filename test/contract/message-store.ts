@@ -11,7 +11,7 @@ import {
   WAITING_TOLD_MAX,
 } from '../../src/ports/message-store.ts';
 import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
-import { identityOf, newDevice, storeKeySet, wipeKeySet } from './key-store.ts';
+import { identityOf, newDevice, storeKeySet, updateOf, wipeKeySet } from './key-store.ts';
 
 export interface OpenMessageStore {
   messages: MessageStore;
@@ -482,6 +482,20 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           served: false,
           proof: { hasKeys: false },
         });
+      });
+
+      it('are told the version that stands, where they waited for the change that refuses them', async () => {
+        const bob = await enrolled();
+        const { keyVersion } = (await messages.prove(bob))!;
+        const reader = { device: bob, fence: (await messages.connect(bob)).fence };
+        let serving: ReturnType<MessageStore['serve']> | undefined;
+        await keys.change(bob, async (set) => {
+          await set.save({ ...updateOf(set), keyVersion: keyVersion + 1 });
+          serving = messages.serve(reader, keyVersion, NOW_MS);
+          // It has been asked, and waits for the row by the time that another statement has been answered.
+          for (let i = 0; i < 20; i++) await messages.prove(bob);
+        });
+        expect(await serving).toMatchObject({ served: false, proof: { keyVersion: keyVersion + 1 } });
       });
 
       it('of an unknown device are neither served nor proven nor read', async () => {

@@ -52,10 +52,12 @@ WITH processed AS MATERIALIZED (
   ) m
 ),
 deleted AS (
-  DELETE FROM ${messages} WHERE ctid = ANY (ARRAY(SELECT row_place FROM processed))
+  DELETE FROM ${messages} WHERE ctid = ANY (ARRAY(SELECT row_place FROM processed)) RETURNING ctid AS row_place
 )
--- One that is acknowledged twice at once was deleted once.
-SELECT ord, count(*)::int4 AS deleted FROM (SELECT min(ord) AS ord FROM processed GROUP BY row_place) first GROUP BY ord`);
+-- One that is acknowledged twice at once was deleted once; one that moved on before it was locked, not at all.
+SELECT ord, count(*)::int4 AS deleted FROM (
+  SELECT min(p.ord) AS ord FROM processed p JOIN deleted d ON d.row_place = p.row_place GROUP BY p.row_place
+) first GROUP BY ord`);
 
 export function bindAcknowledge(requests: readonly AcknowledgeRequest[]): Record<string, unknown> {
   return {
@@ -82,9 +84,15 @@ WITH failed AS MATERIALIZED (
   SELECT * FROM unnest(${placeholder('sequences')}::int8[], ${placeholder('undecryptable')}::bool[])
     AS f (sequence, undecryptable)
 ),
+-- In the order in which every statement locks a queue's rows: what is dropped would be locked behind what is not.
+locked AS MATERIALIZED (
+  SELECT m.sequence FROM ${messages} m WHERE ${ofListed} AND m.pending
+  ORDER BY m.user_id, m.device_id, m.sequence
+  FOR UPDATE
+),
 dropped AS (
   -- A bounce that nobody can read is nobody's loss: it is never bounced itself.
-  DELETE FROM ${messages} m USING failed f
+  DELETE FROM ${messages} m USING failed f JOIN locked l ON l.sequence = f.sequence
   WHERE ${ofListed} AND m.sequence = f.sequence AND m.pending AND m.kind = ${BOUNCE} AND ${isLastOffer} AND ${isServed}
 )
 UPDATE ${messages} m SET
@@ -97,7 +105,7 @@ UPDATE ${messages} m SET
     WHEN ${isLastOffer} THEN NULL
     WHEN f.undecryptable THEN ${momentOf(placeholder('nowMs'))} + ${delayOf('m.undecryptable_count', UNDECRYPTABLE_DELAYS_MS)}
     ELSE ${momentOf(placeholder('nowMs'))} + ${delayOf('m.temporary_count', TEMPORARY_DELAYS_MS)} END
-FROM failed f
+FROM failed f JOIN locked l ON l.sequence = f.sequence
 WHERE ${ofListed} AND m.sequence = f.sequence AND m.pending AND ${isServed} AND NOT (m.kind = ${BOUNCE} AND ${isLastOffer})
 RETURNING m.pending, ${msOf('m.due_at')} AS due_at_ms`);
 
@@ -131,13 +139,16 @@ export interface BouncedRow {
   bounce_reason: BounceReason;
 }
 
-/** Bounced rows that still lie with their recipients: those of one device, or of any. */
+/**
+ * Bounced rows that still lie with their recipients: those of one device, or of any; a device's in no order, so that the
+ * index of just these rows is what gives them.
+ */
 export function bouncedStatement(of: DeviceAddress | null, limit: number): SQL {
   return sql`
     SELECT user_id, device_id, sequence, peer_user_id, peer_device_id, message_id, bounce_reason
     FROM ${messages}
     WHERE NOT pending ${of === null ? sql`` : sql`AND user_id = ${of.userId} AND device_id = ${of.deviceId}`}
-    ORDER BY user_id, device_id, sequence
+    ORDER BY user_id, device_id
     LIMIT ${limit}`;
 }
 

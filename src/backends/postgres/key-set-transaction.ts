@@ -153,7 +153,7 @@ export function createKeySetTransaction(
       // In the order in which every statement locks a queue's rows.
       await tx.execute(sql`
         SELECT count(*) FROM (
-          SELECT 1 FROM ${messages} WHERE ${ofDevice} AND pending
+          SELECT 1 FROM ${messages} WHERE ${ofDevice} AND pending AND bounce_reason IS NULL
           ORDER BY user_id, device_id, sequence FOR NO KEY UPDATE) locked`);
       // What commits beside this bears the old stamp and is bounced when it is read or swept.
       await tx.execute(sql`

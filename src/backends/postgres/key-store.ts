@@ -55,10 +55,8 @@ export function createKeyStore(database: Database): KeyStore {
       return rows.map((row) => ({ deviceId: row.device_id, registrationId: row.registration_id }));
     },
 
-    async compareIds(device, kind, localIds) {
-      const canonicalKey = sql`(
-        SELECT identity_canonical FROM ${devices}
-        WHERE user_id = ${device.userId} AND device_id = ${device.deviceId})`;
+    async compareIds({ device, identity }, kind, localIds) {
+      const canonicalKey = sql`${identity}`;
       const rows = await database.run(
         async (db) =>
           await select<{ key_id: number; fate: 'used' | 'unknown' | 'notListed' }>(
@@ -67,7 +65,9 @@ export function createKeyStore(database: Database): KeyStore {
             WITH local AS (SELECT DISTINCT id FROM unnest(${numberArray(localIds)}::int8[]) AS l (id)),
             pooled AS (
               SELECT key_id FROM ${oneTimePreKeys}
-              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND kind = ${PRE_KEY_KIND[kind]})
+              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND kind = ${PRE_KEY_KIND[kind]}
+                AND (SELECT d.identity_canonical = ${canonicalKey} FROM ${devices} d
+                     WHERE d.user_id = ${device.userId} AND d.device_id = ${device.deviceId}))
             SELECT l.id AS key_id, CASE WHEN u.id IS NULL THEN 'unknown' ELSE 'used' END AS fate
             FROM local l LEFT JOIN (${usedAmong(device, kind, canonicalKey, localIds)}) u ON u.id = l.id
             WHERE NOT EXISTS (SELECT 1 FROM pooled p WHERE p.key_id = l.id)

@@ -121,7 +121,7 @@ export function createMaintenance(database: Database): Maintenance {
         await database.run(
           async (db) =>
             await db.execute(sql`
-            SELECT setval(${name}, greatest(last_value, ${least}::int8)) FROM ${sql.identifier(name)}`),
+            SELECT setval(${name}, ${least}::int8) FROM ${sql.identifier(name)} WHERE last_value < ${least}::int8`),
         );
       }
     },

@@ -4,7 +4,13 @@
  */
 import { randomUUID } from 'node:crypto';
 import { createGatherer } from '../../lib/gather.ts';
-import type { MessageStore, Page, StoreRequest, StoreResult } from '../../ports/message-store.ts';
+import type {
+  DeviceProof,
+  MessageStore,
+  Page,
+  StoreRequest,
+  StoreResult,
+} from '../../ports/message-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
@@ -84,6 +90,11 @@ export function createMessageStore(database: Database): MessageStore {
     },
   });
 
+  async function prove(device: DeviceAddress): Promise<DeviceProof | null> {
+    const [row] = await database.hot(proveStatement, { ...device });
+    return row === undefined ? null : toProof(row);
+  }
+
   return {
     store: (request) => stores.submit(request),
 
@@ -91,21 +102,18 @@ export function createMessageStore(database: Database): MessageStore {
 
     async serve({ device, fence }, keyVersion, nowMs) {
       const [row] = await database.hot(serveStatement, { ...device, fence, keyVersion, nowMs });
-      if (row === undefined) return null;
-      return {
-        proof: toProof(row),
-        served: row.served,
-        pendingCount: row.pending_count,
-        newestSequence: row.newest_sequence,
-      };
+      if (row !== undefined) {
+        const { pending_count: pendingCount, newest_sequence: newestSequence } = row;
+        return { proof: toProof(row), served: true, pendingCount, newestSequence };
+      }
+      // A new statement: the one before may have waited for the very change that refuses it, and has not seen it.
+      const proof = await prove(device);
+      return proof === null ? null : { proof, served: false, pendingCount: 0, newestSequence: 0 };
     },
 
     read: (reader, page) => reads.submit({ reader, page }),
 
-    async prove(device) {
-      const [row] = await database.hot(proveStatement, { ...device });
-      return row === undefined ? null : toProof(row);
-    },
+    prove,
 
     acknowledge: (reader, sequences) => acknowledgements.submit({ reader, sequences }),
 
@@ -135,9 +143,10 @@ export function createMessageStore(database: Database): MessageStore {
     },
 
     async settleBounces(of, { nowMs, expiresAtMs, limit }) {
-      const bounced = await database.run(
+      const found = await database.run(
         async (db) => (await db.execute(bouncedStatement(of, limit))) as unknown as BouncedRow[],
       );
+      const bounced = inOrder(found);
       const senders = new Map<string, DeviceAddress>();
       // One sender's rows, then one recipient's rows: no statement spans two users.
       for (const [userId, rows] of fewOfOne(bounced, (row) => row.peer_user_id)) {

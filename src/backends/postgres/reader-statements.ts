@@ -210,23 +210,16 @@ LEFT JOIN LATERAL (
 ) d ON true
 ORDER BY c.ord`);
 
-/** The locked row's own columns are returned, not the snapshot's: a change that came between shows. */
-export const serveStatement = hotStatement<
-  ProofRow & { served: boolean; pending_count: number; newest_sequence: number }
->(sql`
+/** Gives no row where the device is not to be served. The columns are those of the row as it was locked. */
+export const serveStatement = hotStatement<ProofRow & { pending_count: number; newest_sequence: number }>(sql`
 WITH served AS (
   UPDATE ${devices} SET fence = ${placeholder('fence')}::int8, served_at = ${momentOf(placeholder('nowMs'))}
   WHERE ${ofDevice} AND fence <= ${placeholder('fence')}::int8 AND key_version = ${placeholder('keyVersion')}::int8
     AND identity_key IS NOT NULL
-  RETURNING ${PROOF_COLUMNS}, true AS served
-),
-proof AS (
-  SELECT * FROM served
-  UNION ALL
-  SELECT ${PROOF_COLUMNS}, false FROM ${devices} WHERE ${ofDevice} AND NOT EXISTS (SELECT 1 FROM served)
+  RETURNING ${PROOF_COLUMNS}
 )
 SELECT p.*, q.pending_count, q.newest_sequence
-FROM proof p
+FROM served p
 CROSS JOIN LATERAL (
   SELECT count(*)::int4 AS pending_count, coalesce(max(m.sequence), 0) AS newest_sequence
   FROM ${messages} m

@@ -4,7 +4,7 @@ import type { PreKeyKind } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray } from './array-literal.ts';
 import { select, type Transaction } from './database.ts';
-import { PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } from './schema.ts';
+import { devices, PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } from './schema.ts';
 
 /**
  * Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. One intersection reads the
@@ -21,6 +21,9 @@ export function usedAmong(
     SELECT c.${column} AS id FROM ${prekeyClaims} c
     WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId}
       AND c.${column} = ANY (${numberArray(keyIds)}::int8[])
+      -- Claims are of the present identity alone: under another one they say nothing.
+      AND (SELECT d.identity_canonical = ${canonicalKey} FROM ${devices} d
+           WHERE d.user_id = ${device.userId} AND d.device_id = ${device.deviceId})
     UNION
     SELECT generate_series(lower(r.run), upper(r.run) - 1) AS id
     FROM ${usedPreKeyIds} u
