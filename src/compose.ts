@@ -302,7 +302,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
   const address = await openStore(config, { log, undo });
   await migrate(address);
   const database = openDatabase({ address, clock: systemClock, log });
-  undo.push(() => database.close());
+  // Until the pools are closed, which is undone before it.
   undo.push(
     surviveFaults((error) => {
       if (!isDriverWriteFault(error)) return false;
@@ -310,6 +310,7 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
       return true;
     }),
   );
+  undo.push(() => database.close());
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
   const { bus, locks, limiter, trouble } = openEngines(config, { clock, log, timing, undo });

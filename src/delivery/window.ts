@@ -165,8 +165,10 @@ export function ofPage(
   acknowledgement: MessagesAcknowledgement,
   { processed, failures }: PageOutcome,
 ): MessagesAcknowledgement {
-  if (processed.length === ids.length && acknowledgement.processed.length === ids.length)
-    return acknowledgement;
+  // As most are: all of it and nothing else.
+  if (processed.length === ids.length && acknowledgement.processed.length === ids.length) {
+    return { processed: acknowledgement.processed };
+  }
   const idOf = new Map(sequences.map((sequence, nth) => [sequence, ids[nth]!]));
   return {
     processed: processed.map((sequence) => idOf.get(sequence)!),

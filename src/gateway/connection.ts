@@ -18,7 +18,7 @@ import {
 } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 import { bundlesJson } from '../protocol/keys.ts';
-import { ACKNOWLEDGEMENT_TIMEOUT_MS } from '../protocol/limits.ts';
+import { ACKNOWLEDGEMENT_TIMEOUT_MS, WINDOW_ENVELOPES_MAX } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch, draining } from '../requests/dispatch.ts';
@@ -185,10 +185,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       };
       const timer = this.#parts.clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
       this.#unanswered.add(giveUp);
-      hear = (raw) => {
-        const parsed = pushes.messages.acknowledgement.safeParse(raw);
-        settle(parsed.success ? parsed.data : null);
-      };
+      hear = (raw) => settle(acknowledgementIn(raw));
     });
     const pushedAs = (id: number): void => {
       pushId = id;
@@ -242,6 +239,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   }
 
   extend(newer: Caller): void {
+    // It may have ended while its token was looked at: nothing would stop its timer any more.
+    if (this.#ended) return;
     this.#token.extend(newer);
     this.session.resume(newer);
   }
@@ -300,6 +299,20 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
       });
     }
   }
+}
+
+/** @returns null for what is no acknowledgement */
+function acknowledgementIn(raw: unknown): MessagesAcknowledgement | null {
+  if (typeof raw !== 'object' || raw === null) return null;
+  const { processed, failed } = raw as Record<string, unknown>;
+  // A list that no window could fill is not looked at: a frame holds half a million items, and each has its issues.
+  if (isTooLong(processed) || isTooLong(failed)) return null;
+  const parsed = pushes.messages.acknowledgement.safeParse(raw);
+  return parsed.success ? parsed.data : null;
+}
+
+function isTooLong(list: unknown): boolean {
+  return Array.isArray(list) && list.length > WINDOW_ENVELOPES_MAX;
 }
 
 function replyJson(event: string, reply: Reply<RequestName>): string {

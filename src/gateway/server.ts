@@ -1,6 +1,7 @@
 /** The Socket.IO door: who may connect, and how the whole of it drains. */
 import { randomUUID } from 'node:crypto';
 import type { Server as HttpServer, IncomingMessage } from 'node:http';
+import type { Socket as TcpSocket } from 'node:net';
 import type { Duplex } from 'node:stream';
 import { type DefaultEventsMap, Server, type Socket } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
@@ -68,8 +69,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       cleanupEmptyChildNamespaces: true,
       // A refused upgrade is answered here, and the engine hears no more of it.
       allowRequest: (request, allow) => {
-        // Until it is a WebSocket nobody else hears of its errors, and a reset while it is judged would end the process.
-        request.socket.on('error', () => request.socket.destroy());
+        heedErrors(request.socket);
         admitUpgrade(request).then(
           () => allow(null, true),
           (error: unknown) => refuseUpgrade(request.socket, refusalOf(error)),
@@ -182,6 +182,8 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   io.on('connection', (socket) => {
     strangers.admitted(socket.conn);
     if (socket.data.isDisplaced) socket.disconnect(true);
+    // The drain has not seen it; an end by Socket.IO would tell its client not to come back.
+    else if (parts.isDraining()) socket.conn.close();
   });
 
   /** Connections that have shown a token, good or not. */
@@ -224,6 +226,18 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       await webSockets.end();
     },
   };
+}
+
+/**
+ * Until it is a WebSocket nobody else hears of a socket's errors, and a reset while it is judged would end the process. A
+ * function of its own, so that the listener, which stays, keeps nothing of the handshake.
+ */
+function heedErrors(socket: TcpSocket): void {
+  socket.on('error', destroy);
+}
+
+function destroy(this: TcpSocket): void {
+  this.destroy();
 }
 
 /**

@@ -579,7 +579,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
         await turn(async () => {
           enter('syncingKeys');
           try {
-            const { fault } = await inspectLocalKeys(keys);
+            const { fault } = await lookedAtAgain(await inspectLocalKeys(keys));
             if (fault === null) return;
             if (!fault.fresh) await resetOnce(fault.reason);
             await sync.createKeySet();

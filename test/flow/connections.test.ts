@@ -11,6 +11,7 @@ import { silentLog } from '../../src/lib/log.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import type { Dispatch } from '../../src/requests/dispatch.ts';
+import type { RequestContext } from '../../src/requests/handlers.ts';
 import { createLimits } from '../../src/requests/limits.ts';
 import { createObserver, type Observer } from '../../src/requests/observe.ts';
 import { eventually } from '../support/eventually.ts';
@@ -595,4 +596,63 @@ describe('a refused handshake', () => {
     const error = await new Promise((resolve) => socket.once('connect_error', resolve));
     expect(error).toMatchObject({ message: 'Invalid namespace', data: { code: 'BAD_REQUEST' } });
   });
+});
+
+it('a socket that is taken in while the node drains is sent away to come back by itself', async () => {
+  let isDraining = false;
+  let takeIn = (): void => {};
+  const attached = new Promise<Session>((resolve) => {
+    takeIn = () => resolve({ fence: 1, detach() {}, displace() {} } as unknown as Session);
+  });
+  let asked = (): void => {};
+  const isAsked = new Promise<void>((resolve) => {
+    asked = resolve;
+  });
+  const courier = {
+    attach: () => {
+      asked();
+      return attached;
+    },
+  } as unknown as SocketDoorParts['courier'];
+  const { door, url } = await openDoor({ courier, isDraining: () => isDraining });
+  const socket: Socket = io(url, { transports: ['websocket'], auth: { token: 'good' } });
+  undo.push(() => {
+    socket.disconnect();
+  });
+  const ended = new Promise((resolve) => socket.once('disconnect', resolve));
+  await isAsked;
+  isDraining = true;
+  await door.drain(0);
+  takeIn();
+  expect(await ended).toBe('transport close');
+  expect(socket.active).toBe(true);
+});
+
+it('a socket that ended while its newer token was looked at leaves no timer behind', async () => {
+  const clock = createManualClock();
+  const expiresAtMs = clock.nowMs() + 3_600_000;
+  const device = someone();
+  const slow = slowDispatch();
+  let extend = (): void => {};
+  const dispatch = ((name: never, input: never, context: RequestContext) => {
+    extend = () => context.connection!.extend({ device, issuedAtMs: null, expiresAtMs: expiresAtMs + 1_000 });
+    return slow.dispatch(name, input, context);
+  }) as Dispatch;
+  const { url, closed } = await openDoor({
+    clock,
+    dispatch,
+    authenticator: { authenticate: async () => ({ device, issuedAtMs: null, expiresAtMs }) },
+  });
+  const before = clock.timerCount();
+  const socket: Socket = io(url, { transports: ['websocket'], auth: { token: 'good' } });
+  await new Promise((resolve) => socket.once('connect', resolve as () => void));
+  socket.emit('refreshToken', { token: 'newer' }, () => {});
+  await eventually(() => expect(slow.started).toHaveLength(1));
+  socket.disconnect();
+  await eventually(() => expect(closed).toHaveLength(1));
+  // Its end has a timer of its own, of two seconds.
+  await clock.advance(2_000);
+  await eventually(() => expect(clock.timerCount()).toBe(before));
+  extend();
+  expect(clock.timerCount()).toBe(before);
 });

@@ -6,6 +6,8 @@ import { randomUUID } from 'node:crypto';
 import { gzipSync } from 'node:zlib';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FRAME_BYTES_MAX, TOKEN_LENGTH_MAX } from '../../src/protocol/limits.ts';
+import { connectClient, tokenFor } from '../support/gateway.ts';
+import { KeyMaker } from '../support/key-maker.ts';
 import {
   frame,
   OPCODE,
@@ -291,5 +293,39 @@ describe('requests for the engine by plain HTTP', () => {
       expect(await isServed(peer)).toBe(true);
       peer.destroy();
     });
+  });
+});
+
+describe('acknowledgements', () => {
+  it.each(['processed', 'failed'])('whose %s list is as long as a frame are not looked at', async (field) => {
+    const alice = { address: { userId: `alice-${field}`, deviceId: 1 }, keys: new KeyMaker() };
+    const bob = { address: { userId: `bob-${field}`, deviceId: 1 }, keys: new KeyMaker() };
+    const connectAs = async ({ address, keys }: typeof alice) => {
+      const client = await connectClient(url, await tokenFor(address));
+      await client.call('uploadKeys', keys.keySet());
+      return client;
+    };
+    const [sender, reader] = [await connectAs(alice), await connectAs(bob)];
+    reader.onMessages = () => null;
+    reader.socket.on('messages', (_, acknowledge) => {
+      const lists = { processed: [], failed: [], [field]: Array(600_000).fill({}) };
+      acknowledge(lists as never);
+    });
+    const { registrationId, signedPreKey } = bob.keys.keySet();
+    const { validation } = await reader.call('validateKeys', {
+      localIdentityKey: bob.keys.identityKey(),
+      localSignedPreKeyId: signedPreKey.keyId,
+    });
+    await target.attack(`an acknowledgement of 600,000 ${field}`, async () => {
+      await reader.call('clientReady', { validation: validation! });
+      await sender.call('sendMessages', {
+        messageId: randomUUID(),
+        userId: bob.address.userId,
+        envelopes: [{ deviceId: 1, registrationId, type: 3, content: 'eA==' }],
+      });
+      // As one that says nothing: it may come back, and gets the message again.
+      expect(await reader.disconnected).toBe('transport close');
+    });
+    sender.close();
   });
 });

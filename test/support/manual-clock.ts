@@ -4,6 +4,8 @@ import type { Clock } from '../../src/lib/clock.ts';
 export interface ManualClock extends Clock {
   /** Moves time on, firing what falls due in order; promises settle between the timers. */
   advance(ms: number): Promise<void>;
+  /** Timers that are pending. */
+  timerCount(): number;
 }
 
 export function createManualClock(startMs: number = Date.now()): ManualClock {
@@ -11,6 +13,7 @@ export function createManualClock(startMs: number = Date.now()): ManualClock {
   const timers = new Set<{ dueMs: number; action: () => void }>();
   return {
     nowMs: () => nowMs,
+    timerCount: () => timers.size,
     after(delayMs, action) {
       const timer = { dueMs: nowMs + Math.max(0, delayMs), action };
       timers.add(timer);

@@ -3,13 +3,14 @@
  * one when a connection has gone bad.
  */
 import { isIP } from 'node:net';
+import { setTimeout as pause } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
-import type { Clock } from '../../lib/clock.ts';
+import { type Clock, systemClock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 import { createSlots, NoSlotError } from '../../lib/slots.ts';
 import { GatewayError } from '../../protocol/errors.ts';
@@ -95,6 +96,9 @@ const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.
 /** Any number that all nodes share. */
 const MIGRATION_LOCK = 7_217_903_411;
 const MIGRATION_WAIT_MAX_MS = 60_000;
+const MIGRATION_PAUSE_MS = 5_000;
+/** Longer, and the requests of all nodes that wait behind it would be given up. */
+const TABLE_WAIT_MAX_MS = 2_000;
 
 const dialect = new PgDialect();
 
@@ -233,28 +237,47 @@ export async function migrateDatabase(
   address: PostgresAddress,
   { waitMaxMs = MIGRATION_WAIT_MAX_MS }: { waitMaxMs?: number } = {},
 ): Promise<void> {
-  const prepare = isPrepared(address);
-  // One holds the lock while the other migrates.
-  const client = connect(address, {
-    ...{ max: 2, prepare },
-    connection: prepare ? { lock_timeout: waitMaxMs } : {},
-  });
+  const deadlineMs = systemClock.nowMs() + waitMaxMs;
+  const client = connect(address, { max: 1, prepare: isPrepared(address), connection: {} });
   try {
-    await client.begin(async (tx) => {
-      await tx.unsafe(`SET LOCAL lock_timeout = ${waitMaxMs}`);
-      // Of the transaction, not of the session: behind a pooler the next statement may be another session's.
-      await tx`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`;
-      await migrate(drizzle(client), { migrationsFolder: MIGRATIONS_FOLDER });
-    });
-  } catch (error) {
-    if (codeOf(error) !== LOCK_TIMED_OUT) throw error;
-    throw new Error(
-      `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
-      { cause: error },
-    );
+    for (;;) {
+      const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
+      try {
+        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs));
+        return;
+      } catch (error) {
+        if (codeOf(error) !== LOCK_TIMED_OUT) throw error;
+        if (systemClock.nowMs() + MIGRATION_PAUSE_MS >= deadlineMs) {
+          throw new Error(
+            `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
+            { cause: error },
+          );
+        }
+        await pause(MIGRATION_PAUSE_MS);
+      }
+    }
   } finally {
     await client.end({ timeout: 5 });
   }
+}
+
+/**
+ * In one transaction, the lock with it: behind a pooler the next statement of a session may be another's. Everybody who
+ * wants a table waits behind one who waits to change it, so that this one does so for a moment at a time.
+ */
+async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> {
+  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${waitMaxMs}`));
+  await tx.execute(sql.raw(`SET LOCAL idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_MS}`));
+  await tx.execute(sql`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`);
+  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${Math.min(waitMaxMs, TABLE_WAIT_MAX_MS)}`));
+  // The library begins a transaction of its own, which within another is a savepoint: its session can't, the
+  // transaction can.
+  const session = {
+    execute: (query: SQL) => tx.execute(query),
+    all: (query: SQL) => tx.execute(query),
+    transaction: (action: (inner: Transaction) => Promise<void>) => tx.transaction(action),
+  };
+  await migrate({ dialect: new PgDialect(), session } as never, { migrationsFolder: MIGRATIONS_FOLDER });
 }
 
 interface Pools {
