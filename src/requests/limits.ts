@@ -120,10 +120,15 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
   };
 }
 
+/** All of one shape: they are made for every request. */
+function chargeOf(limit: RateName, key: string, points: number, onlyTells = false): Charge {
+  return { limit, key, points, onlyTells };
+}
+
 function arrivalChargesOf(device: DeviceAddress, name: RequestName): Charge[] {
   const own = addressKey(device);
-  const charges: Charge[] = [{ limit: 'requests', key: `${own}/${name}`, points: 1 }];
-  if (CHANGES.has(name)) charges.push({ limit: 'uploads', key: own, points: 1 });
+  const charges = [chargeOf('requests', `${own}/${name}`, 1)];
+  if (CHANGES.has(name)) charges.push(chargeOf('uploads', own, 1));
   return charges;
 }
 
@@ -135,18 +140,15 @@ function addInputCharges<Name extends RequestName>(
   input: ParsedInput<Name>,
 ): void {
   const asked = name as RequestName;
-  const add = (limit: RateName, key: string, points: number): void => {
-    charges.push({ limit, key, points });
-  };
   if (asked === 'requestBundle') {
     const { userId } = input as ParsedInput<'requestBundle'>;
-    add('bundlesPerPair', `${asker}/${userId}`, 1);
-    charges.push({ limit: 'bundlesPerTarget', key: userId, points: 1, onlyTells: true });
+    charges.push(chargeOf('bundlesPerPair', `${asker}/${userId}`, 1));
+    charges.push(chargeOf('bundlesPerTarget', userId, 1, true));
   } else if (asked === 'sendMessages') {
     const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
     let bytes = 0;
     for (const { content } of envelopes) bytes += decodedLength(content);
-    add('messagesPerPair', `${asker}/${userId}`, 1);
-    add('bytesPerRecipient', userId, bytes);
+    charges.push(chargeOf('messagesPerPair', `${asker}/${userId}`, 1));
+    charges.push(chargeOf('bytesPerRecipient', userId, bytes));
   }
 }

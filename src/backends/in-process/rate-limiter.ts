@@ -29,6 +29,8 @@ const KEYS_MAX = 50_000;
 const SAME_WINDOW_MS = 500;
 
 const NO_HITS: readonly LimitHit[] = [];
+/** Stands for a count that takes no more, and refuses nothing. */
+const SPENT: Count = { endsAtMs: 0, known: 0, underWay: 0, untold: 0 };
 
 interface Count {
   endsAtMs: number;
@@ -77,7 +79,7 @@ export function createInProcessRateLimiter(parts: {
       let hits: LimitHit[] | null = null;
       let isRefused = false;
       // The memory of many keys is out of the processor's caches: each is looked up once.
-      const found: (Count | undefined | 'spent')[] = [];
+      const found: (Count | undefined)[] = [];
       for (const { limit, key, points, onlyTells = false } of charges) {
         const counter = counters.get(limit);
         const count = counter === undefined ? undefined : presentCount(counter, key, nowMs);
@@ -87,7 +89,7 @@ export function createInProcessRateLimiter(parts: {
         hits ??= [];
         hits.push(hitOf(counter, count, nowMs));
         isRefused ||= !onlyTells;
-        found[found.length - 1] = 'spent';
+        found[found.length - 1] = SPENT;
       }
       if (isRefused) return hits ?? NO_HITS;
 
@@ -96,7 +98,7 @@ export function createInProcessRateLimiter(parts: {
       for (const [index, { limit, key, points }] of charges.entries()) {
         const counter = counters.get(limit);
         const known = found[index];
-        if (counter === undefined || known === 'spent') continue;
+        if (counter === undefined || known === SPENT) continue;
         const count = known ?? newCount(counter, key, nowMs);
         count.untold += points;
         if (!isShared) continue;
