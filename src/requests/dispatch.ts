@@ -41,7 +41,7 @@ export function createDispatch(parts: {
     let reply: Reply<Name>;
     try {
       try {
-        input = parseInput(name, raw);
+        input = parseInput(name, raw, bytes);
       } catch (fault) {
         // What can't be read has cost something too.
         await limits.chargeRequest(device, name, null, { isArrivalCharged });
@@ -84,9 +84,20 @@ export function createDispatch(parts: {
 const LIST_LENGTH_MAX = VALIDATE_PRE_KEYS_MAX;
 /** No request has so many; more are refused before their names are looked at. */
 const FIELDS_MAX = 1_000;
+/** The same of all that a request holds: the fields of a hundred keys, and of an envelope for each device. */
+const FIELDS_IN_ALL_MAX = 4_000;
+/** What is smaller holds too few names to take long. */
+const LARGE_BYTES = 64 * 1024;
 
 /** @throws GatewayError BAD_REQUEST with the path of each fault, PAYLOAD_TOO_LARGE where size is the only fault */
-function parseInput<Name extends RequestName>(name: Name, input: unknown): ParsedInput<Name> {
+function parseInput<Name extends RequestName>(
+  name: Name,
+  input: unknown,
+  bytes = LARGE_BYTES,
+): ParsedInput<Name> {
+  if (bytes >= LARGE_BYTES && fieldsLeft(input, FIELDS_IN_ALL_MAX) < 0) {
+    throw badRequest([{ path: [], message: 'has too many fields' }]);
+  }
   if (typeof input === 'object' && input !== null) {
     let fields = 0;
     // Not by `Object.entries`: of a hundred thousand names it would take a third of a second to make a list.
@@ -107,6 +118,24 @@ function parseInput<Name extends RequestName>(name: Name, input: unknown): Parse
     throw new GatewayError('PAYLOAD_TOO_LARGE', undefined, { details: { issues } });
   }
   throw badRequest(issues);
+}
+
+/** @returns how many more fields than those of `value` there may be; below 0 as soon as there are too many */
+function fieldsLeft(value: unknown, left: number): number {
+  if (typeof value !== 'object' || value === null) return left;
+  let rest = left;
+  if (Array.isArray(value)) {
+    // Too long a list of the request's own is told by its name.
+    if (value.length > LIST_LENGTH_MAX) return rest;
+    for (const item of value) rest = fieldsLeft(item, rest);
+    return rest;
+  }
+  for (const name in value) {
+    rest -= 1;
+    if (rest < 0) break;
+    rest = fieldsLeft((value as Record<string, unknown>)[name], rest);
+  }
+  return rest;
 }
 
 const DRAINING_RETRY_MS = 2_000;

@@ -132,6 +132,21 @@ describe('texts in the place of every text of every request by socket', () => {
     });
   });
 
+  it('a hundred thousand made-up names in the place of each are refused before they are judged', async () => {
+    const names = Object.fromEntries(Array.from({ length: 100_000 }, (_, index) => [`x${index}`, 0]));
+    const attempts = requestNames.flatMap((name) => {
+      const sample = samples.get(name);
+      const { objects } = placesOf(sample);
+      return objects.map((path) => ({ name, input: withValueAt(sample, path, names) }));
+    });
+    expect(attempts.length).toBeGreaterThan(requestNames.length);
+    await target.attack(`${attempts.length} requests with 100,000 names each`, async () => {
+      const codes: (string | null)[] = [];
+      for (const attempt of attempts) codes.push(...(await codesOf([attempt])));
+      expect(unexpected(attempts, codes, () => ['BAD_REQUEST'])).toEqual([]);
+    });
+  });
+
   it('names of prototypes and worse, in every object, are refused', async () => {
     const attempts = requestNames.flatMap((name) => {
       const sample = samples.get(name);
