@@ -89,6 +89,8 @@ const RETENTION_PERIOD_MS = 60_000;
 /** Clients of a draining node come back spread over this time, two milliseconds each. */
 const DRAIN_SPREAD_MAX_MS = 5_000;
 const DRAIN_SPREAD_PER_SOCKET_MS = 2;
+/** Tokens and validations bear less; no retention time is so short that it would matter. */
+const SWEEP_CLOCK_DIFFERENCE_MAX_MS = 5 * 60_000;
 /** A user id can't be empty: no device is locked by this. */
 const RETENTION_LOCK = { userId: '', deviceId: 0 };
 
@@ -96,14 +98,17 @@ const RETENTION_LOCK = { userId: '', deviceId: 0 };
  * Starts a gateway; it serves when the promise resolves. What was started is ended again where a later part fails.
  *
  * @param parts.clock the time of the rules; how long an engine may take to answer is measured by the system's
+ * @param parts.comparesClock whether what expires is left to nodes whose clock agrees with PostgreSQL's; not by itself
+ *   where a clock is handed in
  * @param parts.timing for tests that break nodes and can't wait as long as production does
  * @throws Error with one sentence for the operator
  */
 export async function createGateway(
   config: Config,
-  parts: { clock?: Clock; log?: Log; timing?: NodeTiming } = {},
+  parts: { clock?: Clock; comparesClock?: boolean; log?: Log; timing?: NodeTiming } = {},
 ): Promise<Gateway> {
   const { clock = systemClock, log = silentLog, timing = {} } = parts;
+  const { comparesClock = clock === systemClock } = parts;
   const undo: (() => Promise<void> | void)[] = [];
   const stop = once(async () => {
     for (const step of undo.reverse()) {
@@ -116,7 +121,7 @@ export async function createGateway(
     }
   });
   try {
-    return await start(config, { clock, log, timing, undo, stop });
+    return await start(config, { clock, comparesClock, log, timing, undo, stop });
   } catch (error) {
     await stop();
     throw error;
@@ -288,6 +293,7 @@ function compareVersions(a: string, b: string): number {
 
 interface Frame {
   clock: Clock;
+  comparesClock: boolean;
   log: Log;
   timing: NodeTiming;
   /** Run last to first when the gateway stops. */
@@ -295,7 +301,8 @@ interface Frame {
   stop(): Promise<void>;
 }
 
-async function start(config: Config, { clock, log, timing, undo, stop }: Frame): Promise<Gateway> {
+async function start(config: Config, frame: Frame): Promise<Gateway> {
+  const { clock, comparesClock, log, timing, undo, stop } = frame;
   let draining = false;
   const isDraining = () => draining;
 
@@ -407,7 +414,15 @@ async function start(config: Config, { clock, log, timing, undo, stop }: Frame):
     const { wipedCount } = await idleSweep.run();
     if (wipedCount > 0) log.info({ deviceCount: wipedCount }, 'idle devices lost their keys');
   };
+  /** A clock that has leapt would end in a minute what was to last for weeks: messages, claims, the keys of idle devices. */
+  const isClockSound = async (): Promise<boolean> => {
+    const aheadMs = clock.nowMs() - (await examinePostgres(database)).nowMs;
+    if (Math.abs(aheadMs) <= SWEEP_CLOCK_DIFFERENCE_MAX_MS) return true;
+    log.warn({ aheadMs }, 'this node sweeps nothing: its clock differs from that of PostgreSQL');
+    return false;
+  };
   const retention = every(clock, RETENTION_PERIOD_MS, async () => {
+    if (comparesClock && !(await isClockSound().catch(() => false))) return;
     const lock = await locks.acquire([RETENTION_LOCK]);
     // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
     const sweeps =

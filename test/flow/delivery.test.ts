@@ -5,7 +5,7 @@ import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openDatabase } from '../../src/backends/postgres/database.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
 import { systemClock } from '../../src/lib/clock.ts';
-import { silentLog } from '../../src/lib/log.ts';
+import { type LogFields, silentLog } from '../../src/lib/log.ts';
 import type { MessagesAcknowledgement, PushPayload, RequestInput } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { eventually } from '../support/eventually.ts';
@@ -646,6 +646,34 @@ describe('expiry', () => {
     expect(home.client.envelopes).toMatchObject(
       expired.map((messageId) => ({ kind: 'bounce', messageId, reason: 'EXPIRED', recipient: bob.address })),
     );
+  });
+
+  it('is not believed of a node whose clock has leapt', async () => {
+    const time = createManualClock();
+    let leapMs = 0;
+    const clock: ManualClock = { ...time, nowMs: () => time.nowMs() + leapMs };
+    const warnings: string[] = [];
+    const log = { ...silentLog, warn: (_: LogFields, message: string) => void warnings.push(message) };
+    const env = { MESSAGE_TTL_DAYS: '1' };
+    const at = await gatewayFor(undo, { clock, comparesClock: true, log, env });
+    const alice = await enrol(at, someone(), FEW_KEYS);
+    const bob = await enrol(at, someone(), FEW_KEYS);
+    await sendAll(alice.client, bob, numbers(3));
+    const sql = postgres(at.databaseUrl, { max: 1, onnotice: () => {} });
+    undo.push(() => sql.end());
+    const waiting = async () => (await sql`SELECT 1 FROM messages WHERE pending AND kind = 0`).length;
+    leapMs = 2 * DAY_MS;
+    await eventually(async () => {
+      await clock.advance(60_000);
+      expect(warnings).toContain('this node sweeps nothing: its clock differs from that of PostgreSQL');
+    });
+    expect(await waiting()).toBe(3);
+    // Another node, of which nobody asks it.
+    await gatewayFor(undo, { clock, databaseUrl: at.databaseUrl, env });
+    await eventually(async () => {
+      await clock.advance(60_000);
+      expect(await waiting()).toBe(0);
+    });
   });
 
   it('of messages whose device never comes back is found by the sweep', async () => {

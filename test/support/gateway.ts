@@ -5,7 +5,7 @@ import { createGateway, type Gateway, type NodeTiming } from '../../src/compose.
 import { type Config, environment, parseConfig } from '../../src/config.ts';
 import type { Clock } from '../../src/lib/clock.ts';
 import { systemClock } from '../../src/lib/clock.ts';
-import { silentLog } from '../../src/lib/log.ts';
+import { type Log, silentLog } from '../../src/lib/log.ts';
 import type { ErrorObject } from '../../src/protocol/errors.ts';
 import type {
   MessagesAcknowledgement,
@@ -39,6 +39,8 @@ export interface TestGatewayOptions {
   /** Environment beyond the harness's own. */
   env?: Record<string, string>;
   clock?: Clock;
+  comparesClock?: boolean;
+  log?: Log;
   /** Shares the store of another gateway; it is not dropped then. */
   databaseUrl?: string;
   redisUrl?: string;
@@ -77,7 +79,8 @@ export async function startGateway(options: TestGatewayOptions = {}): Promise<Te
   const clock = options.clock ?? systemClock;
   const gateway: Gateway = await createGateway(config, {
     clock,
-    log: silentLog,
+    log: options.log ?? silentLog,
+    ...(options.comparesClock === undefined ? {} : { comparesClock: options.comparesClock }),
     ...(options.timing === undefined ? {} : { timing: options.timing }),
   });
   const clients: Client[] = [];
