@@ -11,6 +11,7 @@ import { createInProcessLocks } from './backends/in-process/locks.ts';
 import { createInProcessRateLimiter } from './backends/in-process/rate-limiter.ts';
 import { createInProcessRelay } from './backends/in-process/relay.ts';
 import {
+  type Database,
   isDriverWriteFault,
   migrateDatabase as migrate,
   openDatabase,
@@ -148,6 +149,8 @@ export interface Operator {
   locks: DeviceLocks;
   messages: MessageStore;
   bounces: Bounces;
+  /** @throws Error where what expires may not be judged here: this machine's clock differs from PostgreSQL's */
+  refuseUnsoundClock(): Promise<void>;
   /** Revokes a device, and tells the gateways; those without Redis find out by themselves, on their next sweep. */
   revoke(device: DeviceAddress): Promise<{ keyVersion: number; revokedAtMs: number; hadKeys: boolean }>;
   close(): Promise<void>;
@@ -186,6 +189,13 @@ export async function openOperator(
       locks: createInProcessLocks({ clock: systemClock }),
       messages,
       bounces,
+      async refuseUnsoundClock() {
+        const aheadMs = await leapOf(systemClock, database);
+        if (aheadMs === null) return;
+        throw new Error(
+          `the clock of this machine differs by ${Math.round(aheadMs / 1000)} s from that of PostgreSQL`,
+        );
+      },
       async revoke(device) {
         const { bus, locks } = openEngines(config, { clock: systemClock, log, timing: {}, undo });
         await bus.start({ onPoke() {}, onDisplaced() {}, onGap() {} });
@@ -203,6 +213,16 @@ export async function openOperator(
       },
     };
   });
+}
+
+/**
+ * A clock that has leapt would end in a minute what was to last for weeks: messages, claims, the keys of idle devices.
+ *
+ * @returns how far it is ahead of PostgreSQL's, in ms; null where that is little enough for a sweep
+ */
+async function leapOf(clock: Clock, database: Database): Promise<number | null> {
+  const aheadMs = clock.nowMs() - (await examinePostgres(database)).nowMs;
+  return Math.abs(aheadMs) <= SWEEP_CLOCK_DIFFERENCE_MAX_MS ? null : aheadMs;
 }
 
 /** What an engine tells of itself. */
@@ -414,15 +434,20 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     const { wipedCount } = await idleSweep.run();
     if (wipedCount > 0) log.info({ deviceCount: wipedCount }, 'idle devices lost their keys');
   };
-  /** A clock that has leapt would end in a minute what was to last for weeks: messages, claims, the keys of idle devices. */
   const isClockSound = async (): Promise<boolean> => {
-    const aheadMs = clock.nowMs() - (await examinePostgres(database)).nowMs;
-    if (Math.abs(aheadMs) <= SWEEP_CLOCK_DIFFERENCE_MAX_MS) return true;
+    const aheadMs = await leapOf(clock, database);
+    if (aheadMs === null) return true;
     log.warn({ aheadMs }, 'this node sweeps nothing: its clock differs from that of PostgreSQL');
     return false;
   };
   const retention = every(clock, RETENTION_PERIOD_MS, async () => {
-    if (comparesClock && !(await isClockSound().catch(() => false))) return;
+    const mayJudge =
+      !comparesClock ||
+      (await isClockSound().catch((error: Error) => {
+        log.warn({ error }, 'a retention sweep failed');
+        return false;
+      }));
+    if (!mayJudge) return;
     const lock = await locks.acquire([RETENTION_LOCK]);
     // One node at a time; with the lock's engine away several sweep, which the rows' locks put up with.
     const sweeps =

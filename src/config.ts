@@ -265,7 +265,7 @@ export const environment = z.object({
   ),
   // What empties a queue with its keys is one statement, which has to end in time.
   QUEUE_MAX: wholeNumber({ min: 1, max: 100_000, byDefault: 10_000 }).meta({
-    meaning: 'pending messages of one device',
+    meaning: 'pending messages of one device, 100,000 at most',
   }),
   MESSAGE_TTL_DAYS: wholeNumber({ min: 1, max: 3650, byDefault: 30 }).meta({
     meaning: 'after this time a pending message bounces',

@@ -204,6 +204,7 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
       ]);
       return;
     }
+    await operator.refuseUnsoundClock();
     const bar = progressBar(
       'rows',
       Object.values(due).reduce((sum, count) => sum + count, 0),

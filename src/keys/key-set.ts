@@ -38,19 +38,32 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
  * The store as one request may change it.
  *
  * @param refuse throws where the request may not change the device as it stands, of which the transaction holds the row
+ * @param onRefused hears of what it has thrown, when the transaction has ended
  */
-export function changedUnless(refuse: (current: DeviceKeys) => void, store: KeyStore): KeyStore {
+export function changedUnless(
+  refuse: (current: DeviceKeys) => void,
+  store: KeyStore,
+  onRefused: (error: GatewayError) => void,
+): KeyStore {
   return {
     ...store,
-    change: (device, action, how) =>
-      store.change(
-        device,
-        (keys) => {
+    async change(device, action, how) {
+      let refusal: unknown = null;
+      const judged: typeof action = (keys) => {
+        try {
           refuse(keys.current);
-          return action(keys);
-        },
-        how,
-      ),
+        } catch (error) {
+          refusal = error;
+          throw error;
+        }
+        return action(keys);
+      };
+      try {
+        return await store.change(device, judged, how);
+      } finally {
+        if (refusal instanceof GatewayError) onRefused(refusal);
+      }
+    },
   };
 }
 

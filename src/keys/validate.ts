@@ -174,6 +174,8 @@ async function withdrawAfterRollback(
     const draft = draftOf(current);
     // Another validation may have done it meanwhile: then this one's lists are left.
     const isDone = !isRolledBack(current, input);
+    // Of another identity's by now, the store could not tell what is pooled under which.
+    if (isDone && current.identity !== null && !hasIdentity(current, localIdentity)) return current;
     if (!isDone && current.identity !== null) {
       await keys.withdraw('ec', current.identity.canonicalKey, 'all');
       await keys.withdraw('pq', current.identity.canonicalKey, 'all');

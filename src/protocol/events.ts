@@ -21,6 +21,7 @@ import {
   REASON_LENGTH_MAX,
   TOKEN_LENGTH_MAX,
   VALIDATE_PRE_KEYS_MAX,
+  WINDOW_ENVELOPES_MAX,
   WITHDRAW_PRE_KEYS_MAX,
 } from './limits.ts';
 import { shown } from './redact.ts';
@@ -257,8 +258,11 @@ export const pushes = {
     meaning: 'Envelopes for this device; they are deleted when they are acknowledged as processed.',
     payload: z.object({ envelopes: z.array(incomingEnvelope) }),
     acknowledgement: z.object({
-      processed: z.array(shown('uuid', z.string())),
-      failed: z.array(z.object({ id: shown('uuid', z.string()), reason: failedReason })).optional(),
+      processed: z.array(shown('uuid', z.string())).max(WINDOW_ENVELOPES_MAX),
+      failed: z
+        .array(z.object({ id: shown('uuid', z.string()), reason: failedReason }))
+        .max(WINDOW_ENVELOPES_MAX)
+        .optional(),
     }),
   },
   queueEmpty: {

@@ -96,7 +96,7 @@ function parseInput<Name extends RequestName>(
   bytes = LARGE_BYTES,
 ): ParsedInput<Name> {
   if (bytes >= LARGE_BYTES && fieldsLeft(input, FIELDS_IN_ALL_MAX) < 0) {
-    throw badRequest([{ path: [], message: 'has too many fields' }]);
+    throw badRequest([{ path: [], message: 'has too many fields, or binary data' }]);
   }
   if (typeof input === 'object' && input !== null) {
     let fields = 0;
@@ -123,11 +123,16 @@ function parseInput<Name extends RequestName>(
 /** @returns how many more fields than those of `value` there may be; below 0 as soon as there are too many */
 function fieldsLeft(value: unknown, left: number): number {
   if (typeof value !== 'object' || value === null) return left;
+  // An attachment, whose every byte would count as a field.
+  if (ArrayBuffer.isView(value)) return -1;
   let rest = left;
   if (Array.isArray(value)) {
     // Too long a list of the request's own is told by its name.
     if (value.length > LIST_LENGTH_MAX) return rest;
-    for (const item of value) rest = fieldsLeft(item, rest);
+    for (const item of value) {
+      rest = fieldsLeft(item, rest);
+      if (rest < 0) break;
+    }
     return rest;
   }
   for (const name in value) {

@@ -78,12 +78,13 @@ export function createHandlers(parts: HandlersParts): Handlers {
       if (connection !== null && servedFence > connection.session.fence) {
         throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
       }
-      if (isRevoked(tokenAge(), revokedAtMs)) {
-        connection?.session.look();
-        throw new GatewayError('FORBIDDEN', 'the device was revoked');
-      }
+      if (isRevoked(tokenAge(), revokedAtMs)) throw new GatewayError('FORBIDDEN', 'the device was revoked');
     };
-    return { ...parts, store: changedUnless(refuse, store) };
+    // Not while it is being refused: the look ends the socket, and the answer goes out before.
+    const onRefused = (error: GatewayError): void => {
+      if (error.code === 'FORBIDDEN') connection?.session.look();
+    };
+    return { ...parts, store: changedUnless(refuse, store, onRefused) };
   }
 
   return {

@@ -3,6 +3,7 @@ import { request as httpRequest } from 'node:http';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type RequestName, requestNames } from '../../src/protocol/events.ts';
 import { httpRoutes } from '../../src/protocol/http-routes.ts';
+import { FRAME_BYTES_MAX } from '../../src/protocol/limits.ts';
 import type { Client } from '../support/gateway.ts';
 import { type Path, placesOf, sampleOf, samples, withFieldAt, withValueAt } from './registry.ts';
 import { attackerToken, startTarget, type Target } from './target.ts';
@@ -141,6 +142,24 @@ describe('texts in the place of every text of every request by socket', () => {
     });
     expect(attempts.length).toBeGreaterThan(requestNames.length);
     await target.attack(`${attempts.length} requests with 100,000 names each`, async () => {
+      const codes: (string | null)[] = [];
+      for (const attempt of attempts) codes.push(...(await codesOf([attempt])));
+      expect(unexpected(attempts, codes, () => ['BAD_REQUEST'])).toEqual([]);
+    });
+  });
+
+  it('a megabyte of binary data in the place of each, and of the whole, are refused and cost little', async () => {
+    const binary = Buffer.alloc(FRAME_BYTES_MAX / 2);
+    const attempts: Attempt[] = requestNames.flatMap((name) => {
+      const sample = samples.get(name);
+      const { texts, objects } = placesOf(sample);
+      const places = [...texts, ...objects].slice(0, 3);
+      return [binary, ...places.map((path) => withValueAt(sample, path, binary))].map((input) => ({
+        name,
+        input,
+      }));
+    });
+    await target.attack(`${attempts.length} requests with attachments of 1 MiB`, async () => {
       const codes: (string | null)[] = [];
       for (const attempt of attempts) codes.push(...(await codesOf([attempt])));
       expect(unexpected(attempts, codes, () => ['BAD_REQUEST'])).toEqual([]);

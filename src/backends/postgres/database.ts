@@ -243,10 +243,12 @@ export async function migrateDatabase(
     for (;;) {
       const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
       try {
-        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs));
+        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs), {
+          isolationLevel: 'read committed',
+        });
         return;
       } catch (error) {
-        if (codeOf(error) !== LOCK_TIMED_OUT) throw error;
+        if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
         if (systemClock.nowMs() + MIGRATION_PAUSE_MS >= deadlineMs) {
           throw new Error(
             `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
@@ -277,7 +279,7 @@ async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> 
     all: (query: SQL) => tx.execute(query),
     transaction: (action: (inner: Transaction) => Promise<void>) => tx.transaction(action),
   };
-  await migrate({ dialect: new PgDialect(), session } as never, { migrationsFolder: MIGRATIONS_FOLDER });
+  await migrate({ dialect, session } as never, { migrationsFolder: MIGRATIONS_FOLDER });
 }
 
 interface Pools {
@@ -378,6 +380,7 @@ function unavailable(cause: unknown): GatewayError {
 
 const STATEMENT_TIMED_OUT = '57014';
 const LOCK_TIMED_OUT = '55P03';
+const DEADLOCKED = '40P01';
 const OUTAGE_CODES = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',

@@ -86,9 +86,14 @@ WITH failed AS MATERIALIZED (
 ),
 -- In the order in which every statement locks a queue's rows: what is dropped would be locked behind what is not.
 locked AS MATERIALIZED (
-  SELECT m.sequence FROM ${messages} m WHERE ${ofListed} AND m.pending
-  ORDER BY m.user_id, m.device_id, m.sequence
-  FOR UPDATE
+  SELECT l.sequence FROM failed f
+  CROSS JOIN LATERAL (
+    SELECT v.sequence FROM ${messages} v
+    WHERE v.user_id = ${placeholder('userId')} AND v.device_id = ${placeholder('deviceId')} AND v.sequence = f.sequence
+      AND v.pending
+    LIMIT 1
+    FOR UPDATE
+  ) l
 ),
 dropped AS (
   -- A bounce that nobody can read is nobody's loss: it is never bounced itself.
