@@ -13,7 +13,6 @@ import { createInProcessRelay } from './backends/in-process/relay.ts';
 import {
   type Database,
   isDriverWriteFault,
-  migrateDatabase as migrate,
   openDatabase,
   type PostgresAddress,
 } from './backends/postgres/database.ts';
@@ -23,7 +22,7 @@ import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
 import { createMessageStore } from './backends/postgres/message-store.ts';
-import { missingMigrations } from './backends/postgres/migrations.ts';
+import { migrateDatabase as migrate, missingMigrations } from './backends/postgres/migrations.ts';
 import { createStatistics } from './backends/postgres/statistics.ts';
 import { createRedisBus, type RedisBusTiming } from './backends/redis/bus.ts';
 import { connectRedis, connectSubscriber } from './backends/redis/connect.ts';

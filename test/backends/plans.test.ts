@@ -3,14 +3,10 @@ import { randomBytes, randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
-import {
-  type Database,
-  HOT_PLAN_SETTINGS,
-  migrateDatabase,
-  openDatabase,
-} from '../../src/backends/postgres/database.ts';
+import { type Database, HOT_PLAN_SETTINGS, openDatabase } from '../../src/backends/postgres/database.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
+import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
 import { createBundleClaims } from '../../src/keys/claim-bundle.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';

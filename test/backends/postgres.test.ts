@@ -5,15 +5,11 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type SQL, sql } from 'drizzle-orm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import {
-  type Database,
-  migrateDatabase,
-  openDatabase,
-  type PostgresAddress,
-} from '../../src/backends/postgres/database.ts';
+import { type Database, openDatabase, type PostgresAddress } from '../../src/backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../../src/backends/postgres/embedded.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
+import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { KeyStore } from '../../src/ports/key-store.ts';

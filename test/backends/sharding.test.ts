@@ -1,7 +1,7 @@
 /** What a distributed PostgreSQL needs of the schema: every row belongs to one user, and so does every rule about rows. */
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { migrateDatabase } from '../../src/backends/postgres/database.ts';
+import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
 import { createDatabase } from '../support/engines.ts';
 
 /** Small and the same on every shard: a reference table of a distributed PostgreSQL. */

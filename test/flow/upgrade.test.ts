@@ -6,11 +6,13 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
 import { describe, expect, it } from 'vitest';
-import { migrateDatabase, openDatabase } from '../../src/backends/postgres/database.ts';
+import { openDatabase } from '../../src/backends/postgres/database.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
+import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
 import { undoAfterEach } from '../support/flow.ts';
 import { enrol, send, startGateway } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
@@ -107,6 +109,29 @@ describe('migrations', () => {
     // As behind a pooler: nothing is prepared, and nothing is left of a session's.
     await migrateDatabase({ kind: 'url', url: `${url}?prepare=false` });
     expect(await sql`SELECT 1 FROM pg_locks WHERE locktype = 'advisory'`).toHaveLength(0);
+    await sql.end();
+  });
+
+  it('stand in nobody’s way while a table is held, and are applied when it is free', async () => {
+    const url = await emptyDatabase();
+    await migrateBefore(url, '0006_idle_devices');
+    const sql = postgres(url, { max: 2, onnotice: () => {} });
+    const waiting = async (): Promise<number> =>
+      (
+        await sql`SELECT 1 FROM pg_stat_activity
+                  WHERE datname = current_database() AND wait_event_type = 'Lock'`
+      ).length;
+    let migrating: Promise<void> | undefined;
+    await sql.begin(async (tx) => {
+      await tx`LOCK TABLE devices IN ACCESS SHARE MODE`;
+      migrating = migrateDatabase({ kind: 'url', url }, { pauseMs: 500 });
+      await eventually(async () => expect(await waiting()).toBe(1));
+      // It gives up its place, so that whoever waits behind it goes on.
+      await eventually(async () => expect(await waiting()).toBe(0));
+    });
+    await migrating;
+    const applied = await sql`SELECT created_at::float8 AS at FROM drizzle.__drizzle_migrations ORDER BY id`;
+    expect(applied.map(({ at }) => at)).toEqual(journal.entries.map(({ when }) => when));
     await sql.end();
   });
 

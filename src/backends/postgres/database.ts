@@ -3,14 +3,11 @@
  * one when a connection has gone bad.
  */
 import { isIP } from 'node:net';
-import { setTimeout as pause } from 'node:timers/promises';
-import { fileURLToPath } from 'node:url';
 import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
-import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import postgres from 'postgres';
-import { type Clock, systemClock } from '../../lib/clock.ts';
+import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 import { createSlots, NoSlotError } from '../../lib/slots.ts';
 import { GatewayError } from '../../protocol/errors.ts';
@@ -90,15 +87,6 @@ export const HOT_PLAN_SETTINGS = {
   enable_bitmapscan: 'off',
   jit: 'off',
 } as const;
-
-/** Both from `src` and from `dist`. */
-const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
-/** Any number that all nodes share. */
-const MIGRATION_LOCK = 7_217_903_411;
-const MIGRATION_WAIT_MAX_MS = 60_000;
-const MIGRATION_PAUSE_MS = 5_000;
-/** Longer, and the requests of all nodes that wait behind it would be given up. */
-const TABLE_WAIT_MAX_MS = 2_000;
 
 const dialect = new PgDialect();
 
@@ -225,63 +213,6 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   };
 }
 
-/**
- * Brings the schema up to date, by all migrations that are missing or by none. Safe from several nodes at once: they wait
- * for each other.
- *
- * @param options.waitMaxMs how long to wait for another node that migrates, or for whoever holds a table
- * @returns once every migration of this version is applied
- * @throws Error where it has waited for so long; nothing has changed then
- */
-export async function migrateDatabase(
-  address: PostgresAddress,
-  { waitMaxMs = MIGRATION_WAIT_MAX_MS }: { waitMaxMs?: number } = {},
-): Promise<void> {
-  const deadlineMs = systemClock.nowMs() + waitMaxMs;
-  const client = connect(address, { max: 1, prepare: isPrepared(address), connection: {} });
-  try {
-    for (;;) {
-      const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
-      try {
-        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs), {
-          isolationLevel: 'read committed',
-        });
-        return;
-      } catch (error) {
-        if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
-        if (systemClock.nowMs() + MIGRATION_PAUSE_MS >= deadlineMs) {
-          throw new Error(
-            `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
-            { cause: error },
-          );
-        }
-        await pause(MIGRATION_PAUSE_MS);
-      }
-    }
-  } finally {
-    await client.end({ timeout: 5 });
-  }
-}
-
-/**
- * In one transaction, the lock with it: behind a pooler the next statement of a session may be another's. Everybody who
- * wants a table waits behind one who waits to change it, so that this one does so for a moment at a time.
- */
-async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> {
-  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${waitMaxMs}`));
-  await tx.execute(sql.raw(`SET LOCAL idle_in_transaction_session_timeout = ${IDLE_IN_TRANSACTION_MS}`));
-  await tx.execute(sql`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`);
-  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${Math.min(waitMaxMs, TABLE_WAIT_MAX_MS)}`));
-  // The library begins a transaction of its own, which within another is a savepoint: its session can't, the
-  // transaction can.
-  const session = {
-    execute: (query: SQL) => tx.execute(query),
-    all: (query: SQL) => tx.execute(query),
-    transaction: (action: (inner: Transaction) => Promise<void>) => tx.transaction(action),
-  };
-  await migrate({ dialect, session } as never, { migrationsFolder: MIGRATIONS_FOLDER });
-}
-
 interface Pools {
   drizzle: PostgresJsDatabase;
   client: postgres.Sql;
@@ -290,7 +221,7 @@ interface Pools {
 }
 
 /** Behind a pooler in transaction mode nothing is: its URL says so. */
-function isPrepared(address: PostgresAddress): boolean {
+export function isPrepared(address: PostgresAddress): boolean {
   return !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
 }
 
@@ -321,7 +252,7 @@ async function endPools(pools: Pools, timeoutS: number): Promise<void> {
   await Promise.allSettled([pools.client.end({ timeout: timeoutS }), pools.hot.end({ timeout: timeoutS })]);
 }
 
-function connect(
+export function connect(
   address: PostgresAddress,
   options: { max: number; prepare?: boolean; connection: Record<string, string | number> },
 ): postgres.Sql {
@@ -379,8 +310,6 @@ function unavailable(cause: unknown): GatewayError {
 }
 
 const STATEMENT_TIMED_OUT = '57014';
-const LOCK_TIMED_OUT = '55P03';
-const DEADLOCKED = '40P01';
 const OUTAGE_CODES = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',

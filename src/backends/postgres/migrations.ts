@@ -1,7 +1,92 @@
-/** Whether the schema is the one that this version was written for. */
+/** The schema: brought up to date, and whether it is the one that this version was written for. */
 import { readFile } from 'node:fs/promises';
-import { sql } from 'drizzle-orm';
-import { codeOf, type Database } from './database.ts';
+import { setTimeout as pause } from 'node:timers/promises';
+import { fileURLToPath } from 'node:url';
+import { type SQL, sql } from 'drizzle-orm';
+import { PgDialect } from 'drizzle-orm/pg-core';
+import { drizzle } from 'drizzle-orm/postgres-js';
+import { migrate } from 'drizzle-orm/postgres-js/migrator';
+import { systemClock } from '../../lib/clock.ts';
+import {
+  codeOf,
+  connect,
+  type Database,
+  isPrepared,
+  type PostgresAddress,
+  type Transaction,
+} from './database.ts';
+
+/** Both from `src` and from `dist`. */
+const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
+/** Any number that all nodes share. */
+const MIGRATION_LOCK = 7_217_903_411;
+const WAIT_MAX_MS = 60_000;
+const PAUSE_MS = 5_000;
+/** Longer, and the requests of all nodes that wait behind it would be given up. */
+const TABLE_WAIT_MAX_MS = 2_000;
+const LOCK_TIMED_OUT = '55P03';
+const DEADLOCKED = '40P01';
+/** A node that stands still in the midst of it holds up the others no longer. */
+const IDLE_MAX_MS = 30_000;
+const dialect = new PgDialect();
+
+/**
+ * Brings the schema up to date, by all migrations that are missing or by none. Safe from several nodes at once: they wait
+ * for each other.
+ *
+ * @param options.waitMaxMs how long to wait for another node that migrates, or for whoever holds a table
+ * @param options.pauseMs between two tries to have a table
+ * @returns once every migration of this version is applied
+ * @throws Error where it has waited for so long; nothing has changed then
+ */
+export async function migrateDatabase(
+  address: PostgresAddress,
+  { waitMaxMs = WAIT_MAX_MS, pauseMs = PAUSE_MS }: { waitMaxMs?: number; pauseMs?: number } = {},
+): Promise<void> {
+  const deadlineMs = systemClock.nowMs() + waitMaxMs;
+  const client = connect(address, { max: 1, prepare: isPrepared(address), connection: {} });
+  try {
+    for (;;) {
+      const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
+      try {
+        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs), {
+          isolationLevel: 'read committed',
+        });
+        return;
+      } catch (error) {
+        if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
+        if (systemClock.nowMs() + pauseMs >= deadlineMs) {
+          throw new Error(
+            `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
+            { cause: error },
+          );
+        }
+        await pause(pauseMs);
+      }
+    }
+  } finally {
+    await client.end({ timeout: 5 });
+  }
+}
+
+/**
+ * In one transaction, the lock with it: behind a pooler the next statement of a session may be another's. Everybody who
+ * wants a table waits behind one who waits to change it, so that this one does so for a moment at a time.
+ */
+async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> {
+  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${waitMaxMs}`));
+  await tx.execute(sql.raw(`SET LOCAL idle_in_transaction_session_timeout = ${IDLE_MAX_MS}`));
+  await tx.execute(sql`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`);
+  await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${Math.min(waitMaxMs, TABLE_WAIT_MAX_MS)}`));
+  // The library begins a transaction of its own, which within another is a savepoint: its session can't, the
+  // transaction can.
+  const session = {
+    execute: (query: SQL) => tx.execute(query),
+    all: (query: SQL) => tx.execute(query),
+    transaction: (action: (inner: Transaction) => Promise<void>) => tx.transaction(action),
+  };
+  await migrate({ dialect, session } as never, { migrationsFolder: MIGRATIONS_FOLDER });
+}
 
 /** Both from `src` and from `dist`. */
 const JOURNAL = new URL('../../../drizzle/meta/_journal.json', import.meta.url);
