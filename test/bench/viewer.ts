@@ -7,6 +7,7 @@
 import { parseArgs } from 'node:util';
 import { build } from 'hdr-histogram-js';
 import { startPostgres } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
 import { tokenFor } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { ADMIN_TOKEN, type InspectorClient, login } from '../support/inspector.ts';
@@ -115,8 +116,12 @@ async function round(sockets: LoadSocket[], inspector: InspectorClient | null): 
   while (answered < sent) await new Promise((resolve) => setTimeout(resolve, TICK_MS));
   const elapsedMs = performance.now() - startedAtMs;
   const usedMs = cpuMs({ pid: gateway.pid, withChildren: false }) - cpuBeforeMs;
-  // What gathered last is on its way for a moment yet.
-  await new Promise((resolve) => setTimeout(resolve, 500));
+  // Each request is shown or counted as dropped.
+  if (stream !== undefined) {
+    await eventually(() => stream.events().length + stream.dropped() >= sent, {
+      that: 'all that was sent, told',
+    });
+  }
   const shown = stream?.events().length ?? 0;
   const dropped = stream?.dropped() ?? 0;
   stream?.close();

@@ -65,7 +65,8 @@ for (let turn = 0; performance.now() < endAt; turn++) {
   await new Promise((resolve) => setTimeout(resolve, 50));
 }
 const fed = flood.stop();
-await new Promise((resolve) => setTimeout(resolve, 500));
+// What came last is drawn with the frame after the next.
+await page.evaluate('new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)))');
 const taken = await page.evaluate<number[]>('globalThis.frames');
 const frames = taken.toSorted((one, other) => one - other);
 const quantile = (part: number): string =>
