@@ -2,6 +2,11 @@
 import type { Latency, Timing } from './load/measurement.ts';
 import type { Stage } from './stage.ts';
 
+export interface Turn extends Timing {
+  /** As fast as it can, by whoever keeps a pace otherwise. */
+  isUnpaced?: boolean;
+}
+
 /** One contestant in one round. */
 export interface Run {
   perSecond: number;
@@ -32,7 +37,7 @@ export interface Contestant {
   isGateway: boolean;
   /** Brings the store back to where every round begins. */
   reset(): Promise<void>;
-  run(timing: Timing): Promise<OwnRun>;
+  run(turn: Turn): Promise<OwnRun>;
   /** Writes a processor profile of the server over one run. */
   profile?(timing: Timing, file: string): Promise<void>;
 }

@@ -160,13 +160,13 @@ function claims(house: ClaimsHouse, options: ClaimsOptions): Contestant {
     operation: 'bundle',
     isGateway: true,
     reset,
-    async run({ warmUpMs, measureMs }) {
+    async run({ warmUpMs, measureMs, isUnpaced }) {
       const before = await books(sql);
       const { run, measurement } = await socketRun(stage, servers, 'claims', {
         name: house.name,
         warmUpMs,
         measureMs: measureMs * timesLonger,
-        ratePerSecond,
+        ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
         claimsPerUser: options.perTarget,
       });

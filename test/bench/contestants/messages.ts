@@ -63,11 +63,11 @@ export function ringContestant(
       await sql`TRUNCATE messages, message_receipts`;
       await sql`VACUUM (ANALYZE) messages, message_receipts, devices`;
     },
-    async run(timing) {
+    async run({ isUnpaced, ...timing }) {
       const { run } = await socketRun(stage, servers, 'messages', {
         ...timing,
         name,
-        ratePerSecond,
+        ratePerSecond: isUnpaced ? null : ratePerSecond,
         registrationIds,
         contentBytes: CONTENT_BYTES,
       });

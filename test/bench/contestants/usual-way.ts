@@ -100,12 +100,12 @@ async function claims(
         ORDER BY nth, n`;
       await sql`VACUUM (ANALYZE) usual_prekeys`;
     },
-    async run({ warmUpMs, measureMs }) {
+    async run({ warmUpMs, measureMs, isUnpaced }) {
       const { run } = await socketRun(stage, [server], 'claims', {
         warmUpMs,
         measureMs: measureMs * timesLonger,
         name,
-        ratePerSecond,
+        ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
         claimsPerUser: scale.pools.perDevice,
       });
