@@ -12,7 +12,7 @@ import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener, Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, recycle, within } from './connect.ts';
-import { answeredOf, runOnEach, script } from './scripts.ts';
+import { runOnEach, script } from './scripts.ts';
 
 const ACQUIRE_WAIT_MAX_MS = 500;
 const BATCH_WAIT_MAX_MS = 2_000;
@@ -57,6 +57,21 @@ for i = 1, #KEYS do
     redis.call('SET', KEYS[i], number .. ' ', 'PX', ARGV[2])
   end
 end
+return {}`);
+
+/**
+ * Tells each node that holds leases which of its devices to look at, here rather than by the poking node, which would have
+ * to ask first who they are: at a few messages a second each way to another process is most of what a poke costs.
+ *
+ * KEYS: leases. ARGV: the poking node, how a channel begins, then for each lease its device.
+ */
+const PASS_ON = script(`
+local pokes = {}
+for i = 1, #KEYS do
+  local node = string.match(redis.call('GET', KEYS[i]) or '', '^%d+ (.+)$')
+  if node and node ~= ARGV[1] then pokes[node] = (pokes[node] or 'poke') .. ' ' .. ARGV[i + 2] end
+end
+for node, poke in pairs(pokes) do redis.call('PUBLISH', ARGV[2] .. node, poke) end
 return {}`);
 
 export interface RedisBusTiming {
@@ -265,16 +280,12 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   }
 
   async function forward(keys: readonly string[]): Promise<void> {
-    const keysByNode = new Map<string, string[]>();
-    for (const [i, value] of (await valuesOf(commands, keys.map(leaseKey))).entries()) {
-      const node = value?.slice(value.indexOf(' ') + 1) ?? '';
-      const key = keys[i];
-      if (key === undefined || node === '' || node === nodeId) continue;
-      const ofNode = keysByNode.get(node);
-      if (ofNode === undefined) keysByNode.set(node, [key]);
-      else ofNode.push(key);
-    }
-    await Promise.all([...keysByNode].map(([node, ofNode]) => publish(node, `poke ${ofNode.join(' ')}`)));
+    await runOnEach(
+      commands,
+      PASS_ON,
+      [nodeId, channelOf('')],
+      keys.map((key) => ({ key: leaseKey(key), arg: key })),
+    );
   }
 
   function forwardLater(key: string): void {
@@ -487,14 +498,6 @@ function channelOf(node: string): string {
 
 function leaseKey(key: string): string {
   return `keygate:lease:{${key}}`;
-}
-
-/** The values of many keys: in one command on one Redis; in a Cluster, in one write per node that is there. */
-async function valuesOf(link: RedisLink, keys: readonly string[]): Promise<(string | null)[]> {
-  if (!link.isCluster) return link.mget(...keys);
-  const found = await answeredOf(keys.map(async (key) => [key, await link.get(key)] as const));
-  const valueByKey = new Map(found);
-  return keys.map((key) => valueByKey.get(key) ?? null);
 }
 
 /** Removes and returns up to `max` members. */
