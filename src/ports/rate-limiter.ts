@@ -12,6 +12,8 @@ export interface Charge {
   limit: string;
   /** Whom it counts against. */
   key: string;
+  /** For what, or towards whom, where that is counted apart; together they are one key. Neither has a `/` then. */
+  subkey?: string;
   points: number;
   /** A hit of it is told of and refuses nothing: the other charges are made all the same. */
   onlyTells?: boolean;
@@ -35,7 +37,7 @@ export interface RateLimiter {
    * less than a sixteenth of it more for each node beyond the first. With the shared counts away, each node holds the
    * limits by its own.
    *
-   * @param charges at most one of a limit and key
+   * @param charges at most one of each limit
    * @returns the limits that were hit; empty where everything may pass. Never throws or rejects
    */
   charge(charges: readonly Charge[]): readonly LimitHit[] | Promise<readonly LimitHit[]>;

@@ -121,18 +121,17 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
 }
 
 /** All of one shape: they are made for every request. */
-function chargeOf(limit: RateName, key: string, points: number, onlyTells = false): Charge {
-  return { limit, key, points, onlyTells };
+function chargeOf(limit: RateName, key: string, subkey: string, points: number, onlyTells = false): Charge {
+  return { limit, key, subkey, points, onlyTells };
 }
 
 function arrivalChargesOf(device: DeviceAddress, name: RequestName): Charge[] {
   const own = addressKey(device);
-  const charges = [chargeOf('requests', `${own}/${name}`, 1)];
-  if (CHANGES.has(name)) charges.push(chargeOf('uploads', own, 1));
+  const charges = [chargeOf('requests', own, name, 1)];
+  if (CHANGES.has(name)) charges.push(chargeOf('uploads', own, '', 1));
   return charges;
 }
 
-/** User ids have no `/`, so that two of them make a key of one reading. */
 function addInputCharges<Name extends RequestName>(
   charges: Charge[],
   { userId: asker }: DeviceAddress,
@@ -142,13 +141,13 @@ function addInputCharges<Name extends RequestName>(
   const asked = name as RequestName;
   if (asked === 'requestBundle') {
     const { userId } = input as ParsedInput<'requestBundle'>;
-    charges.push(chargeOf('bundlesPerPair', `${asker}/${userId}`, 1));
-    charges.push(chargeOf('bundlesPerTarget', userId, 1, true));
+    charges.push(chargeOf('bundlesPerPair', asker, userId, 1));
+    charges.push(chargeOf('bundlesPerTarget', userId, '', 1, true));
   } else if (asked === 'sendMessages') {
     const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
     let bytes = 0;
     for (const { content } of envelopes) bytes += decodedLength(content);
-    charges.push(chargeOf('messagesPerPair', `${asker}/${userId}`, 1));
-    charges.push(chargeOf('bytesPerRecipient', userId, bytes));
+    charges.push(chargeOf('messagesPerPair', asker, userId, 1));
+    charges.push(chargeOf('bytesPerRecipient', userId, '', bytes));
   }
 }

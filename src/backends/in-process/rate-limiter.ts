@@ -6,8 +6,8 @@
  * each key, knows no most number of keys, and makes a promise for each charge.
  */
 import type { Clock } from '../../lib/clock.ts';
-import { createRecent, type Recent } from '../../lib/recent.ts';
 import type { Charge, Limit, LimitHit, RateLimiter } from '../../ports/rate-limiter.ts';
+import { COUNT, Counts, hashOf, type KeyHash } from './counts.ts';
 
 /** The counts that all nodes share. */
 export interface SharedCounts {
@@ -29,24 +29,20 @@ const KEYS_MAX = 50_000;
 const SAME_WINDOW_MS = 500;
 
 const NO_HITS: readonly LimitHit[] = [];
-/** Stands for a count that takes no more, and refuses nothing. */
-const SPENT: Count = { endsAtMs: 0, known: 0, underWay: 0, untold: 0 };
-
-interface Count {
-  endsAtMs: number;
-  /** The count of all nodes when they were last asked. */
-  known: number;
-  /** Charged here since then: being told to the others, and not told yet. */
-  underWay: number;
-  untold: number;
-}
+/** Stand for the place of a count: of a key that has none, and of one that takes no more and refuses nothing. */
+const NONE = -1;
+const SPENT = -2;
 
 interface Counter {
   limit: Limit;
   /** Told of at once from here on. */
   nearPoints: number;
   sharePoints: number;
-  counts: Recent<Count>;
+  /**
+   * When the key's window ends; `known`, the count of all nodes when they were last asked; what was charged here since
+   * then: `underWay`, being told to the others, and `untold`.
+   */
+  counts: Counts;
   /** When the present generation of `counts` began: windows that began before the one before it have ended. */
   turnedAtMs: number;
 }
@@ -65,7 +61,7 @@ export function createInProcessRateLimiter(parts: {
       limit,
       sharePoints,
       nearPoints: limit.points - sharePoints,
-      counts: createRecent(KEYS_MAX, () => {
+      counts: new Counts(KEYS_MAX, () => {
         counter.turnedAtMs = clock.nowMs();
       }),
       turnedAtMs: clock.nowMs(),
@@ -79,32 +75,34 @@ export function createInProcessRateLimiter(parts: {
       let hits: LimitHit[] | null = null;
       let isRefused = false;
       // The memory of many keys is out of the processor's caches: each is looked up once.
-      const found: (Count | undefined)[] = [];
-      for (const { limit, key, points, onlyTells = false } of charges) {
-        const counter = counters.get(limit);
-        const count = counter === undefined ? undefined : presentCount(counter, key, nowMs);
-        found.push(count);
+      const found: { counter: Counter; hash: KeyHash; at: number; charge: Charge }[] = [];
+      for (const charge of charges) {
+        const counter = counters.get(charge.limit);
         if (counter === undefined) continue;
-        if ((count === undefined ? 0 : total(count)) + points <= counter.limit.points) continue;
-        hits ??= [];
-        hits.push(hitOf(counter, count, nowMs));
-        isRefused ||= !onlyTells;
-        found[found.length - 1] = SPENT;
+        const hash = hashOf(charge.key, charge.subkey ?? '');
+        let at = presentPlace(counter, hash, nowMs);
+        if (total(counter, at) + charge.points > counter.limit.points) {
+          hits ??= [];
+          hits.push(hitOf(counter, at, nowMs));
+          isRefused ||= !charge.onlyTells;
+          at = SPENT;
+        }
+        found.push({ counter, hash, at, charge });
       }
       if (isRefused) return hits ?? NO_HITS;
 
       const isShared = shared?.isThere() ?? false;
       let toTell: Promise<LimitHit | null>[] | null = null;
-      for (const [index, { limit, key, points }] of charges.entries()) {
-        const counter = counters.get(limit);
-        const known = found[index];
-        if (counter === undefined || known === SPENT) continue;
-        const count = known ?? newCount(counter, key, nowMs);
-        count.untold += points;
+      for (const { counter, hash, at: known, charge } of found) {
+        if (known === SPENT) continue;
+        const at = known === NONE ? beginWindow(counter, hash, nowMs) : known;
+        const { values } = counter.counts;
+        values[at + COUNT.untold]! += charge.points;
         if (!isShared) continue;
-        if (count.untold <= counter.sharePoints && total(count) <= counter.nearPoints) continue;
+        const isShare = values[at + COUNT.untold]! > counter.sharePoints;
+        if (!isShare && total(counter, at) <= counter.nearPoints) continue;
         toTell ??= [];
-        toTell.push(tell(counter, key, count));
+        toTell.push(tell(counter, hash, at, charge));
       }
       const here = hits ?? NO_HITS;
       if (toTell === null) return here;
@@ -112,53 +110,75 @@ export function createInProcessRateLimiter(parts: {
     },
   };
 
-  async function tell(counter: Counter, key: string, count: Count): Promise<LimitHit | null> {
-    const points = count.untold;
-    count.untold = 0;
-    count.underWay += points;
-    const answer = await shared!.add({ limit: counter.limit.name, key, points });
-    count.underWay -= points;
+  async function tell(
+    counter: Counter,
+    hash: KeyHash,
+    place: number,
+    { limit, key, subkey }: Charge,
+  ): Promise<LimitHit | null> {
+    const { counts } = counter;
+    const points = counts.values[place + COUNT.untold]!;
+    counts.values[place + COUNT.untold] = 0;
+    counts.values[place + COUNT.underWay]! += points;
+    const answer = await shared!.add({ limit, key: subkey ? `${key}/${subkey}` : key, points });
+    let at = counts.find(hash);
+    // So many other keys were charged meanwhile that this one was forgotten.
+    if (at === NONE) at = counts.add(hash);
+    const { values } = counts;
+    values[at + COUNT.underWay] = Math.max(0, values[at + COUNT.underWay]! - points);
     if (answer === null) {
       // It counts here, and for the others when they can be told.
-      count.untold += points;
+      values[at + COUNT.untold]! += points;
       return null;
     }
     const nowMs = clock.nowMs();
     const endsAtMs = nowMs + answer.endsInMs;
     // Answers may come in another order than that of the counts.
-    const isSameWindow = endsAtMs <= count.endsAtMs + SAME_WINDOW_MS;
-    count.known = isSameWindow ? Math.max(count.known, answer.count) : answer.count;
-    count.endsAtMs = endsAtMs;
-    return answer.count > counter.limit.points ? hitOf(counter, count, nowMs) : null;
+    const isSameWindow = endsAtMs <= values[at + COUNT.endsAtMs]! + SAME_WINDOW_MS;
+    values[at + COUNT.known] = isSameWindow
+      ? Math.max(values[at + COUNT.known]!, answer.count)
+      : answer.count;
+    values[at + COUNT.endsAtMs] = endsAtMs;
+    return answer.count > counter.limit.points ? hitOf(counter, at, nowMs) : null;
   }
 }
 
-function presentCount(counter: Counter, key: string, nowMs: number): Count | undefined {
-  const count = counter.counts.get(key);
-  return count === undefined || hasEnded(count, counter, nowMs) ? undefined : count;
+/** @returns where the values of the key's present window are; `NONE` where it has none */
+function presentPlace(counter: Counter, hash: KeyHash, nowMs: number): number {
+  const at = counter.counts.find(hash);
+  return at === NONE || hasEnded(counter, at, nowMs) ? NONE : at;
 }
 
-function newCount(counter: Counter, key: string, nowMs: number): Count {
+/** @returns where the values of the key's new window are */
+function beginWindow(counter: Counter, hash: KeyHash, nowMs: number): number {
   const { counts, limit } = counter;
   if (Math.abs(nowMs - counter.turnedAtMs) >= limit.windowMs) {
     counter.turnedAtMs = nowMs;
     counts.turn();
   }
-  const count = { endsAtMs: nowMs + limit.windowMs, known: 0, underWay: 0, untold: 0 };
-  counts.set(key, count);
-  return count;
+  let at = counts.find(hash);
+  if (at === NONE) at = counts.add(hash);
+  const { values } = counts;
+  values[at + COUNT.endsAtMs] = nowMs + limit.windowMs;
+  values[at + COUNT.known] = 0;
+  // What is under way is told of in this window, and stays.
+  values[at + COUNT.untold] = 0;
+  return at;
 }
 
 /** A clock that was set back can't tell how old a window is: then it has ended. */
-function hasEnded(count: Count, { limit }: Counter, nowMs: number): boolean {
-  return nowMs >= count.endsAtMs || count.endsAtMs - nowMs > limit.windowMs + SAME_WINDOW_MS;
+function hasEnded({ counts, limit }: Counter, at: number, nowMs: number): boolean {
+  const endsAtMs = counts.values[at + COUNT.endsAtMs]!;
+  return nowMs >= endsAtMs || endsAtMs - nowMs > limit.windowMs + SAME_WINDOW_MS;
 }
 
-function total(count: Count): number {
-  return count.known + count.underWay + count.untold;
+function total({ counts }: Counter, at: number): number {
+  if (at === NONE) return 0;
+  const { values } = counts;
+  return values[at + COUNT.known]! + values[at + COUNT.underWay]! + values[at + COUNT.untold]!;
 }
 
-function hitOf({ limit }: Counter, count: Count | undefined, nowMs: number): LimitHit {
-  const endsAtMs = count?.endsAtMs ?? nowMs + limit.windowMs;
+function hitOf({ counts, limit }: Counter, at: number, nowMs: number): LimitHit {
+  const endsAtMs = at === NONE ? nowMs + limit.windowMs : counts.values[at + COUNT.endsAtMs]!;
   return { limit: limit.name, retryAfterMs: Math.max(1, endsAtMs - nowMs) };
 }
