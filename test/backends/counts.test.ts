@@ -72,6 +72,12 @@ describe('counts', () => {
     expect(fullCount).toBeLessThanOrEqual(11);
   });
 
+  it('are kept of a key without a letter', () => {
+    const few = counts(1_000);
+    for (let times = 0; times < 3; times++) charge(few, '');
+    expect(untoldOf(few, '')).toBe(3);
+  });
+
   it('are forgotten with the second new generation', () => {
     const some = counts(1_000);
     charge(some, 'used');

@@ -2,7 +2,7 @@
 import { describe, expect, it } from 'vitest';
 import { createInProcessBus } from '../../src/backends/in-process/bus.ts';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
-import { createInProcessRateLimiter } from '../../src/backends/in-process/rate-limiter.ts';
+import { createInProcessRateLimiter, type SharedCounts } from '../../src/backends/in-process/rate-limiter.ts';
 import { type Clock, systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { describeBus, device } from '../contract/bus.ts';
@@ -60,6 +60,53 @@ describe('the in-process rate limiter', () => {
     for (let i = 0; i < 100_000; i++) spend(`key ${i}`);
     expect(spend('first')).toHaveLength(0);
     expect(spend('key 99999')).toHaveLength(1);
+  });
+});
+
+describe('a window that ends while its charges are told to the other nodes', () => {
+  type Told = Awaited<ReturnType<SharedCounts['add']>>;
+
+  /** A limit of 100 that is told of at once from the 95th on, and whose answers come when the test says so. */
+  function limiterOf() {
+    const clock = createManualClock();
+    const answers: ((told: Told) => void)[] = [];
+    const limiter = createInProcessRateLimiter({
+      limits: [{ name: 'hour', points: 100, windowMs: 3_600_000 }],
+      clock,
+      shared: {
+        isThere: () => true,
+        add: () => new Promise((resolve) => answers.push(resolve)),
+      },
+    });
+    const charge = (points: number) => limiter.charge([{ limit: 'hour', key: 'alice', points }]);
+    return { clock, answers, charge };
+  }
+
+  it('is followed by one with all its points, whatever becomes of them', async () => {
+    for (const told of [null, { count: 99, endsInMs: 8 }]) {
+      const { clock, answers, charge } = limiterOf();
+      const last = charge(99);
+      await clock.advance(3_600_000);
+      const next = [charge(1), charge(1)];
+      answers[0]!(told);
+      expect(await last).toEqual([]);
+      next.push(charge(4));
+      expect(next).toEqual([[], [], []]);
+    }
+  });
+
+  it('takes nothing with it that is charged in the next', async () => {
+    const { clock, answers, charge } = limiterOf();
+    const last = charge(90);
+    await clock.advance(3_600_000);
+    expect(charge(6)).toEqual([]);
+    answers[0]!({ count: 90, endsInMs: 8 });
+    await last;
+    await clock.advance(1_000);
+    const second = charge(94);
+    expect(charge(1)).toEqual([{ limit: 'hour', retryAfterMs: 3_599_000 }]);
+    answers[1]!({ count: 100, endsInMs: 3_599_000 });
+    expect(await second).toEqual([]);
   });
 });
 

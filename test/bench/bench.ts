@@ -86,8 +86,7 @@ interface Options {
 const WARM_UP_MS = 1_000;
 /** No contestant with a pool is expected to claim more in a second: the pools are filled for it. */
 const CLAIMS_A_SECOND_MAX = 34_000;
-/** Before the first round, so that none starts with cold code. */
-/** At full speed: at a few hundred requests a second a server would be compiled only while it is measured. */
+/** Before the first round, so that none starts with cold code. At full speed: at a few hundred requests a second a server would be compiled only while it is measured. */
 const FIRST_TURN = { warmUpMs: 1_500, measureMs: 2_500, isUnpaced: true };
 
 async function main(): Promise<void> {

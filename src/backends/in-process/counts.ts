@@ -1,7 +1,7 @@
 /**
  * Counts of many keys, in typed arrays. A key that is charged for the first time, as most pairs of users are, leaves
- * nothing to the garbage collector, and one that was charged before is found in a line or two of the processor's cache,
- * where a `Map` of objects takes six.
+ * nothing to the garbage collector, and one that was charged before is found in two lines of the processor's cache or
+ * three, where a text has to be compared with a text, each in a place of its own. That is an eighth of a claim's time.
  *
  * A key is held as 64 bits of its hash. Seeds and multipliers are this process's own, so that nobody can choose a key that
  * counts as another's; by chance any two of 100,000 do once in some billions of times, and then share their points.
@@ -17,8 +17,8 @@ export interface KeyHash {
 }
 
 /** What is counted of a key, by its place among the key's values. */
-export const COUNT = { endsAtMs: 0, known: 1, underWay: 2, untold: 3 } as const;
-const VALUES = 4;
+export const COUNT = { window: 0, endsAtMs: 1, known: 2, underWay: 3, untold: 4 } as const;
+const VALUES = 5;
 
 const CAPACITY_MIN = 1_024;
 const SEED_END = 2 ** 32;
@@ -29,8 +29,9 @@ const SEPARATOR = '/'.charCodeAt(0);
 
 /** Of a key that is made of one part or two, neither of which has a `/` where there are two. */
 export function hashOf(key: string, subkey: string): KeyHash {
-  let high = HIGH_SEED;
-  let low = LOW_SEED;
+  // As the table has them, also of a key without a letter.
+  let high = HIGH_SEED | 0;
+  let low = LOW_SEED | 0;
   const { length } = key;
   const end = subkey === '' ? length : length + 1 + subkey.length;
   for (let at = 0; at < end; at++) {
@@ -77,7 +78,7 @@ export class Counts {
     return at;
   }
 
-  /** Takes in a key of which nothing is known. @returns where its values begin, all 0 */
+  /** Takes in a key that `find` has just not found. @returns where its values begin, all 0 */
   add(hash: KeyHash): number {
     if (this.#newer.size >= this.#keysMax) {
       this.turn();
@@ -141,8 +142,8 @@ class Generation {
     for (let slot = 0; slot <= this.#mask; slot++) {
       const hash = { high: this.#hashes[2 * slot]!, low: this.#hashes[2 * slot + 1]! };
       if (hash.high === 0 && hash.low === 0) continue;
-      const from = slot * VALUES;
-      larger.values.set(this.values.subarray(from, from + VALUES), larger.take(hash) * VALUES);
+      const [from, to] = [slot * VALUES, larger.take(hash) * VALUES];
+      for (let value = 0; value < VALUES; value++) larger.values[to + value] = this.values[from + value]!;
     }
     return larger;
   }

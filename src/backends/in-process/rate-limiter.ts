@@ -39,10 +39,12 @@ interface Counter {
   nearPoints: number;
   sharePoints: number;
   /**
-   * When the key's window ends; `known`, the count of all nodes when they were last asked; what was charged here since
-   * then: `underWay`, being told to the others, and `untold`.
+   * Of each key the number of its window; when that ends; `known`, the count of all nodes when they were last asked; what
+   * was charged here since then: `underWay`, being told to the others, and `untold`.
    */
   counts: Counts;
+  /** Windows that began, of all keys. */
+  windows: number;
   /** When the present generation of `counts` began: windows that began before the one before it have ended. */
   turnedAtMs: number;
 }
@@ -64,6 +66,7 @@ export function createInProcessRateLimiter(parts: {
       counts: new Counts(KEYS_MAX, () => {
         counter.turnedAtMs = clock.nowMs();
       }),
+      windows: 0,
       turnedAtMs: clock.nowMs(),
     };
     counters.set(limit.name, counter);
@@ -74,7 +77,7 @@ export function createInProcessRateLimiter(parts: {
       const nowMs = clock.nowMs();
       let hits: LimitHit[] | null = null;
       let isRefused = false;
-      // The memory of many keys is out of the processor's caches: each is looked up once.
+      // The memory of many keys is out of the processor's caches: one whose window runs is looked up once.
       const found: { counter: Counter; hash: KeyHash; at: number; charge: Charge }[] = [];
       for (const charge of charges) {
         const counter = counters.get(charge.limit);
@@ -117,29 +120,31 @@ export function createInProcessRateLimiter(parts: {
     { limit, key, subkey }: Charge,
   ): Promise<LimitHit | null> {
     const { counts } = counter;
+    const window = counts.values[place + COUNT.window]!;
     const points = counts.values[place + COUNT.untold]!;
     counts.values[place + COUNT.untold] = 0;
     counts.values[place + COUNT.underWay]! += points;
     const answer = await shared!.add({ limit, key: subkey ? `${key}/${subkey}` : key, points });
-    let at = counts.find(hash);
-    // So many other keys were charged meanwhile that this one was forgotten.
-    if (at === NONE) at = counts.add(hash);
+    const at = counts.find(hash);
     const { values } = counts;
-    values[at + COUNT.underWay] = Math.max(0, values[at + COUNT.underWay]! - points);
+    if (at === NONE || values[at + COUNT.window] !== window) {
+      // Its window has ended meanwhile, and what was charged in it counts in no other.
+      return answer === null ? null : hitIfBeyond(counter, answer);
+    }
+    values[at + COUNT.underWay]! -= points;
     if (answer === null) {
       // It counts here, and for the others when they can be told.
       values[at + COUNT.untold]! += points;
       return null;
     }
-    const nowMs = clock.nowMs();
-    const endsAtMs = nowMs + answer.endsInMs;
+    const endsAtMs = clock.nowMs() + answer.endsInMs;
     // Answers may come in another order than that of the counts.
     const isSameWindow = endsAtMs <= values[at + COUNT.endsAtMs]! + SAME_WINDOW_MS;
     values[at + COUNT.known] = isSameWindow
       ? Math.max(values[at + COUNT.known]!, answer.count)
       : answer.count;
     values[at + COUNT.endsAtMs] = endsAtMs;
-    return answer.count > counter.limit.points ? hitOf(counter, at, nowMs) : null;
+    return hitIfBeyond(counter, answer);
   }
 }
 
@@ -159,9 +164,11 @@ function beginWindow(counter: Counter, hash: KeyHash, nowMs: number): number {
   let at = counts.find(hash);
   if (at === NONE) at = counts.add(hash);
   const { values } = counts;
+  counter.windows += 1;
+  values[at + COUNT.window] = counter.windows;
   values[at + COUNT.endsAtMs] = nowMs + limit.windowMs;
   values[at + COUNT.known] = 0;
-  // What is under way is told of in this window, and stays.
+  values[at + COUNT.underWay] = 0;
   values[at + COUNT.untold] = 0;
   return at;
 }
@@ -181,4 +188,8 @@ function total({ counts }: Counter, at: number): number {
 function hitOf({ counts, limit }: Counter, at: number, nowMs: number): LimitHit {
   const endsAtMs = at === NONE ? nowMs + limit.windowMs : counts.values[at + COUNT.endsAtMs]!;
   return { limit: limit.name, retryAfterMs: Math.max(1, endsAtMs - nowMs) };
+}
+
+function hitIfBeyond({ limit }: Counter, all: { count: number; endsInMs: number }): LimitHit | null {
+  return all.count > limit.points ? { limit: limit.name, retryAfterMs: Math.max(1, all.endsInMs) } : null;
 }

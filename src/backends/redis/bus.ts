@@ -12,12 +12,13 @@ import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener, Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, recycle, within } from './connect.ts';
-import { runOnEach, script } from './scripts.ts';
+import { answeredOf, KEYS_PER_CALL_MAX, run, runOnEach, script } from './scripts.ts';
 
 const ACQUIRE_WAIT_MAX_MS = 500;
 const BATCH_WAIT_MAX_MS = 2_000;
 const LEASES_PER_BATCH_MAX = 512;
-const POKES_PER_BATCH_MAX = 512;
+/** One call of a script, which is carried out as a whole or not at all. */
+const POKES_PER_BATCH_MAX = KEYS_PER_CALL_MAX;
 /** Pokes that wait for Redis; more than these are lost, and found by the sweeps of the nodes that they were for. */
 const POKES_WAITING_MAX = 10_000;
 const MESSAGE_LENGTH_MAX = 256 * 1024;
@@ -60,8 +61,9 @@ end
 return {}`);
 
 /**
- * Tells each node that holds leases which of its devices to look at, here rather than by the poking node, which would have
- * to ask first who they are: at a few messages a second each way to another process is most of what a poke costs.
+ * Tells each node which of its devices to look at. Redis does it: the poking node would have to read the leases first, and at
+ * a few messages a second that round trip is a good part of what a poke costs. Not for a Cluster, where a script sees one
+ * lease, and a message for each device would go to every node of it.
  *
  * KEYS: leases. ARGV: the poking node, how a channel begins, then for each lease its device.
  */
@@ -69,9 +71,12 @@ const PASS_ON = script(`
 local pokes = {}
 for i = 1, #KEYS do
   local node = string.match(redis.call('GET', KEYS[i]) or '', '^%d+ (.+)$')
-  if node and node ~= ARGV[1] then pokes[node] = (pokes[node] or 'poke') .. ' ' .. ARGV[i + 2] end
+  if node and node ~= ARGV[1] then
+    pokes[node] = pokes[node] or { 'poke' }
+    table.insert(pokes[node], ARGV[i + 2])
+  end
 end
-for node, poke in pairs(pokes) do redis.call('PUBLISH', ARGV[2] .. node, poke) end
+for node, words in pairs(pokes) do redis.call('PUBLISH', ARGV[2] .. node, table.concat(words, ' ')) end
 return {}`);
 
 export interface RedisBusTiming {
@@ -240,7 +245,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   function scheduleLook(): void {
     if (isLooking) return;
     isLooking = true;
-    // Pokes of one tick are one look here, and one message to each other node.
+    // Pokes of one tick are one look here, and mostly one message to each other node.
     setImmediate(look);
   }
 
@@ -280,12 +285,23 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   }
 
   async function forward(keys: readonly string[]): Promise<void> {
-    await runOnEach(
-      commands,
-      PASS_ON,
-      [nodeId, channelOf('')],
-      keys.map((key) => ({ key: leaseKey(key), arg: key })),
+    if (commands.isCluster) return await forwardInCluster(keys);
+    await run(commands, PASS_ON, keys.map(leaseKey), [nodeId, channelOf(''), ...keys]);
+  }
+
+  async function forwardInCluster(keys: readonly string[]): Promise<void> {
+    const found = await answeredOf(
+      keys.map(async (key) => ({ key, lease: await commands.get(leaseKey(key)) })),
     );
+    const keysByNode = new Map<string, string[]>();
+    for (const { key, lease } of found) {
+      const node = lease?.slice(lease.indexOf(' ') + 1) ?? '';
+      if (node === '' || node === nodeId) continue;
+      const ofNode = keysByNode.get(node);
+      if (ofNode === undefined) keysByNode.set(node, [key]);
+      else ofNode.push(key);
+    }
+    await Promise.all([...keysByNode].map(([node, ofNode]) => publish(node, `poke ${ofNode.join(' ')}`)));
   }
 
   function forwardLater(key: string): void {

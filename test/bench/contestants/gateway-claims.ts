@@ -165,7 +165,7 @@ function claims(house: ClaimsHouse, options: ClaimsOptions): Contestant {
       const { run, measurement } = await socketRun(stage, servers, 'claims', {
         name: house.name,
         warmUpMs,
-        measureMs: measureMs * timesLonger,
+        measureMs: isUnpaced ? measureMs : measureMs * timesLonger,
         ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
         claimsPerUser: options.perTarget,

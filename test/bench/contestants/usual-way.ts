@@ -103,7 +103,7 @@ async function claims(
     async run({ warmUpMs, measureMs, isUnpaced }) {
       const { run } = await socketRun(stage, [server], 'claims', {
         warmUpMs,
-        measureMs: measureMs * timesLonger,
+        measureMs: isUnpaced ? measureMs : measureMs * timesLonger,
         name,
         ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
