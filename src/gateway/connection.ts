@@ -79,7 +79,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   readonly #device: DeviceAddress;
   readonly #frames: Frames;
   readonly #token: TokenWatch;
-  readonly #unanswered = new Set<() => void>();
+  /** Gives up the pushes that wait for an answer; a list, which holds less than a set while it is empty. */
+  readonly #unanswered: (() => void)[] = [];
   #session: Session | null = null;
   #ended = false;
   readonly #waiting: WaitingRequest[] = [];
@@ -174,7 +175,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     const acknowledgement = new Promise<MessagesAcknowledgement | null>((resolve) => {
       const settle = (answer: MessagesAcknowledgement | null): void => {
         timer.cancel();
-        this.#unanswered.delete(giveUp);
+        const at = this.#unanswered.indexOf(giveUp);
+        if (at >= 0) this.#unanswered.splice(at, 1);
         told?.(answer);
         resolve(answer);
       };
@@ -184,7 +186,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
         settle(null);
       };
       const timer = this.#parts.clock.after(ACKNOWLEDGEMENT_TIMEOUT_MS, giveUp);
-      this.#unanswered.add(giveUp);
+      this.#unanswered.push(giveUp);
       hear = (raw) => settle(acknowledgementIn(raw));
     });
     const pushedAs = (id: number): void => {
@@ -211,7 +213,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     if (this.#ended) return;
     this.#ended = true;
     this.#token.stop();
-    for (const giveUp of this.#unanswered) giveUp();
+    // Each takes itself out.
+    for (const giveUp of [...this.#unanswered]) giveUp();
     if (this.#session === null) return;
     this.#session.detach();
     this.#parts.observer.socketClosed({ device: this.#device, fence: this.#session.fence, reason });
