@@ -28,7 +28,7 @@ export interface WindowFacts {
 
 /** A class, because every open socket has one. */
 export class PushWindow {
-  /** A list: an idle socket would hold eight times as much for a set. */
+  /** A list, which holds less than a set while it is empty, as it is on an idle socket. */
   readonly #pages: PushedPage[] = [];
 
   /** A page that is about to be pushed, of nothing yet. */

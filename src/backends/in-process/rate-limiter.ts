@@ -23,7 +23,7 @@ export interface SharedCounts {
 
 /** A node tells of a key's charges when they make up this part of the limit. */
 const SHARES_PER_LIMIT = 16;
-/** At least so many keys of one limit are counted, those that were charged last, and at most twice as many. */
+/** At least so many keys of one limit are counted, those that were charged last, and at most twice as many: 13 MB of a limit. */
 const KEYS_MAX = 50_000;
 /** Clocks and round trips differ by less; two windows of one key by more. */
 const SAME_WINDOW_MS = 500;
