@@ -15,10 +15,10 @@ import {
   gatewayCompany,
   inspectedCompany,
   manyCompany,
-  otherCompany,
+  otherClaimsCompany,
 } from './contestants/gateway-claims.ts';
 import { handshakesCompany } from './contestants/handshakes.ts';
-import { messagesCompany } from './contestants/messages.ts';
+import { messagesCompany, otherMessagesCompanies } from './contestants/messages.ts';
 import { nodesCompany } from './contestants/nodes.ts';
 import { pgbenchDeleteCompany, pgbenchMessagesCompany, pgbenchUpdateCompany } from './contestants/pgbench.ts';
 import { statementCompany, usualCompany, usualMessagesCompany } from './contestants/usual-way.ts';
@@ -60,7 +60,8 @@ const HELP = `Usage: npm run bench -- [options]
   --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
-  --against <dir>   another gateway's dist folder, measured beside this one as other-1; may be repeated
+  --against <dir>   another build's dist folder: what --only names of gateway, messages and backlog is
+                    measured with it too, as gateway-other-1 and so on; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
@@ -103,10 +104,14 @@ async function main(): Promise<void> {
 
 async function compete(stage: Stage, options: Options): Promise<void> {
   const contestants: Contestant[] = [];
-  const others = options.against.map((distDir, index) =>
-    otherCompany(`other-${index + 1}`, distDir, `out of ${basename(dirname(distDir))}`),
-  );
-  const asked = [...options.only, ...others.flatMap(({ names }) => names)];
+  const others = options.against.flatMap((distDir, index) => {
+    const build = { label: `other-${index + 1}`, distDir, note: `out of ${basename(dirname(distDir))}` };
+    return [otherClaimsCompany(build), ...otherMessagesCompanies(build)];
+  });
+  const asked = options.only.flatMap((name) => [
+    name,
+    ...options.against.map((_, index) => `${name}-other-${index + 1}`),
+  ]);
   for (const { names, make } of [...companies, ...others]) {
     if (!names.some((name) => asked.includes(name))) continue;
     print(`preparing ${names.join(', ')}`);

@@ -61,6 +61,14 @@ export interface Scale {
   backlog: number;
 }
 
+/** A gateway that is measured beside this one. */
+export interface OtherBuild {
+  /** What stands behind the names of its contestants: `gateway-other-1`. */
+  label: string;
+  distDir: string;
+  note: string;
+}
+
 /** Contestants that share their servers. */
 export interface Company {
   names: readonly string[];

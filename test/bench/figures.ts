@@ -219,18 +219,17 @@ export function furtherRatios(results: Results): { figure: string; value: number
       ['messages', postgresCpu],
       ['pgbench-messages', postgresCpu],
     ),
-    ...results.entrants
-      .map(({ name }) => name)
-      .filter((name) => name.startsWith('other-'))
-      .flatMap((name) => [
-        of(`bundles a second of ${name} ÷ of gateway`, [name, rate], ['gateway', rate]),
-        of(`server CPU per bundle of ${name} ÷ of gateway`, [name, serverCpu], ['gateway', serverCpu]),
-        of(
-          `PostgreSQL CPU per bundle of ${name} ÷ of gateway`,
-          [name, postgresCpu],
-          ['gateway', postgresCpu],
-        ),
-      ]),
+    ...results.entrants.flatMap(({ name, operation }) => {
+      const [counterpart, label] = name.split('-other-');
+      if (label === undefined) return [];
+      const compared = (what: string, read: typeof rate) =>
+        of(`${what} of ${name} ÷ of ${counterpart}`, [name, read], [counterpart!, read]);
+      return [
+        compared(`${operation}s a second`, rate),
+        compared(`server CPU per ${operation}`, serverCpu),
+        compared(`PostgreSQL CPU per ${operation}`, postgresCpu),
+      ];
+    }),
   ].filter(({ value }) => value !== null);
 }
 

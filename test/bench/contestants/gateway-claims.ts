@@ -1,6 +1,6 @@
 /** Gateways over one database of devices with keys, and the claims that 200 sockets, each of its own device, make. */
 import type postgres from 'postgres';
-import type { Company, Contestant, Pools, Scale } from '../contest.ts';
+import type { Company, Contestant, OtherBuild, Pools, Scale } from '../contest.ts';
 import { refillPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
 import { DIST_DIR, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
@@ -85,14 +85,15 @@ export const inspectedCompany: Company = {
   },
 };
 
-/** Another build of the gateway. */
-export function otherCompany(name: string, distDir: string, what: string): Company {
+/** The claims of another build of the gateway. */
+export function otherClaimsCompany({ label, distDir, note }: OtherBuild): Company {
+  const name = `gateway-${label}`;
   return {
     names: [name],
     async make(stage, scale) {
       const house = await openHouse(stage, scale, { name, devices: scale.pools.devices, distDir });
       return [
-        { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${what}` }), isGateway: false },
+        { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${note}` }), isGateway: false },
       ];
     },
   };

@@ -1,26 +1,60 @@
 /** The gateway: messages from one open socket to the next, stored, handed out, acknowledged and deleted; and backlogs. */
 import type postgres from 'postgres';
-import type { Company, Contestant, Scale } from '../contest.ts';
+import type { Company, Contestant, OtherBuild, Scale } from '../contest.ts';
 import { refillQueues, seedDevices, tokensFor, uploadOf, userIds, validateInput } from '../seed.ts';
 import { DIST_DIR, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 export const CONTENT_BYTES = 1_000;
+const MESSAGES = `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`;
+const BACKLOG = `messages of ${CONTENT_BYTES} bytes that wait for one device, from clientReady to queueEmpty, in acknowledged pages of 100`;
 
 export const messagesCompany: Company = {
   names: ['messages', 'backlog'],
   async make(stage, scale) {
-    const { sql, url: databaseUrl } = await stage.createDatabase('messages');
-    const server = await stage.startGateway({ databaseUrl, distDir: DIST_DIR });
-    const ring = await openRing(stage, { name: 'messages', sql, servers: [server], sockets: scale.sockets });
+    const house = await openHouse(stage, 'messages', DIST_DIR);
+    const ring = await openRing(stage, { ...house, name: 'messages', sockets: scale.sockets });
     return [
-      ringContestant(stage, ring, {
-        what: `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`,
-      }),
-      await backlogContestant(stage, scale, sql, server),
+      ringContestant(stage, ring, { what: MESSAGES }),
+      await backlogContestant(stage, scale, house, { name: 'backlog', what: BACKLOG }),
     ];
   },
 };
+
+/** The messages and backlogs of another build of the gateway. */
+export function otherMessagesCompanies({ label, distDir, note }: OtherBuild): Company[] {
+  const messages = `messages-${label}`;
+  const backlog = `backlog-${label}`;
+  return [
+    {
+      names: [messages],
+      async make(stage, scale) {
+        const house = await openHouse(stage, messages, distDir);
+        const ring = await openRing(stage, { ...house, name: messages, sockets: scale.sockets });
+        return [{ ...ringContestant(stage, ring, { what: `${MESSAGES}, ${note}` }), isGateway: false }];
+      },
+    },
+    {
+      names: [backlog],
+      async make(stage, scale) {
+        const house = await openHouse(stage, backlog, distDir);
+        const what = `${BACKLOG}, ${note}`;
+        return [
+          { ...(await backlogContestant(stage, scale, house, { name: backlog, what })), isGateway: false },
+        ];
+      },
+    },
+  ];
+}
+
+async function openHouse(
+  stage: Stage,
+  name: string,
+  distDir: string,
+): Promise<{ sql: postgres.Sql; servers: [Server] }> {
+  const { sql, url: databaseUrl } = await stage.createDatabase(name.replaceAll('-', '_'));
+  return { sql, servers: [await stage.startGateway({ databaseUrl, distDir })] };
+}
 
 /** Devices with open gates, each of which sends to the next. */
 interface Ring {
@@ -88,16 +122,16 @@ export function backlogOf({ backlog }: Scale): { backlog: number; devices: numbe
 async function backlogContestant(
   stage: Stage,
   scale: Scale,
-  sql: postgres.Sql,
-  server: Server,
+  { sql, servers: [server] }: { sql: postgres.Sql; servers: [Server] },
+  { name, what }: { name: string; what: string },
 ): Promise<Contestant> {
   const { backlog, devices } = backlogOf(scale);
-  const users = userIds('absent', devices);
+  const users = userIds(`${name}-absent`, devices);
   await seedDevices(sql, stage.pool, users);
   const tokens = await tokensFor(users, stage.tokenSecret);
   const contestant: Contestant = {
-    name: 'backlog',
-    what: `the gateway: ${backlog} messages of ${CONTENT_BYTES} bytes to one device, from clientReady to queueEmpty, in acknowledged pages of 100`,
+    name,
+    what: `${backlog} ${what}`,
     operation: 'message',
     isGateway: true,
     reset: () => refillQueues(sql, { users, perDevice: backlog, contentBytes: CONTENT_BYTES }),
