@@ -77,6 +77,11 @@ export class LoadDevice {
     return this.#socket.connected;
   }
 
+  /** For an answer of the gateway, or for a connection to it. */
+  get isWaiting(): boolean {
+    return this.#unanswered.size > 0 || !this.isConnected;
+  }
+
   /** @throws Failure */
   connect(): Promise<void> {
     this.#isEnding = false;

@@ -7,6 +7,11 @@ import { booksOf, countsOf, planOf, shortMs } from './text.ts';
 export function htmlReport(result: LoadResult): string {
   const { ownLoad, machine } = result;
   const passed = result.faults.length === 0;
+  const unfinished = result.parts.reduce((sum, part) => sum + part.unfinished, 0);
+  const found =
+    unfinished === 0
+      ? 'Nothing was lost, doubled or out of order.'
+      : `Of what ended, nothing was lost, doubled or out of order; ${unfinished} operations did not end.`;
   return `<!doctype html>
 <html lang="en">
 <head>
@@ -21,7 +26,7 @@ export function htmlReport(result: LoadResult): string {
 <header>
 <h1>Keygate load test</h1>
 <p>${escapeHtml(result.url)}, ${escapeHtml(result.startedAt.replace('T', ' ').slice(0, 19))} UTC, Keygate ${escapeHtml(result.keygateVersion)}${result.wasInterrupted ? ', <b>interrupted</b>' : ''}</p>
-<p class="verdict ${passed ? 'good' : 'bad'}">${passed ? 'Nothing was lost, doubled or out of order.' : 'The gateway broke a promise, or nothing succeeded.'}</p>
+<p class="verdict ${passed ? 'good' : 'bad'}">${passed ? found : 'The gateway broke a promise, or nothing succeeded.'}</p>
 ${listOf('bad', result.faults)}
 ${listOf('warning', result.warnings)}
 </header>

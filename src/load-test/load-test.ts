@@ -66,7 +66,10 @@ const PREPARE_MAX_MS = 10 * 60_000;
 const PREPARE_RETRY_MS = 1_000;
 /** Operations of a part that are under way at once: beyond, the gateway is not hurt more, only this process. */
 const UNDER_WAY_MAX = 20_000;
-/** What is under way when the last operation has left may still come in, as long as anything does. */
+/**
+ * What is under way when the last operation has left may still come in: as long as anything does, and where the user
+ * didn't end the test, as long as an answer or a connection is waited for.
+ */
 const SETTLE_MAX_MS = 30_000;
 const SETTLE_QUIET_MS = 2_000;
 /** Devices that miss something may connect anew and ask for it. */
@@ -147,7 +150,7 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     }
   }
 
-  async function runPart({ plan: part, meter, scenario }: RunningPart): Promise<void> {
+  async function runPart({ plan: part, devices, meter, scenario }: RunningPart): Promise<void> {
     const partStartMs = startMs + part.delayMs;
     await pause(clock, partStartMs - clock.nowMs(), interrupted);
     meter.begin(partStartMs);
@@ -179,9 +182,10 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
       if (meter.underWay() === 0) resolve();
     });
     const untilMs = clock.nowMs() + SETTLE_MAX_MS;
-    let left = Number.POSITIVE_INFINITY;
-    while (meter.underWay() < left && clock.nowMs() < untilMs) {
-      left = meter.underWay();
+    const isAnswerDue = () => !interrupted.aborted && devices.some((device) => device.isWaiting);
+    let before = Number.POSITIVE_INFINITY;
+    while (meter.underWay() > 0 && (meter.underWay() < before || isAnswerDue()) && clock.nowMs() < untilMs) {
+      before = meter.underWay();
       await atMost(SETTLE_QUIET_MS, idle);
     }
   }

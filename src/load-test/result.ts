@@ -99,6 +99,11 @@ export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): stri
         `${plan.name}: ${percent(lateCount / offered)} of the operations left more than ${LATE_MS} ms after they were due: the load process, or its machine, is too busy for this rate`,
       );
     }
+    if (part.unfinished > 0) {
+      warnings.push(
+        `${plan.name}: ${percent(part.unfinished / offered)} of the operations had not ended when the test did; the latencies are without them`,
+      );
+    }
     if (withheld > 0) {
       warnings.push(
         `${plan.name}: ${withheld} operations were not sent, since earlier ones were still under way; the latencies are without them`,

@@ -11,6 +11,7 @@ import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { tokenFor } from '../support/gateway.ts';
 import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 import { startBrokenGateway } from './broken-gateway.ts';
 
 let database: Awaited<ReturnType<typeof createDatabase>>;
@@ -28,7 +29,7 @@ let runs = 0;
 
 async function start(
   parts: PartPlan[],
-  { url = gateway.url, interrupted = new AbortController().signal } = {},
+  { url = gateway.url, interrupted = new AbortController().signal, clock = steadyClock } = {},
 ): Promise<LoadTest> {
   const run = ++runs;
   const count = parts.reduce((sum, part) => sum + part.deviceCount, 0);
@@ -41,7 +42,7 @@ async function start(
   return startLoadTest({
     plan: { url, parts },
     credentials,
-    clock: steadyClock,
+    clock,
     random: Math.random,
     interrupted,
     keygateVersion: '0.0.0',
@@ -183,6 +184,48 @@ describe('a load test', () => {
     expect(result.parts[0]!.messages).toMatchObject({ lost: 0, doubled: 0, outOfOrder: 0, unproven: 0 });
     // Whoever was due while it was away had to wait.
     expect(result.parts[0]!.steps[0]!.ms.max).toBeGreaterThan(300);
+  });
+
+  it('waits for answers also where the gateway stands still as the last operations leave', async () => {
+    const clock = createManualClock();
+    const test = await start([partOf('claims', BRIEF)], { clock });
+    await eventually(() => test.progress().phase === 'running');
+    await gateway.kill('SIGSTOP');
+    try {
+      await clock.advance(BRIEF.durationMs);
+      expect(test.progress().parts[0]).toMatchObject({ offered: 40, completed: 0 });
+      await clock.advance(20_000);
+      expect(test.progress().phase).toBe('running');
+    } finally {
+      await gateway.kill('SIGCONT');
+    }
+    const { parts, faults } = await test.result;
+    expect(faults).toEqual([]);
+    expect(parts[0]).toMatchObject({ completed: 40, failed: 0, unfinished: 0 });
+    expect(parts[0]!.steps[0]!.ms.p50).toBeGreaterThan(20_000);
+  });
+
+  it('tells of what the gateway never answered', async () => {
+    const clock = createManualClock();
+    const test = await start([partOf('claims', BRIEF)], { clock });
+    await eventually(() => test.progress().phase === 'running');
+    await clock.advance(BRIEF.durationMs / 2);
+    await eventually(() => test.progress().parts[0]!.underWay === 0);
+    const { completed } = test.progress().parts[0]!;
+    expect(completed).toBeGreaterThan(0);
+    await gateway.kill('SIGSTOP');
+    try {
+      await clock.advance(60_000);
+      const result = await test.result;
+      const unfinished = 40 - completed;
+      expect(result.parts[0]).toMatchObject({ offered: 40, completed, unfinished });
+      expect(result.warnings.join()).toMatch(
+        /claims: \d+ % of the operations had not ended when the test did/,
+      );
+      expect(htmlReport(result)).toContain(`${unfinished} operations did not end`);
+    } finally {
+      await gateway.kill('SIGCONT');
+    }
   });
 
   it('finds what a broken gateway loses, doubles, misorders and refuses', async () => {

@@ -61,6 +61,7 @@ describe('the warnings of a test', () => {
     [IDLE, part({ lateCount: 11 }), /chat: 1\.1 % of the operations left more than 10 ms after/],
     [IDLE, part({ failed: 500, failures: { RATE_LIMITED: 500 } }), /chat: 50 % .* failed: RATE_LIMITED 500/],
     [IDLE, part({ withheld: 4 }), /chat: 4 operations were not sent/],
+    [IDLE, part({ unfinished: 7 }), /chat: 0\.7 % of the operations had not ended when the test did/],
     [IDLE, part({ achievedPerSecond: 90 }), /90\/s of 100\/s were achieved; .* the gateway or the way to it/],
   ])('tell what the figures leave out, and who is the limit', (ownLoad, result, message) => {
     const warnings = warningsOf(ownLoad, [result]);
