@@ -1,7 +1,7 @@
 /** `keygate load-test`: from options and tokens to a test, a progress line and the reports. */
 import { randomBytes } from 'node:crypto';
 import { existsSync } from 'node:fs';
-import { mkdir, readFile, writeFile } from 'node:fs/promises';
+import { mkdir, open, readFile, writeFile } from 'node:fs/promises';
 import { join } from 'node:path';
 import { type Config, isLoopback } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
@@ -63,7 +63,7 @@ ${scenarioList.map((line) => `    ${line.replaceAll('\n', '\n    ')}`).join('\n'
   --out <folder>         where report.html and report.json are written (default ${OUT_DEFAULT})
 
 Ctrl-C ends the test early and reports what was measured. The exit code is 0 where nothing was lost, doubled or
-out of order and something succeeded. The users of a test are new ones, called load-…; their keys stay behind,
+out of order and something succeeded, or nothing was due yet. The users of a test are new ones, called load-…; their keys stay behind,
 so use a gateway whose data you can throw away. The gateway's limits are in force:
 RATE_LIMITED is counted, and so are bundles without a one-time prekey.`;
 
@@ -95,8 +95,7 @@ export async function runLoadTest(
   const parts = await planParts(options);
   const plan: LoadPlan = { url, parts };
   const credentials = await makeCredentials(options, plan, config);
-  const out = options.out ?? OUT_DEFAULT;
-  await mkdir(out, { recursive: true });
+  const report = await reportFiles(options.out ?? OUT_DEFAULT);
   onBegin();
 
   // Loaded only here: the other commands answer without waiting for it.
@@ -115,11 +114,24 @@ export async function runLoadTest(
   const endProgress = showProgress(test, progressLine, progress);
   const result = await test.result.finally(endProgress);
 
-  await writeFile(join(out, 'report.json'), `${JSON.stringify(result, null, 1)}\n`);
-  await writeFile(join(out, 'report.html'), htmlReport(result));
+  // First of all, since a disk may be full by now.
   print(textReport(result));
-  print(`report: ${join(out, 'report.html')} and ${join(out, 'report.json')}`);
+  await writeFile(report.json, `${JSON.stringify(result, null, 1)}\n`);
+  await writeFile(report.html, htmlReport(result));
+  print(`report: ${report.html} and ${report.json}`);
   if (result.faults.length > 0) throw new Error(`the load test failed: ${result.faults.join('; ')}`);
+}
+
+/** Where the report goes. A day's test is not to find out at its end that it can't be written. @throws UsageError */
+async function reportFiles(folder: string): Promise<{ json: string; html: string }> {
+  const report = { json: join(folder, 'report.json'), html: join(folder, 'report.html') };
+  try {
+    await mkdir(folder, { recursive: true });
+    for (const file of Object.values(report)) await (await open(file, 'a')).close();
+  } catch (error) {
+    throw new UsageError(`--out: ${error instanceof Error ? error.message : error}`);
+  }
+  return report;
 }
 
 function gatewayUrl(given: string | undefined, config: Config, isOwned: boolean): string {
@@ -131,6 +143,7 @@ function gatewayUrl(given: string | undefined, config: Config, isOwned: boolean)
   if (url === null || !/^https?:$/.test(url.protocol)) {
     throw new UsageError('--url must be an address that begins with http:// or https://');
   }
+  if (url.href !== `${url.origin}/`) throw new UsageError(`--url must be an address alone, as ${url.origin}`);
   if (!isLoopback(url.hostname) && !isOwned) {
     throw new UsageError(
       `${url.hostname} is not this machine; where it is yours to put under load, say --yes-i-own-this-server`,

@@ -1,5 +1,6 @@
 /** `keygate load-test` as it is typed. */
 import { spawn } from 'node:child_process';
+import { rmSync } from 'node:fs';
 import { mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -60,6 +61,26 @@ async function report(): Promise<{ html: string; json: Pick<LoadResult, 'parts'>
 const BRIEF = { devices: '4', rate: '40', duration: '500ms' };
 
 describe('keygate load-test', () => {
+  it('prints what it measured, and then writes it', async () => {
+    const out = join(folder, 'report');
+    const printed: string[] = [];
+    const running = runLoadTest(
+      { out, url: gateway.url, ...BRIEF },
+      {
+        config: parseConfig({ DATA_DIR: folder, JWT_SECRET: TEST_SECRET }),
+        interrupted: new AbortController().signal,
+        // The files were there and could be written to; now that is over.
+        onBegin() {
+          rmSync(out, { recursive: true });
+        },
+        print: (text) => printed.push(text),
+        progress: { write() {} },
+      },
+    );
+    await expect(running).rejects.toThrow(/ENOENT.*report\.json/);
+    expect(printed.join()).toContain('offered 20');
+  });
+
   it('finds the gateway by PORT, signs with JWT_SECRET, and on Ctrl-C reports what it has measured', async () => {
     const child = spawn(
       process.execPath,
@@ -153,6 +174,9 @@ describe('keygate load-test', () => {
     [{ url: 'https://chat.example.org' }, /is not this machine; .*--yes-i-own-this-server/],
     [{ url: 'ftp://localhost' }, /--url must be an address/],
     [{ url: 'nowhere' }, /--url must be an address/],
+    [{ url: 'http://localhost:3000/chat' }, /--url must be an address alone, as http:\/\/localhost:3000/],
+    [{ out: '/dev/null' }, /--out: .*\/dev\/null/],
+    [{ out: '' }, /--out/],
     [{ rate: 'fast' }, /--rate/],
     [{ mix: 'nowhere.json' }, /--mix nowhere\.json: ENOENT/],
     [{ mix: 'mix.json', rate: '5' }, /--rate does not go with --mix/],

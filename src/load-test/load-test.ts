@@ -221,7 +221,7 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
       ownLoad,
       parts: results,
       warnings: warningsOf(ownLoad, results),
-      faults: faultsOf(results),
+      faults: faultsOf(results, { wasInterrupted: interrupted.aborted }),
     };
   }
 

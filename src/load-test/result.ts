@@ -54,9 +54,16 @@ export function ratesOf(
   };
 }
 
-/** What the gateway had to keep and did not, and what was no test at all; one line each. */
-export function faultsOf(parts: readonly PartResult[]): string[] {
-  return parts.flatMap(({ plan: { name }, completed, messages, claims }) => {
+/**
+ * What the gateway had to keep and did not, and what was no test at all; one line each.
+ *
+ * @param options.wasInterrupted the user ended it, maybe before anything of a part was due
+ */
+export function faultsOf(
+  parts: readonly PartResult[],
+  { wasInterrupted = false }: { wasInterrupted?: boolean } = {},
+): string[] {
+  return parts.flatMap(({ plan: { name }, offered, completed, messages, claims }) => {
     const faults: string[] = [];
     const tell = (count: number | undefined, what: string): void => {
       if (count !== undefined && count > 0) faults.push(`${name}: ${count} ${what}`);
@@ -66,7 +73,7 @@ export function faultsOf(parts: readonly PartResult[]): string[] {
     tell(messages?.outOfOrder, 'messages came after later ones of the same sender');
     tell(messages?.unproven, 'stored messages have not come, and the gateway could not be asked for them');
     tell(claims?.handedOutTwice, 'one-time prekeys were handed out twice');
-    if (completed === 0) faults.push(`${name}: nothing succeeded`);
+    if (completed === 0 && !(wasInterrupted && offered === 0)) faults.push(`${name}: nothing succeeded`);
     return faults;
   });
 }
@@ -74,6 +81,7 @@ export function faultsOf(parts: readonly PartResult[]): string[] {
 /** What the latencies leave out, and whether they are the gateway's or this process's own; one line each. */
 export function warningsOf(ownLoad: OwnLoad, parts: readonly PartResult[]): string[] {
   const warnings: string[] = [];
+  if (parts.every(({ offered }) => offered === 0)) return warnings;
   if (ownLoad.cores >= BUSY_CORES) {
     warnings.push(
       `the load process used ${ownLoad.cores.toFixed(2)} of a core: it is the limit itself, or near it; use several processes`,

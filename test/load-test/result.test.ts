@@ -50,6 +50,15 @@ describe('the faults of a test', () => {
   });
 });
 
+it('finds no fault in a part of which nothing was due when the user ended the test', () => {
+  const none = part({ offered: 0, completed: 0 });
+  expect(faultsOf([none], { wasInterrupted: true })).toEqual([]);
+  expect(faultsOf([none])).toEqual(['chat: nothing succeeded']);
+  expect(faultsOf([part({ completed: 0 })], { wasInterrupted: true })).toEqual(['chat: nothing succeeded']);
+  // Of the instant that such a test takes, the process's own share says nothing.
+  expect(warningsOf({ ...IDLE, cores: 0.95 }, [none])).toEqual([]);
+});
+
 describe('the warnings of a test', () => {
   it('are none where the load process had time and the gateway kept up', () => {
     expect(warningsOf(IDLE, [part({ lateCount: 10 })])).toEqual([]);
