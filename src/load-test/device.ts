@@ -13,6 +13,9 @@ import { createLoadKeys, type LoadKeys } from './device-keys.ts';
 /** A code of the wire, or what happened on the way. */
 export type FailureCode = ErrorCode | 'DISCONNECTED' | 'NOT_ANSWERED' | 'CONNECT_FAILED' | 'WRONG_ANSWER';
 
+/** Of Socket.IO: with the gateway's own error object, or with what `ws` said. */
+type ConnectError = Error & { data?: ErrorObject; description?: { message?: string } };
+
 /** What an operation ends with where it does not succeed. */
 export class Failure extends Error {
   readonly code: FailureCode;
@@ -51,6 +54,7 @@ export class LoadDevice {
   readonly #clock: Clock;
   readonly #token: string;
   readonly #socket: BareSocket;
+  /** Gives up what an answer is waited for. */
   readonly #unanswered = new Set<(failure: Failure) => void>();
   #validation: { text: string; untilMs: number } | null = null;
   #onQueueEmpty = (): void => {};
@@ -62,8 +66,7 @@ export class LoadDevice {
     this.#token = options.token;
     this.#socket = createSocket(options.url);
     this.#socket.on('disconnect', () => {
-      const failure = new Failure('DISCONNECTED');
-      for (const fail of this.#unanswered) fail(failure);
+      this.#giveUp();
       if (!this.#isEnding) this.listener.onDisconnect();
     });
     this.#socket.on('messages', ({ envelopes }, acknowledge) => {
@@ -88,8 +91,7 @@ export class LoadDevice {
     this.#socket.auth = { token: this.#token };
     return this.#answered<void>((resolve, reject) => {
       const onConnect = (): void => settle(() => resolve(undefined));
-      const onError = (error: Error & { data?: ErrorObject }): void =>
-        settle(() => reject(new Failure(error.data?.code ?? 'CONNECT_FAILED', error.data ?? error)));
+      const onError = (error: ConnectError): void => settle(() => reject(refusalOf(error)));
       const settle = (action: () => void): void => {
         this.#socket.off('connect', onConnect);
         this.#socket.off('connect_error', onError);
@@ -162,14 +164,20 @@ export class LoadDevice {
 
   /** Ends the connection as a network that goes away does: without a word. */
   cut(): void {
-    this.#isEnding = true;
     this.#webSocket()?.terminate();
-    this.#socket.disconnect();
+    this.close();
   }
 
   close(): void {
     this.#isEnding = true;
     this.#socket.disconnect();
+    // Who was still connecting hears of no end.
+    this.#giveUp();
+  }
+
+  #giveUp(): void {
+    const failure = new Failure('DISCONNECTED');
+    for (const giveUp of this.#unanswered) giveUp(failure);
   }
 
   /** @param start begins the work; what it returns gives the work up */
@@ -184,18 +192,19 @@ export class LoadDevice {
       let timer: Timer;
       const settled = (): void => {
         timer.cancel();
-        this.#unanswered.delete(fail);
+        this.#unanswered.delete(giveUp);
       };
       const fail = (failure: Failure): void => {
         settled();
         reject(failure);
       };
-      this.#unanswered.add(fail);
-      timer = this.#clock.after(waitMaxMs, () => {
-        fail(new Failure('NOT_ANSWERED'));
-        giveUp?.();
-      });
-      const giveUp = start((result) => {
+      const giveUp = (failure: Failure): void => {
+        fail(failure);
+        stop?.();
+      };
+      this.#unanswered.add(giveUp);
+      timer = this.#clock.after(waitMaxMs, () => giveUp(new Failure('NOT_ANSWERED')));
+      const stop = start((result) => {
         settled();
         resolve(result);
       }, fail);
@@ -205,5 +214,19 @@ export class LoadDevice {
   /** Below Socket.IO: in Node, its client's transport is a WebSocket of the package `ws`. */
   #webSocket(): { pause(): void; resume(): void; terminate(): void } | undefined {
     return (this.#socket.io.engine?.transport as { ws?: never } | undefined)?.ws;
+  }
+}
+
+/** Before there is a WebSocket, a refusal is an HTTP status, which `ws` tells in a sentence. */
+function refusalOf(error: ConnectError): Failure {
+  if (error.data !== undefined) return new Failure(error.data.code, error.data);
+  const message = error.description?.message ?? error.message;
+  switch (/^Unexpected server response: (\d+)$/.exec(message)?.[1]) {
+    case '429':
+      return new Failure('RATE_LIMITED', { message });
+    case '503':
+      return new Failure('UNAVAILABLE', { message });
+    default:
+      return new Failure('CONNECT_FAILED', { message });
   }
 }

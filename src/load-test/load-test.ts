@@ -3,7 +3,7 @@ import { availableParallelism, cpus } from 'node:os';
 import { type Clock, pause } from '../lib/clock.ts';
 import { createSlots } from '../lib/slots.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
-import { Failure, LoadDevice } from './device.ts';
+import { Failure, type FailureCode, LoadDevice } from './device.ts';
 import type { LoadPlan, PartPlan } from './load-plan.ts';
 import { Meter, type Percentiles } from './meter.ts';
 import { type OwnLoad, watchOwnLoad } from './own-load.ts';
@@ -36,6 +36,8 @@ export interface Progress {
   phase: 'preparing' | 'running' | 'ending';
   preparedCount: number;
   deviceCount: number;
+  /** Why a device is not prepared yet, where the last one to try was told to come back later; null else. */
+  refusal: FailureCode | null;
   /** Since the first operation could be due. */
   elapsedMs: number;
   durationMs: number;
@@ -85,8 +87,10 @@ interface RunningPart {
 export function startLoadTest(options: LoadTestOptions): LoadTest {
   const { plan, clock, interrupted } = options;
   const over = new AbortController();
+  const wasInterrupted = raised(interrupted);
   let phase: Progress['phase'] = 'preparing';
   let preparedCount = 0;
+  let refusal: FailureCode | null = null;
   let startMs = clock.nowMs();
   const parts = createParts(options, over.signal);
   const allDevices = parts.flatMap(({ devices }) => devices);
@@ -121,11 +125,18 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     // Alone, so that what is wrong for all of them is told at once.
     await prepareDevice(first.part, first.device, { isFirst: true });
     await Promise.all(rest.map(({ part, device }) => slots.run(() => prepareDevice(part, device))));
-    await Promise.all(parts.map(({ scenario }) => scenario.prepareAll?.())).catch((error: unknown) => {
+    const filling = Promise.all(parts.map(({ scenario }) => scenario.prepareAll?.()));
+    try {
+      await Promise.race([filling, wasInterrupted]);
+      // What is under way then must be in the books before they are closed.
+      await atMost(SETTLE_MAX_MS, filling, () => {
+        throw new LoadTestError('the gateway does not answer, and the queues were not filled yet');
+      });
+    } catch (error) {
       throw error instanceof Failure
         ? new LoadTestError(`the devices can not be prepared: ${error.message}`)
         : error;
-    });
+    }
   }
 
   async function prepareDevice(
@@ -136,13 +147,18 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     const untilMs = clock.nowMs() + PREPARE_MAX_MS;
     while (!interrupted.aborted) {
       try {
-        await scenario.prepare(device);
-        preparedCount += 1;
+        const preparing = scenario.prepare(device).then(() => {
+          preparedCount += 1;
+          refusal = null;
+        });
+        await Promise.race([preparing, wasInterrupted]);
         return;
       } catch (error) {
         if (!(error instanceof Failure)) throw error;
-        const isAbsent = error.code === 'CONNECT_FAILED' && isFirst;
-        if (isAbsent || !passesByItself(error) || clock.nowMs() > untilMs) throw hintOf(error, plan.url);
+        refusal = error.code;
+        const isAbsent = error.code === 'CONNECT_FAILED' || error.code === 'NOT_ANSWERED';
+        if ((isFirst && isAbsent) || !passesByItself(error) || clock.nowMs() > untilMs)
+          throw hintOf(error, plan.url);
         device.close();
         const jitter = 1 + options.random() / 2;
         await pause(clock, (error.retryAfterMs ?? PREPARE_RETRY_MS) * jitter, interrupted);
@@ -190,10 +206,14 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     }
   }
 
-  async function atMost(waitMaxMs: number, work: Promise<unknown>): Promise<void> {
+  async function atMost(waitMaxMs: number, work: Promise<unknown>, onTooLong = () => {}): Promise<void> {
     const enough = new AbortController();
-    await Promise.race([work, pause(clock, waitMaxMs, enough.signal)]);
-    enough.abort();
+    await Promise.race([
+      work,
+      pause(clock, waitMaxMs, enough.signal).then(() => {
+        if (!enough.signal.aborted) onTooLong();
+      }),
+    ]).finally(() => enough.abort());
   }
 
   function resultOf(ownLoad: OwnLoad): LoadResult {
@@ -231,6 +251,7 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
       phase,
       preparedCount,
       deviceCount: allDevices.length,
+      refusal,
       elapsedMs: phase === 'preparing' ? 0 : clock.nowMs() - startMs,
       durationMs: Math.max(...plan.parts.map(({ delayMs, durationMs }) => delayMs + durationMs)),
       parts: parts.map(({ plan: { name }, meter }) => ({
@@ -258,6 +279,14 @@ function createParts(options: LoadTestOptions, over: AbortSignal): RunningPart[]
   });
 }
 
+/** Resolves when it is. */
+function raised(signal: AbortSignal): Promise<void> {
+  return new Promise((resolve) => {
+    if (signal.aborted) resolve();
+    else signal.addEventListener('abort', () => resolve(), { once: true });
+  });
+}
+
 function passesByItself({ code }: Failure): boolean {
   switch (code) {
     case 'RATE_LIMITED':
@@ -273,8 +302,11 @@ function passesByItself({ code }: Failure): boolean {
 
 function hintOf(failure: Failure, url: string): LoadTestError {
   const { code, message } = failure;
-  if (code === 'CONNECT_FAILED' || code === 'NOT_ANSWERED') {
-    return new LoadTestError(`nothing serves at ${url} (${message}): start the gateway, or name its --url`);
+  if (code === 'CONNECT_FAILED') {
+    return new LoadTestError(`no gateway serves at ${url} (${message}): start it, or name its --url`);
+  }
+  if (code === 'NOT_ANSWERED') {
+    return new LoadTestError(`what serves at ${url} does not answer: is it a gateway, and is it well?`);
   }
   if (code === 'UNAUTHENTICATED' || code === 'TOKEN_EXPIRED') {
     return new LoadTestError(

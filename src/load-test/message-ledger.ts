@@ -49,7 +49,8 @@ export class MessageLedger {
   readonly #entries = new Map<string, Entry>();
   readonly #lanes = new Map<string, Lane>();
   #time = 0;
-  readonly #emptied = new Set<string>();
+  /** By recipient: as of when its queue was emptied. */
+  readonly #emptied = new Map<string, number>();
   #stored = 0;
   #delivered = 0;
   #redelivered = 0;
@@ -125,9 +126,14 @@ export class MessageLedger {
     return new Set(this.#missing().map(({ lane }) => lane.recipient));
   }
 
-  /** All that the recipient had stored has been handed over on a connection that was made after the last send. */
-  queueWasEmptied(recipient: string): void {
-    this.#emptied.add(recipient);
+  /** The present number in the order of everything that happened in these books. */
+  get time(): number {
+    return this.#time;
+  }
+
+  /** All that the recipient had stored by `asOf` has been handed over, on a connection that was made after it. */
+  queueWasEmptied(recipient: string, asOf: number): void {
+    this.#emptied.set(recipient, asOf);
   }
 
   #missing(): Entry[] {
@@ -138,7 +144,9 @@ export class MessageLedger {
 
   counts(): MessageCounts {
     const missing = this.#missing();
-    const lost = missing.filter(({ lane }) => this.#emptied.has(lane.recipient)).length;
+    const lost = missing.filter(
+      ({ storedAt, lane }) => storedAt! <= (this.#emptied.get(lane.recipient) ?? -1),
+    ).length;
     return {
       sent: this.#entries.size,
       stored: this.#stored,

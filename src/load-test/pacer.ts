@@ -33,6 +33,7 @@ export function pace(options: {
   depart(departure: Departure): void;
 }): Promise<void> {
   const { clock, startMs, schedule, signal, depart } = options;
+  if (signal.aborted) return Promise.resolve();
   return new Promise((resolve) => {
     let next = 0;
     const turn = (): void => {

@@ -6,7 +6,8 @@ import { shortMs } from './text.ts';
 export function progressLine(before: Progress | null, now: Progress): string {
   if (now.phase === 'preparing') {
     const isFilling = now.preparedCount === now.deviceCount;
-    return `preparing: ${isFilling ? 'filling queues' : `${now.preparedCount} of ${now.deviceCount} devices`}`;
+    const refusal = now.refusal === null ? '' : ` (${now.refusal})`;
+    return `preparing: ${isFilling ? 'filling queues' : `${now.preparedCount} of ${now.deviceCount} devices${refusal}`}`;
   }
   const seconds = (ms: number) => (ms / 1000).toFixed(0);
   const time =

@@ -1,4 +1,6 @@
 /** Every scenario against a gateway in a process of its own, and one that breaks its promises. */
+import type { AddressInfo } from 'node:net';
+import { Server } from 'socket.io';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { steadyClock } from '../../src/lib/clock.ts';
 import { htmlReport } from '../../src/load-test/html-report.ts';
@@ -254,7 +256,68 @@ describe('a load test', () => {
   it('says so where nothing serves', async () => {
     const test = await start([partOf('chat', BRIEF)], { url: 'http://127.0.0.1:1' });
     await expect(test.result).rejects.toThrow(LoadTestError);
-    await expect(test.result).rejects.toThrow('nothing serves at http://127.0.0.1:1');
+    await expect(test.result).rejects.toThrow(
+      'no gateway serves at http://127.0.0.1:1 (connect ECONNREFUSED 127.0.0.1:1)',
+    );
+  });
+
+  it.each(SCENARIO_NAMES)('says so where something else serves, to %s too', async (scenario) => {
+    const io = new Server({ transports: ['websocket'] }).listen(0);
+    try {
+      const clock = createManualClock();
+      const connected = new Promise<void>((resolve) => io.on('connection', () => resolve()));
+      const { port } = io.httpServer.address() as AddressInfo;
+      const url = `http://127.0.0.1:${port}`;
+      const test = await start([partOf(scenario, BRIEF)], { url, clock });
+      const failure = expect(test.result).rejects.toThrow(`what serves at ${url} does not answer`);
+      await connected;
+      await eventually(() => clock.timerCount() > 0);
+      await clock.advance(30_000);
+      await failure;
+    } finally {
+      await io.close();
+    }
+  });
+
+  it('counts a refusal before the connection is a WebSocket by its code, and shows what it waits for', async () => {
+    const limited = await startGatewayProcess(
+      { databaseUrl: database.url },
+      { LIMIT_HANDSHAKES_PER_ADDRESS: '9' },
+    );
+    try {
+      const clock = createManualClock();
+      const part = partOf('connect', { deviceCount: 6, ratePerSecond: 10, durationMs: 600 });
+      const test = await start([part], { url: limited.url, clock });
+      await eventually(() => test.progress().phase === 'running');
+      await clock.advance(part.durationMs);
+      const { parts } = await test.result;
+      expect(parts[0]).toMatchObject({ completed: 3, failed: 3, failures: { RATE_LIMITED: 3 } });
+
+      const interrupted = new AbortController();
+      const again = await start([part], { url: limited.url, clock, interrupted: interrupted.signal });
+      await eventually(() => again.progress().refusal === 'RATE_LIMITED');
+      expect(progressLine(null, again.progress())).toBe('preparing: 0 of 6 devices (RATE_LIMITED)');
+      interrupted.abort();
+      expect(await again.result).toMatchObject({ wasInterrupted: true, faults: [], warnings: [] });
+    } finally {
+      await limited.stop();
+    }
+  });
+
+  it('ends at once where it is interrupted while a gateway that stands still is to prepare the devices', async () => {
+    const interrupted = new AbortController();
+    await gateway.kill('SIGSTOP');
+    try {
+      const test = await start([partOf('chat', BRIEF)], {
+        clock: createManualClock(),
+        interrupted: interrupted.signal,
+      });
+      expect(test.progress().phase).toBe('preparing');
+      interrupted.abort();
+      expect(await test.result).toMatchObject({ wasInterrupted: true, faults: [] });
+    } finally {
+      await gateway.kill('SIGCONT');
+    }
   });
 
   it('says so where the tokens are refused', async () => {

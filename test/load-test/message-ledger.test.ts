@@ -39,10 +39,20 @@ describe('the books of messages', () => {
     arrive('2');
     expect(ledger.counts()).toMatchObject({ unproven: 2, lost: 0 });
     expect([...ledger.awaitedRecipients()]).toEqual(['bob']);
-    ledger.queueWasEmptied('carol');
+    ledger.queueWasEmptied('carol', ledger.time);
     expect(ledger.counts()).toMatchObject({ unproven: 2, lost: 0 });
-    ledger.queueWasEmptied('bob');
+    ledger.queueWasEmptied('bob', ledger.time);
     expect(ledger.counts()).toMatchObject({ unproven: 0, lost: 2 });
+  });
+
+  it('call not proven what was stored while the queue was emptied already', () => {
+    send('1');
+    send('2');
+    ledger.stored('1');
+    const asOf = ledger.time;
+    ledger.stored('2');
+    ledger.queueWasEmptied('bob', asOf);
+    expect(ledger.counts()).toMatchObject({ unproven: 1, lost: 1 });
   });
 
   it('call nothing lost that was refused, never answered, or came back', () => {
@@ -51,7 +61,7 @@ describe('the books of messages', () => {
     ledger.stored('bounced');
     ledger.bounced('bounced');
     ledger.bounced('bounced');
-    ledger.queueWasEmptied('bob');
+    ledger.queueWasEmptied('bob', ledger.time);
     expect([...ledger.awaitedRecipients()]).toEqual([]);
     expect(ledger.counts()).toEqual({ ...CLEAN, sent: 2, stored: 1, delivered: 0, bounced: 1 });
   });

@@ -5,7 +5,11 @@ export function createConnect({ devices, meter }: Stage): Scenario {
   const connecting = new Set<number>();
 
   return {
-    prepare: (device) => device.connect(),
+    async prepare(device) {
+      await device.connect();
+      // Any Socket.IO server takes a connection; only a gateway answers this.
+      await device.ask('keyStatus', {});
+    },
 
     operate({ index, startMs }) {
       const turn = index % devices.length;

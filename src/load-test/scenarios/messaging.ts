@@ -77,6 +77,8 @@ export function createMessaging(stage: Stage, presence: Presence): Messaging {
           if (!accepted.includes(deviceId)) throw new Failure(rejected[0]?.code ?? 'WRONG_ANSWER');
           ledger.stored(messageId);
         });
+      // Nobody waits for what was refused.
+      stored.catch(() => arrivals.delete(messageId));
       return { stored, delivered };
     },
 
@@ -87,7 +89,8 @@ export function createMessaging(stage: Stage, presence: Presence): Messaging {
           .filter((device) => awaited.has(nameOf(device)))
           .map(async (device) => {
             device.cut();
-            if (await presence.comeBack(device)) ledger.queueWasEmptied(nameOf(device));
+            const asOf = ledger.time;
+            if (await presence.comeBack(device)) ledger.queueWasEmptied(nameOf(device), asOf);
           }),
       );
     },
