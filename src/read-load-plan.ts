@@ -84,8 +84,9 @@ export function partFromOptions(options: LoadOptions): PartPlan {
     contentBytes: given['content-bytes'],
     backlogLength: given.backlog,
   });
-  const [fault] = faultsOf(part);
-  if (fault !== undefined) throw new UsageError(fault);
+  for (const fault of [tooFewDevices(part), tooManyOperations([part])]) {
+    if (fault !== null) throw new UsageError(fault);
+  }
   return part;
 }
 
@@ -131,9 +132,13 @@ export function partsFromMix(file: {
       backlogLength: given.backlog,
     }),
   );
-  const faults = parts.flatMap((part, index) =>
-    faultsOf(part).map((fault) => `${file.name}: parts[${index}]: ${fault}`),
-  );
+  const faults: string[] = [];
+  parts.forEach((part, index) => {
+    const fault = tooFewDevices(part);
+    if (fault !== null) faults.push(`${file.name}: parts[${index}]: ${fault}`);
+  });
+  const fault = tooManyOperations(parts);
+  if (fault !== null) faults.push(`${file.name}: ${fault}`);
   const names = parts.map(({ name }) => name);
   names.forEach((name, index) => {
     if (names.indexOf(name) < index) {
@@ -155,20 +160,19 @@ function withDefaults(
   return partOf(scenario, told);
 }
 
-/** What no single value tells. */
-function faultsOf(part: PartPlan): string[] {
-  const faults: string[] = [];
-  if (part.deviceCount < 2 && part.scenario !== 'connect') {
-    faults.push(`${part.scenario} needs two devices at least`);
+function tooFewDevices({ scenario, deviceCount }: PartPlan): string | null {
+  return deviceCount < 2 && scenario !== 'connect' ? `${scenario} needs two devices at least` : null;
+}
+
+/** Parts run at once, and one process keeps the books of all. */
+function tooManyOperations(parts: readonly PartPlan[]): string | null {
+  let count = 0;
+  for (const part of parts) {
+    const messageCount = part.scenario === 'backlog' ? part.deviceCount * part.backlogLength : 0;
+    count += Math.max(scheduleOf(part).count, messageCount);
   }
-  const operationCount = scheduleOf(part).count;
-  const messageCount = part.scenario === 'backlog' ? part.deviceCount * part.backlogLength : 0;
-  if (Math.max(operationCount, messageCount) > OPERATIONS_MAX) {
-    faults.push(
-      `${Math.max(operationCount, messageCount)} operations are more than one run can keep the books of; ${OPERATIONS_MAX} is most`,
-    );
-  }
-  return faults;
+  if (count <= OPERATIONS_MAX) return null;
+  return `${count} operations are more than one run can keep the books of; ${OPERATIONS_MAX} is most`;
 }
 
 function placeOf(path: PropertyKey[]): string {

@@ -112,9 +112,11 @@ describe('a mix file', () => {
       'mix.json: parts[1]: a second part is called chat',
     ],
     [{ parts: [{ scenario: 'storm', devices: 1 }] }, 'mix.json: parts[0]: storm needs two devices'],
+    [{ parts: [{ scenario: 'backlog', devices: 1000, backlog: 10000 }] }, 'mix.json: 10000000 operations'],
+    // Each of them could be, alone.
     [
-      { parts: [{ scenario: 'backlog', devices: 1000, backlog: 10000 }] },
-      'mix.json: parts[0]: 10000000 operations',
+      { parts: ['a', 'b'].map((name) => ({ scenario: 'chat', name, rate: 500, duration: '1h' })) },
+      'mix.json: 3600000 operations',
     ],
     [
       { parts: ['a', 'b'].map((name) => ({ scenario: 'connect', name, devices: 15_000 })) },

@@ -75,11 +75,11 @@ export const SCENARIOS: Readonly<Record<ScenarioName, ScenarioDefaults>> = {
 const DURATION_DEFAULT_MS = 30_000;
 const BACKLOG_DEFAULT = 100;
 
-/** What one process can hold, and keep the books of. */
+/** What one process can hold, and keep the books of: some 700 bytes for a message. */
 export const DEVICES_MAX = 20_000;
 export const RATE_MAX_PER_SECOND = 100_000;
 export const DURATION_MAX_MS = 24 * 3_600_000;
-export const OPERATIONS_MAX = 5_000_000;
+export const OPERATIONS_MAX = 2_000_000;
 export const PARTS_MAX = 16;
 export const BACKLOG_MAX = 10_000;
 

@@ -62,16 +62,27 @@ it('finds no fault in a part of which nothing was due when the user ended the te
 describe('the warnings of a test', () => {
   it('are none where the load process had time and the gateway kept up', () => {
     expect(warningsOf(IDLE, [part({ lateCount: 10 })])).toEqual([]);
+    // Twenty operations in a third of a second, the last of which takes a quarter of a second.
+    const short = part({ achievedPerSecond: 60, offeringMs: 330, completingMs: 580 });
+    expect(warningsOf(IDLE, [short])).toEqual([]);
   });
 
   it.each([
     [{ ...IDLE, cores: 0.95 }, part(), /used 0\.95 of a core: it is the limit itself/],
     [{ ...IDLE, eventLoopDelayP99Ms: 80 }, part(), /its timers fired 80 ms late at p99/],
     [IDLE, part({ lateCount: 11 }), /chat: 1\.1 % of the operations left more than 10 ms after/],
-    [IDLE, part({ failed: 500, failures: { RATE_LIMITED: 500 } }), /chat: 50 % .* failed: RATE_LIMITED 500/],
+    [
+      IDLE,
+      part({ failed: 500, failures: { RATE_LIMITED: 500 } }),
+      /chat: 50 % .* failed; .* ended with RATE_LIMITED 500/,
+    ],
     [IDLE, part({ withheld: 4 }), /chat: 4 operations were not sent/],
     [IDLE, part({ unfinished: 7 }), /chat: 0\.7 % of the operations had not ended when the test did/],
-    [IDLE, part({ achievedPerSecond: 90 }), /90\/s of 100\/s were achieved; .* the gateway or the way to it/],
+    [
+      IDLE,
+      part({ achievedPerSecond: 90, offeringMs: 9_990, completingMs: 11_000 }),
+      /90\/s of 100\/s were achieved; .* the gateway or the way to it/,
+    ],
   ])('tell what the figures leave out, and who is the limit', (ownLoad, result, message) => {
     const warnings = warningsOf(ownLoad, [result]);
     expect(warnings).toHaveLength(1);
@@ -79,7 +90,7 @@ describe('the warnings of a test', () => {
   });
 
   it('blame nobody where the machine was too busy to tell', () => {
-    const slow = part({ achievedPerSecond: 50, lateCount: 500 });
+    const slow = part({ achievedPerSecond: 50, completed: 500, lateCount: 500 });
     expect(warningsOf(IDLE, [slow])[1]).toMatch(/this machine was too busy to tell/);
     expect(warningsOf({ ...IDLE, cores: 1 }, [slow])[2]).toMatch(/the load process is the reason/);
   });
