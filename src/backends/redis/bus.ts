@@ -11,11 +11,10 @@ import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { channelOf, publish } from './channels.ts';
-import { isUp, type RedisLink, recycle, within } from './connect.ts';
+import { CALL_WAIT_MAX_MS, isUp, type RedisLink, recycle, within } from './connect.ts';
 import { createLeases } from './leases.ts';
 import { createPokes } from './pokes.ts';
 
-const BATCH_WAIT_MAX_MS = 2_000;
 const MESSAGE_LENGTH_MAX = 256 * 1024;
 
 export interface RedisBusTiming {
@@ -119,7 +118,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     if (isSubscribed || isSubscribing || isStopped) return;
     isSubscribing = true;
     try {
-      await within(Promise.resolve(subscriber.subscribe(channel)), BATCH_WAIT_MAX_MS, clock);
+      await within(Promise.resolve(subscriber.subscribe(channel)), CALL_WAIT_MAX_MS, clock);
       isSubscribed = isUp(subscriber);
     } catch {
       // The next connection, or the next probe, tries again.
@@ -244,7 +243,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
 
     async stop() {
       // What was poked just before, as by a command that runs beside the gateways, is passed on first.
-      await within(pokes.forwardAll(), BATCH_WAIT_MAX_MS, clock).catch(() => {});
+      await within(pokes.forwardAll(), CALL_WAIT_MAX_MS, clock).catch(() => {});
       isStopped = true;
       listener = null;
       for (const timer of timers) timer.cancel();

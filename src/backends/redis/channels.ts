@@ -11,7 +11,7 @@ export function channelOf(node: string): string {
   return CHANNEL_PREFIX + node;
 }
 
-/** Redis tells nobody whether it was heard. */
+/** Rejects where Redis does not take it. Whether the node heard it, nobody is told. */
 export async function publish(link: RedisLink, node: string, message: string): Promise<void> {
   for (let attempt = link.isCluster ? CLUSTER_PUBLISH_ATTEMPTS : 1; ; attempt--) {
     try {

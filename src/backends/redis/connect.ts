@@ -12,6 +12,8 @@ import type { Log } from '../../lib/log.ts';
 export type RedisLink = Redis | Cluster;
 
 const CONNECT_WAIT_MAX_MS = 2_000;
+/** For what the bus asks of Redis, however many devices it is about: beyond, the link counts as gone. */
+export const CALL_WAIT_MAX_MS = 2_000;
 /** A connection that owes an answer and says nothing for so long is closed; its commands fail. */
 const SILENCE_MAX_MS = 2_000;
 const GOODBYE_WAIT_MAX_MS = 500;

@@ -6,11 +6,10 @@ import type { Clock } from '../../lib/clock.ts';
 import { createGatherer } from '../../lib/gather.ts';
 import type { Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
-import { isUp, type RedisLink, within } from './connect.ts';
+import { CALL_WAIT_MAX_MS, isUp, type RedisLink, within } from './connect.ts';
 import { runOnEach, script } from './scripts.ts';
 
 const ACQUIRE_WAIT_MAX_MS = 500;
-const BATCH_WAIT_MAX_MS = 2_000;
 const LEASES_PER_BATCH_MAX = 512;
 
 /**
@@ -151,7 +150,7 @@ export function createLeases(parts: LeasesParts): Leases {
       const batch = all
         .slice(i, i + LEASES_PER_BATCH_MAX)
         .filter((lease) => leases.get(lease.key) === lease && !lease.isPending);
-      await within(announce(batch, 'renew'), BATCH_WAIT_MAX_MS, clock);
+      await within(announce(batch, 'renew'), CALL_WAIT_MAX_MS, clock);
     }
   }
 
@@ -228,7 +227,7 @@ export function createLeases(parts: LeasesParts): Leases {
     async giveUpAll() {
       for (const lease of leases.values()) giveUpSoon(lease);
       leases.clear();
-      await within(lastRelease, BATCH_WAIT_MAX_MS, clock).catch(() => {});
+      await within(lastRelease, CALL_WAIT_MAX_MS, clock).catch(() => {});
     },
   };
 }

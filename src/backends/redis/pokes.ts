@@ -1,11 +1,10 @@
 /** Pokes on their way: those for devices of this node, and those that Redis passes on to the others. */
 import type { Clock } from '../../lib/clock.ts';
 import { CHANNEL_PREFIX, publish } from './channels.ts';
-import { isUp, type RedisLink, within } from './connect.ts';
+import { CALL_WAIT_MAX_MS, isUp, type RedisLink, within } from './connect.ts';
 import { leaseKey } from './leases.ts';
 import { answeredOf, KEYS_PER_CALL_MAX, run, script } from './scripts.ts';
 
-const BATCH_WAIT_MAX_MS = 2_000;
 /** One call of a script, which is carried out as a whole or not at all. */
 const POKES_PER_BATCH_MAX = KEYS_PER_CALL_MAX;
 /** Pokes that wait for Redis; more than these are lost, and found by the sweeps of the nodes that they were for. */
@@ -45,6 +44,7 @@ export interface PokesParts {
   commands: RedisLink;
   nodeId: string;
   clock: Clock;
+  /** A device is to be looked at, if this node still serves it. */
   onLook(key: string): void;
 }
 
@@ -83,7 +83,7 @@ export function createPokes({ commands, nodeId, clock, onLook }: PokesParts): Po
     while (canForward()) {
       const keys = [...take(toForward, POKES_PER_BATCH_MAX)];
       try {
-        await within(forward(keys), BATCH_WAIT_MAX_MS, clock);
+        await within(forward(keys), CALL_WAIT_MAX_MS, clock);
       } catch {
         // They wait for the connection, or for the next probe.
         for (const key of keys) forwardLater(key);
