@@ -63,8 +63,8 @@ ${scenarioList.map((line) => `    ${line.replaceAll('\n', '\n    ')}`).join('\n'
   --out <folder>         where report.html and report.json are written (default ${OUT_DEFAULT})
 
 Ctrl-C ends the test early and reports what was measured. The exit code is 0 where nothing was lost, doubled or
-out of order and something succeeded, or nothing was due yet. The users of a test are new ones, called load-…; their keys stay behind,
-so use a gateway whose data you can throw away. The gateway's limits are in force:
+out of order and something succeeded, or nothing was due yet. The users of a test are new ones, called load-…;
+their keys stay behind, so use a gateway whose data you can throw away. The gateway's limits are in force:
 RATE_LIMITED is counted, and so are bundles without a one-time prekey.`;
 
 export interface LoadTestSurroundings {

@@ -164,6 +164,7 @@ export class LoadDevice {
 
   /** Ends the connection as a network that goes away does: without a word. */
   cut(): void {
+    this.#isEnding = true;
     this.#webSocket()?.terminate();
     this.close();
   }

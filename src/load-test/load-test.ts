@@ -129,9 +129,9 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     try {
       await Promise.race([filling, wasInterrupted]);
       // What is under way then must be in the books before they are closed.
-      await atMost(SETTLE_MAX_MS, filling, () => {
+      if (!(await atMost(SETTLE_MAX_MS, filling))) {
         throw new LoadTestError('the gateway does not answer, and the queues were not filled yet');
-      });
+      }
     } catch (error) {
       throw error instanceof Failure
         ? new LoadTestError(`the devices can not be prepared: ${error.message}`)
@@ -206,14 +206,17 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
     }
   }
 
-  async function atMost(waitMaxMs: number, work: Promise<unknown>, onTooLong = () => {}): Promise<void> {
+  /** @returns whether the work was done in time */
+  async function atMost(waitMaxMs: number, work: Promise<unknown>): Promise<boolean> {
     const enough = new AbortController();
-    await Promise.race([
-      work,
-      pause(clock, waitMaxMs, enough.signal).then(() => {
-        if (!enough.signal.aborted) onTooLong();
-      }),
-    ]).finally(() => enough.abort());
+    try {
+      return await Promise.race([
+        work.then(() => true),
+        pause(clock, waitMaxMs, enough.signal).then(() => false),
+      ]);
+    } finally {
+      enough.abort();
+    }
   }
 
   function resultOf(ownLoad: OwnLoad): LoadResult {

@@ -1,4 +1,5 @@
 /** Every scenario against a gateway in a process of its own, and one that breaks its promises. */
+import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { Server } from 'socket.io';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
@@ -262,16 +263,18 @@ describe('a load test', () => {
   });
 
   it.each(SCENARIO_NAMES)('says so where something else serves, to %s too', async (scenario) => {
-    const io = new Server({ transports: ['websocket'] }).listen(0);
+    const http = createServer();
+    const io = new Server(http, { transports: ['websocket'] });
+    const asked = new Promise<unknown>((resolve) => {
+      io.on('connection', (socket) => socket.onAny(resolve));
+    });
+    await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
     try {
       const clock = createManualClock();
-      const connected = new Promise<void>((resolve) => io.on('connection', () => resolve()));
-      const { port } = io.httpServer.address() as AddressInfo;
-      const url = `http://127.0.0.1:${port}`;
+      const url = `http://127.0.0.1:${(http.address() as AddressInfo).port}`;
       const test = await start([partOf(scenario, BRIEF)], { url, clock });
       const failure = expect(test.result).rejects.toThrow(`what serves at ${url} does not answer`);
-      await connected;
-      await eventually(() => clock.timerCount() > 0);
+      await asked;
       await clock.advance(30_000);
       await failure;
     } finally {
@@ -315,6 +318,36 @@ describe('a load test', () => {
       expect(test.progress().phase).toBe('preparing');
       interrupted.abort();
       expect(await test.result).toMatchObject({ wasInterrupted: true, faults: [] });
+    } finally {
+      await gateway.kill('SIGCONT');
+    }
+  });
+
+  it('ends in good order where it is interrupted while queues are filled', async () => {
+    const interrupted = new AbortController();
+    const part = partOf('backlog', { ...BRIEF, backlogLength: 10_000 });
+    const test = await start([part], { interrupted: interrupted.signal });
+    await eventually(() => test.progress().preparedCount === part.deviceCount);
+    interrupted.abort();
+    const { parts, faults } = await test.result;
+    expect(faults).toEqual([]);
+    expect(parts[0]!.messages).toMatchObject({ lost: 0, unproven: 0 });
+    expect(parts[0]!.messages!.delivered).toBe(parts[0]!.messages!.stored);
+    expect(parts[0]!.messages!.sent).toBeLessThan(part.deviceCount * part.backlogLength);
+  });
+
+  it('ends also where the gateway stands still while queues are filled', async () => {
+    const clock = createManualClock();
+    const interrupted = new AbortController();
+    const part = partOf('backlog', { ...BRIEF, backlogLength: 10_000 });
+    const test = await start([part], { clock, interrupted: interrupted.signal });
+    const failure = expect(test.result).rejects.toThrow('the queues were not filled yet');
+    await eventually(() => test.progress().preparedCount === part.deviceCount);
+    await gateway.kill('SIGSTOP');
+    try {
+      interrupted.abort();
+      await clock.advance(30_000);
+      await failure;
     } finally {
       await gateway.kill('SIGCONT');
     }
