@@ -1,4 +1,5 @@
 /** One load test: devices get ready, operations leave when they are due, and the books are closed. */
+import { setMaxListeners } from 'node:events';
 import { availableParallelism, cpus } from 'node:os';
 import { type Clock, pause } from '../lib/clock.ts';
 import { createSlots } from '../lib/slots.ts';
@@ -88,6 +89,8 @@ export function startLoadTest(options: LoadTestOptions): LoadTest {
   const { plan, clock, interrupted } = options;
   const over = new AbortController();
   const wasInterrupted = raised(interrupted);
+  // Every device that waits to try again listens; Node would take them for a leak.
+  setMaxListeners(0, over.signal, interrupted);
   let phase: Progress['phase'] = 'preparing';
   let preparedCount = 0;
   let refusal: FailureCode | null = null;
