@@ -1,6 +1,5 @@
 /** Validation: do client and server agree on the key set? Only where they do is there a proof that opens the gate. */
 import type { Clock } from '../lib/clock.ts';
-import { unreachable } from '../lib/unreachable.ts';
 import type { DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
@@ -52,12 +51,12 @@ export async function validateKeys(
     });
   }
   const keysValid = faults.length === 0;
-  const standing: Standing = rolledBack
-    ? 'withdrawn'
-    : hasIdentity(keys, localIdentity)
-      ? 'comparable'
-      : 'unseen';
-  const asked = { device, identity: localIdentity, standing };
+  const asked = {
+    device,
+    identity: localIdentity,
+    isStored: hasIdentity(keys, localIdentity),
+    isWithdrawn: rolledBack,
+  };
   const ec = await comparePool(parts, asked, 'ec', input.localPreKeyIds, input.localPreKeyCount);
   const pq = await comparePool(parts, asked, 'pq', input.localPqPreKeyIds, undefined);
   return {
@@ -240,40 +239,33 @@ function faultsOf(
   return faults;
 }
 
-/**
- * What the client's list of ids is to be compared with: the pool and the claims of the stored identity; nothing, where
- * the server has another identity or none; or nothing any more, where everything was withdrawn just now.
- */
-type Standing = 'comparable' | 'unseen' | 'withdrawn';
+/** What a client's ids are compared with. */
+interface Comparison {
+  device: DeviceAddress;
+  /** The client's own, canonical. */
+  identity: Uint8Array;
+  /** Whether it is the one that the server has. */
+  isStored: boolean;
+  /** Whatever the client holds was withdrawn just now. */
+  isWithdrawn: boolean;
+}
 
 async function comparePool(
   parts: ValidateParts,
-  { device, identity, standing }: { device: DeviceAddress; identity: Uint8Array; standing: Standing },
+  { device, identity, isStored, isWithdrawn }: Comparison,
   kind: PreKeyKind,
   localIds: readonly number[] | undefined,
   localCount: number | undefined,
 ): Promise<{ toDelete: number[]; toUpload: number[]; notHeld: number[] }> {
   const nothing = { toDelete: [], toUpload: [], notHeld: [] };
   if (localIds !== undefined) {
-    switch (standing) {
-      case 'comparable': {
-        const { used, unknown, notListed } = await parts.store.compareIds(
-          { device, identity },
-          kind,
-          localIds,
-        );
-        return { toDelete: used, toUpload: unknown, notHeld: notListed };
-      }
-      case 'unseen':
-        return { ...nothing, toUpload: [...localIds] };
-      case 'withdrawn':
-        return { ...nothing, toDelete: [...localIds] };
-      default:
-        return unreachable(standing);
-    }
+    if (isWithdrawn) return { ...nothing, toDelete: [...localIds] };
+    // What was handed out under an identity stays so while another one is stored, or none.
+    const compared = await parts.store.compareIds({ device, identity }, kind, localIds);
+    return { toDelete: compared.used, toUpload: compared.unknown, notHeld: compared.notListed };
   }
   // Ids that were handed out under another identity are none of this client's.
-  if (localCount === undefined || standing === 'unseen') return nothing;
+  if (localCount === undefined || !(isStored || isWithdrawn)) return nothing;
   const sinceMs = parts.clock.nowMs() - parts.claimedPreKeyRetentionMs;
   const toDelete = await parts.store.claimedIdsSince(device, kind, sinceMs, CLAIMED_IDS_MAX);
   return { ...nothing, toDelete };

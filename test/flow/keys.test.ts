@@ -1349,6 +1349,41 @@ describe('validateKeys', () => {
     ).toMatchObject({ missingKeys: ['identity'], preKeyIdsToDelete: [] });
   });
 
+  it('tells ids that were handed out under an identity also when it was reset or replaced', async () => {
+    const { keys, client, ...device } = await stranger();
+    await client.call(
+      'uploadKeys',
+      keys.keySet({
+        pqLastResortPreKey: keys.pq(9),
+        oneTimePreKeys: [keys.oneTime(1), keys.oneTime(2)],
+        pqOneTimePreKeys: [keys.pq(5), keys.pq(6)],
+      }),
+    );
+    await claim(device);
+    const compared = async () =>
+      await client.call('validateKeys', {
+        localIdentityKey: keys.identityKey(),
+        localSignedPreKeyId: 1,
+        localPreKeyIds: [3, 2, 1],
+        localPqPreKeyIds: [5, 7],
+      });
+    const found = {
+      preKeyIdsToDelete: [1],
+      preKeyIdsToUpload: [2, 3],
+      preKeyIdsNotHeld: [],
+      pqPreKeyIdsToDelete: [5],
+      pqPreKeyIdsToUpload: [7],
+      pqPreKeyIdsNotHeld: [],
+    };
+    await client.call('resetKeys');
+    expect(await compared()).toMatchObject({ missingKeys: ['identity', 'signedPreKey'], ...found });
+    // Another identity's ids are its own.
+    const others = new KeyMaker();
+    await client.call('uploadKeys', others.keySet({ oneTimePreKeys: [others.oneTime(2), others.oneTime(3)] }));
+    await claim(device);
+    expect(await compared()).toMatchObject({ missingKeys: ['identity'], ...found });
+  });
+
   it('refuses keys that nobody can have, with their paths', async () => {
     const { keys, client } = await stranger();
     await client.call('uploadKeys', keys.keySet());
@@ -1811,7 +1846,7 @@ describe('a device that never uploaded', () => {
       keysValid: false,
       missingKeys: ['identity', 'signedPreKey'],
       preKeyIdsToDelete: [],
-      preKeyIdsToUpload: [5, 3],
+      preKeyIdsToUpload: [3, 5],
       preKeyIdsNotHeld: [],
       pqPreKeyIdsToDelete: [],
       pqPreKeyIdsToUpload: [8],
