@@ -29,6 +29,8 @@ import { frameBytesOf } from './parser.ts';
 import { webSocketOf } from './strangers.ts';
 
 export interface SocketData {
+  /** Once its token was found good. */
+  connection?: DeviceConnection;
   /** A newer connection took over while this one was still being taken in. */
   isDisplaced?: boolean;
 }
@@ -69,7 +71,9 @@ export async function acceptConnection(
 ): Promise<void> {
   // It may have ended while its token was checked, and then nobody tells of its end any more.
   if (socket.conn.readyState !== 'open') return;
-  await new DeviceConnection(parts, socket, caller).begin(caller);
+  const connection = new DeviceConnection(parts, socket, caller);
+  socket.data.connection = connection;
+  await connection.begin(caller);
 }
 
 /** A class, because every open socket has one: methods of its own would be much of what it holds while it idles. */
@@ -86,6 +90,8 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   readonly #waiting: WaitingRequest[] = [];
   #underWay = 0;
   #requestBytes = 0;
+  /** Hears when nothing is under way any more, or can be answered. */
+  #onIdle: (() => void) | null = null;
 
   constructor(parts: ConnectionParts, socket: GatewaySocket, caller: Caller) {
     this.#parts = parts;
@@ -202,6 +208,20 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     this.#socket.conn.close();
   }
 
+  /** Closes it once the requests that it has taken are answered, or `waitMaxMs` later. It must be taking no more. */
+  async closeWhenAnswered(reason: string, waitMaxMs: number): Promise<void> {
+    if (this.#underWay > 0 && !this.#ended) {
+      await new Promise<void>((resolve) => {
+        const late = this.#parts.clock.after(waitMaxMs, resolve);
+        this.#onIdle = () => {
+          late.cancel();
+          resolve();
+        };
+      });
+    }
+    this.close(reason);
+  }
+
   displace(): void {
     this.#end('displaced');
     // Socket.IO ignores this for a socket that is still being taken in: its door does it then.
@@ -212,6 +232,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
   #end(reason: string): void {
     if (this.#ended) return;
     this.#ended = true;
+    this.#onIdle?.();
     this.#token.stop();
     // Each takes itself out.
     for (const giveUp of [...this.#unanswered]) giveUp();
@@ -299,6 +320,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
         this.#requestBytes -= request.bytes;
         if (!this.#ended) request.answer(reply);
         this.#carryOut(context);
+        if (this.#underWay === 0) this.#onIdle?.();
       });
     }
   }

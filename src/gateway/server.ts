@@ -3,7 +3,7 @@ import { randomUUID } from 'node:crypto';
 import type { Server as HttpServer, IncomingMessage } from 'node:http';
 import type { Socket as TcpSocket } from 'node:net';
 import type { Duplex } from 'node:stream';
-import { type DefaultEventsMap, Server, type Socket } from 'socket.io';
+import { type DefaultEventsMap, Server } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -39,13 +39,18 @@ export interface SocketDoorParts {
 
 export interface SocketDoor {
   count(): number;
-  /** Asks every client to come back later, spread over `spreadMs`, and ends their connections as that time passes. */
+  /**
+   * Asks every client to come back later, spread over `spreadMs`, and ends their connections as that time passes, each
+   * when the requests that it has under way are answered.
+   */
   drain(spreadMs: number): Promise<void>;
   close(): Promise<void>;
 }
 
 /** Namespaces that one connection may ask for in vain. */
 const NAMESPACES_MAX = 16;
+/** How long requests that are under way may hold up the end of their connection: longer than nearly all of them take. */
+const DRAIN_ANSWER_MAX_MS = 5_000;
 /** How long clients have to answer the closing handshake when the door closes. */
 const GOODBYE_WAIT_MAX_MS = 1_000;
 /** An address with too many connections open may try again so much later. */
@@ -208,13 +213,13 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     count: () => io.sockets.sockets.size,
 
     async drain(spreadMs) {
-      const sockets: Socket[] = [...io.sockets.sockets.values()];
+      const sockets = [...io.sockets.sockets.values()];
       await Promise.all(
         sockets.map(async (socket, index) => {
           const delayMs = Math.round((spreadMs * index) / sockets.length);
           socket.emit('serverDraining', { retryAfterMs: delayMs });
           await new Promise<void>((resolve) => clock.after(delayMs, resolve));
-          socket.conn.close();
+          await socket.data.connection?.closeWhenAnswered('the node drains', DRAIN_ANSWER_MAX_MS);
         }),
       );
     },

@@ -628,6 +628,45 @@ it('a socket that is taken in while the node drains is sent away to come back by
   expect(socket.active).toBe(true);
 });
 
+describe('requests that are under way when the node drains', () => {
+  it('are answered before their connection ends', async () => {
+    const slow = slowDispatch();
+    const { door, url } = await openDoor({ dispatch: slow.dispatch });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    const replies = Array.from({ length: 40 }, () => client.ask('keyStatus', {}));
+    await eventually(() => expect(slow.started).toHaveLength(32));
+    const drained = door.drain(0);
+    await client.next('serverDraining');
+    // Those that waited for the first 32 are under way too.
+    await eventually(() => {
+      for (const end of slow.ends.splice(0)) end();
+      expect(slow.started).toHaveLength(40);
+    });
+    for (const end of slow.ends.splice(0)) end();
+    expect(await Promise.all(replies)).toEqual(replies.map(() => ({ ok: true, data: {} })));
+    await client.disconnected;
+    await drained;
+  });
+
+  it('hold it up for five seconds at most', async () => {
+    const slow = slowDispatch();
+    const clock = createManualClock();
+    const { door, url, closed } = await openDoor({ dispatch: slow.dispatch, clock });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    void client.ask('keyStatus', {}).catch(() => {});
+    await eventually(() => expect(slow.started).toHaveLength(1));
+    const drained = door.drain(0);
+    await clock.advance(4_999);
+    expect(closed).toEqual([]);
+    await clock.advance(1);
+    await drained;
+    expect(closed).toEqual(['the node drains']);
+    await client.disconnected;
+  });
+});
+
 it('a socket that ended while its newer token was looked at leaves no timer behind', async () => {
   const clock = createManualClock();
   const expiresAtMs = clock.nowMs() + 3_600_000;
