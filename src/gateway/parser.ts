@@ -10,6 +10,9 @@ const { Decoder, Encoder } = createRequire(import.meta.url)('socket.io-parser') 
 /** A request has two arguments at most, an acknowledgement one; a few more are answered with BAD_REQUEST. */
 export const ARGUMENTS_MAX = 64;
 
+/** Keys or ciphertext as bytes, where base64 is asked for, are answered with BAD_REQUEST: a full upload has some three hundred. */
+const ATTACHMENTS_MAX = 512;
+
 /** The event's arguments are the one thing of a frame that reaches the socket. */
 const frameBytes = new WeakMap<unknown[], number>();
 
@@ -22,7 +25,7 @@ class BoundedDecoder extends Decoder {
   private bytes = 0;
 
   constructor() {
-    super();
+    super({ maxAttachments: ATTACHMENTS_MAX });
     // The first listener of each packet: what it throws, Socket.IO takes for a broken packet and ends the connection.
     this.on('decoded', ({ data }) => {
       if (!Array.isArray(data)) return;

@@ -647,6 +647,46 @@ describe('strings that are too much for something', () => {
   });
 });
 
+describe('bytes where base64 is asked for', () => {
+  const bytes = (length: number) => Buffer.alloc(length, 5);
+
+  it.each([
+    [
+      'in a full upload',
+      'uploadKeys',
+      {
+        registrationId: 77,
+        identityKey: bytes(33),
+        signedPreKey: { keyId: 1, publicKey: bytes(33), signature: bytes(64) },
+        pqLastResortPreKey: { keyId: 1, publicKey: bytes(1569), signature: bytes(64) },
+        oneTimePreKeys: ids(1, 100).map((keyId) => ({ keyId, publicKey: bytes(33) })),
+        pqOneTimePreKeys: ids(1, 100).map((keyId) => ({
+          keyId,
+          publicKey: bytes(1569),
+          signature: bytes(64),
+        })),
+      },
+      'has too many fields, or binary data',
+    ],
+    [
+      'for each device of a recipient',
+      'sendMessages',
+      {
+        messageId: randomUUID(),
+        userId: 'recipient',
+        envelopes: ids(1, 127).map((deviceId) => ({
+          ...{ deviceId, registrationId: 77, type: 3, content: bytes(100) },
+        })),
+      },
+      'envelopes.0.content',
+    ],
+  ])('are refused %s', async (_, name, input, saying) => {
+    const { code, message } = errorOf(await answerTo(sender, name, input));
+    expect(code).toBe('BAD_REQUEST');
+    expect(message).toContain(saying);
+  });
+});
+
 describe('size', () => {
   const envelope = (deviceId: number, bytes: number) => ({
     deviceId,
