@@ -11,7 +11,7 @@ import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
 import type { Authenticator } from '../requests/authenticate.ts';
 import type { ClientAddressOf } from '../requests/client-address.ts';
-import { type Dispatch, draining } from '../requests/dispatch.ts';
+import { badRequest, type Dispatch, draining } from '../requests/dispatch.ts';
 import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
@@ -58,6 +58,7 @@ const CROWDED_RETRY_MS = 10_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
   const { clock, observer } = parts;
+  const requestListeners = parts.server.listeners('request') as (() => void)[];
   const io = new Server<ClientToServerEvents, ServerToClientEvents, DefaultEventsMap, SocketData>(
     parts.server,
     {
@@ -82,6 +83,10 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       },
     },
   );
+
+  // The engine is for upgrades alone. Without one a request is like any other, and the HTTP door's to refuse.
+  parts.server.removeAllListeners('request');
+  for (const listener of requestListeners) parts.server.on('request', listener);
 
   function refusalOf(error: unknown): GatewayError {
     const errorId = randomUUID();
@@ -141,7 +146,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     });
   }
 
-  // What the engine itself answers, a refused transport, say, is no more to be kept than what we answer.
+  // No answer is to be kept, not even that to a handshake.
   io.engine.on('headers', (headers: Record<string, string>) => {
     headers['Cache-Control'] = 'no-store';
   });
@@ -180,7 +185,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     const asks = (strayed.get(conn) ?? 0) + 1;
     strayed.set(conn, asks);
     if (asks > NAMESPACES_MAX) webSocketOf(conn).terminate();
-    const refusal = new GatewayError('BAD_REQUEST', 'there is one namespace, /');
+    const refusal = badRequest([{ path: [], message: 'there is one namespace, /' }]);
     next(Object.assign(new Error('Invalid namespace'), { data: refusal.toObject() }));
   });
 
@@ -198,7 +203,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     // Socket.IO itself refuses a second socket of one connection only from when the first is taken in.
     if (asked.has(socket.conn)) {
       socket.conn.close();
-      throw new GatewayError('BAD_REQUEST', 'a connection takes one token');
+      throw badRequest([{ path: [], message: 'a connection takes one token' }]);
     }
     asked.add(socket.conn);
     if (parts.isDraining()) {

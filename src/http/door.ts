@@ -28,7 +28,7 @@ export interface HttpDoorParts {
 }
 
 export interface HttpDoor {
-  /** Socket.IO hangs on it too, and takes what begins with its own path. */
+  /** Socket.IO hangs on it too, and takes the upgrades at its own path. */
   server: Server;
   /**
    * @param host null for every address of the machine
@@ -55,6 +55,9 @@ const CLOSE_GRACE_MS = 5_000;
 const PREFLIGHT_AGE_S = 600;
 /** In an address, each character of a user id may stand percent-encoded. */
 const PARAMETER_LENGTH_MAX = 3 * USER_ID_LENGTH_MAX;
+
+/** Where sockets are opened: a client that tries another transport first asks here. */
+const SOCKET_PATH = '/socket.io/';
 
 /** What was learnt of a request before its body is read. */
 interface Admission {
@@ -118,6 +121,9 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     }
     if (!request.is404) return;
     if (request.method === 'HEAD') return refuseMethod(reply, []);
+    if (request.url.startsWith(SOCKET_PATH)) {
+      return refuse(reply, malformed("a socket is opened as a WebSocket: transports: ['websocket']"));
+    }
     // The table of codes knows no addresses: HTTP's own status says it.
     return refuse(reply, malformed('there is nothing at this address'), 404);
   });

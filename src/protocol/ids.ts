@@ -49,7 +49,11 @@ export const version = z
 export const uuid = shown('uuid', z.string())
   .regex(/^[0-9a-fA-F]{8}-(?:[0-9a-fA-F]{4}-){3}[0-9a-fA-F]{12}$/, 'must be a UUID')
   .transform((id) => id.toLowerCase())
-  .meta({ id: 'Uuid', description: 'made by the caller, so that a repeated request is recognised' });
+  .meta({
+    id: 'Uuid',
+    description:
+      'made by the caller, so that a repeated request is recognised; given back in small letters, whatever its case',
+  });
 
 export const time = shown('plain', z.iso.datetime()).meta({ id: 'Time', description: 'ISO 8601, UTC' });
 

@@ -594,7 +594,13 @@ describe('a refused handshake', () => {
     const socket = io(`${url}/admin`, { transports: ['websocket'], forceNew: true, reconnection: false });
     undo.push(() => socket.close());
     const error = await new Promise((resolve) => socket.once('connect_error', resolve));
-    expect(error).toMatchObject({ message: 'Invalid namespace', data: { code: 'BAD_REQUEST' } });
+    expect(error).toMatchObject({
+      message: 'Invalid namespace',
+      data: {
+        code: 'BAD_REQUEST',
+        details: { issues: [{ path: [], message: 'there is one namespace, /' }] },
+      },
+    });
   });
 });
 

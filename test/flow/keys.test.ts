@@ -1379,7 +1379,10 @@ describe('validateKeys', () => {
     expect(await compared()).toMatchObject({ missingKeys: ['identity', 'signedPreKey'], ...found });
     // Another identity's ids are its own.
     const others = new KeyMaker();
-    await client.call('uploadKeys', others.keySet({ oneTimePreKeys: [others.oneTime(2), others.oneTime(3)] }));
+    await client.call(
+      'uploadKeys',
+      others.keySet({ oneTimePreKeys: [others.oneTime(2), others.oneTime(3)] }),
+    );
     await claim(device);
     expect(await compared()).toMatchObject({ missingKeys: ['identity'], ...found });
   });

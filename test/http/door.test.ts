@@ -637,10 +637,24 @@ describe('beside Socket.IO', () => {
     const { devices } = await client.call('requestBundle', { claimId: randomUUID(), userId: bob.userId });
     expect(devices[0]?.oneTimePreKey?.keyId).toBe(1);
     expect((await ask('GET', `/api/keys/${bob.userId}`)).body.keyBundle.oneTimePreKeys[0].keyId).toBe(2);
-    const poll = await fetch(`${gateway.url}/socket.io/?EIO=4&transport=polling`);
-    expect(poll.status).toBe(400);
-    expect(await poll.json()).toMatchObject({ message: 'Transport unknown' });
     expect((await client.call('keyStatus')).keyVersion).toBe(0);
+  });
+
+  it('tells a client that polls how a socket is opened', async () => {
+    for (const [method, status] of [
+      ['GET', 400],
+      ['POST', 400],
+      ['HEAD', 405],
+    ] as const) {
+      const poll = await fetch(`${gateway.url}/socket.io/?EIO=4&transport=polling`, { method });
+      expect([poll.status, poll.headers.get('cache-control')]).toEqual([status, 'no-store']);
+      const text = await poll.text();
+      if (method === 'HEAD') continue;
+      expect(JSON.parse(text)).toMatchObject({
+        success: false,
+        error: { code: 'BAD_REQUEST', message: expect.stringContaining("transports: ['websocket']") },
+      });
+    }
   });
 });
 
