@@ -53,21 +53,6 @@ export function answer(values: Values, facts: object, lines: readonly string[]):
   print(values.json === true ? JSON.stringify(facts) : lines.join('\n'));
 }
 
-const CAUSES_MAX = 4;
-
-/** One line: the message and what lies behind it, without statements, whose parameters are nobody's business. */
-export function reasonOf(error: unknown): string {
-  const reasons: string[] = [];
-  let at = error;
-  for (let depth = 0; at instanceof Error && depth < CAUSES_MAX; depth++) {
-    const code = 'code' in at ? String(at.code) : at.name;
-    const message = at.message.replace(/\s*\n\s*/g, ' ') || code;
-    if (!message.startsWith('Failed query') && !reasons.includes(message)) reasons.push(message);
-    at = at.cause;
-  }
-  return reasons.join(': ') || 'failed for an unknown reason';
-}
-
 const BAR_LENGTH = 30;
 
 /**

@@ -17,7 +17,7 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { FolderInUseError, isEmbeddedMade, startEmbeddedPostgres } from './backends/postgres/embedded.ts';
-import { examinePostgres } from './backends/postgres/examine.ts';
+import { examinePostgres, READ_ONLY, troubleOfPostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
@@ -232,15 +232,19 @@ export interface EngineFacts {
   clockDifferenceMs: number;
 }
 
+export interface PostgresFindings extends EngineFacts {
+  missingMigrations: number;
+  /** What keeps it from serving, though it can be reached. */
+  trouble: string | null;
+}
+
 /**
  * Asks the configured PostgreSQL who it is and how its schema stands; an embedded one is started for it.
  *
  * @returns `notMade` for an embedded store that no gateway has started yet, `inUse` for one on which a gateway runs
  * @throws Error where it can't be reached
  */
-export async function examineStore(
-  config: Config,
-): Promise<(EngineFacts & { missingMigrations: number }) | 'notMade' | 'inUse'> {
+export async function examineStore(config: Config): Promise<PostgresFindings | 'notMade' | 'inUse'> {
   const { store } = config;
   if (store.kind === 'embedded' && !isEmbeddedMade(store.dataDir)) return 'notMade';
   try {
@@ -251,7 +255,7 @@ export async function examineStore(
   }
 }
 
-async function examineDatabase(config: Config): Promise<EngineFacts & { missingMigrations: number }> {
+async function examineDatabase(config: Config): Promise<PostgresFindings> {
   const log = silentLog;
   const examiner = await opened(async (undo) => {
     const address = await openStore(config, { log, undo });
@@ -260,13 +264,14 @@ async function examineDatabase(config: Config): Promise<EngineFacts & { missingM
     return { database };
   });
   try {
-    const { version, versionNumber, nowMs } = await examinePostgres(examiner.database);
+    const { version, versionNumber, nowMs, isReadOnly } = await examinePostgres(examiner.database);
     const clockDifferenceMs = nowMs - systemClock.nowMs();
     return {
       version,
       isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
       clockDifferenceMs,
       missingMigrations: await missingMigrations(examiner.database),
+      trouble: isReadOnly ? READ_ONLY : null,
     };
   } finally {
     await examiner.close();
@@ -495,10 +500,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     {
       name: 'postgres',
       required: true,
-      check: async () => {
-        await store.devicesOf('-');
-        return null;
-      },
+      check: async () => await troubleOfPostgres(database),
     },
     {
       name: 'migrations',

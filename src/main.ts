@@ -11,12 +11,12 @@ import {
   JSON_OPTION,
   type Options,
   print,
-  reasonOf,
   type Values,
 } from './command.ts';
 import { type Config, ConfigError, parseConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { stayAwake, systemClock } from './lib/clock.ts';
+import { reasonOf } from './lib/reason.ts';
 import { unreachable } from './lib/unreachable.ts';
 import { LOAD_TEST_HELP, LOAD_TEST_OPTIONS, runLoadTest } from './load-test-command.ts';
 import { createLogger } from './logger.ts';

@@ -8,7 +8,6 @@ import {
   JSON_OPTION,
   print,
   progressBar,
-  reasonOf,
   type Values,
 } from './command.ts';
 import type { EngineFacts, Operator } from './compose.ts';
@@ -20,6 +19,7 @@ import { withdrawAfterRestore } from './keys/restored.ts';
 import { keysCut, sweepKeys } from './keys/retention.ts';
 import { systemClock } from './lib/clock.ts';
 import { markdownTable } from './lib/markdown-table.ts';
+import { reasonOf } from './lib/reason.ts';
 import type { PoolTotals } from './ports/maintenance.ts';
 import { addressKey, type DeviceAddress } from './protocol/ids.ts';
 
@@ -272,9 +272,10 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
     const found = await examineStore(config);
     if (found === 'notMade') return [{ good: true, found: 'embedded: the first start makes it' }];
     if (found === 'inUse') return [{ good: true, found: 'embedded: a gateway runs on it' }];
-    const { missingMigrations, ...facts } = found;
+    const { missingMigrations, trouble, ...facts } = found;
     return [
       ...engineFindings('PostgreSQL', 14, facts),
+      ...(trouble === null ? [] : [{ good: false, found: trouble }]),
       missingMigrations === 0
         ? { good: true, found: 'the schema is in step' }
         : { good: false, found: `${missingMigrations} migrations are missing: run keygate migrate` },

@@ -1,6 +1,7 @@
 /** The second listener: is the process alive, may it be sent traffic, and what else an operator may read there. */
 import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { reasonOf } from '../lib/reason.ts';
 
 export interface Admin {
   url: string;
@@ -87,7 +88,7 @@ async function readiness(probes: readonly Probe[]): Promise<{ ready: boolean; bo
     probes.map(async ({ name, required, check }) => ({
       name,
       required,
-      trouble: await check().catch((error: Error) => error.message),
+      trouble: await check().catch(reasonOf),
     })),
   );
   const ready = results.every(({ required, trouble }) => !required || trouble === null);

@@ -17,7 +17,11 @@ let disk: SmallDisk;
 let gateway: GatewayProcess;
 beforeAll(async () => {
   disk = await smallDisk(DISK_MB);
-  gateway = await startGatewayProcess({ dataDir: join(disk.dir, 'data') }, {}, { through: disk.through });
+  gateway = await startGatewayProcess(
+    { dataDir: join(disk.dir, 'data') },
+    { LOG_LEVEL: 'warn' },
+    { through: disk.through },
+  );
 });
 afterAll(async () => {
   await gateway?.stop();
@@ -66,6 +70,7 @@ describe('a full disk under the embedded store', () => {
         await sendNext();
         await claim(randomUUID());
       }
+      expect(await gateway.output()).toMatch(/"level":"warn".*No space left on device/);
       await disk.free(gateway.pid);
 
       await eventually(async () => {

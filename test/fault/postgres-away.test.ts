@@ -8,7 +8,7 @@ import { type ProcessStage, startStage } from './stage.ts';
 
 let stage: ProcessStage;
 beforeAll(async () => {
-  stage = await startStage({ gateways: 1 });
+  stage = await startStage({ gateways: 1, env: { LOG_LEVEL: 'warn' } });
 });
 afterAll(() => stage?.stop());
 
@@ -52,6 +52,42 @@ describe('while PostgreSQL is killed', () => {
     );
     await eventually(() => expect(bob.client.envelopes).toHaveLength(1));
     await eventually(async () => expect((await stage.readiness(gateway())).status).toBe(200));
+  });
+});
+
+describe('while PostgreSQL is read-only, as a standby is that a failover left', () => {
+  it('what is to be stored is UNAVAILABLE, also a connection, readyz and the log say why, and all of it recovers', async () => {
+    const alice = await enrol(gateway(), someone(), FEW_KEYS);
+    const bob = await enrol(gateway(), someone(), FEW_KEYS);
+    const operator = await stage.sql.reserve();
+    await operator`SET default_transaction_read_only = off`;
+    const switchReadOnly = async (to: 'on' | 'off'): Promise<void> => {
+      const [{ name }] = await operator<[{ name: string }]>`SELECT current_database() AS name`;
+      await operator.unsafe(`ALTER DATABASE "${name}" SET default_transaction_read_only = ${to}`);
+      await operator`
+        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keygate'`;
+    };
+    await switchReadOnly('on');
+    const sent = message(bob);
+    await eventually(async () => {
+      const reply = await alice.client.ask('sendMessages', sent);
+      expect(reply).toMatchObject(UNAVAILABLE);
+      expect(await gateway().output()).toContain('read-only transaction');
+    });
+    const claim = { claimId: randomUUID(), userId: bob.address.userId };
+    expect(await alice.client.ask('requestBundle', claim)).toMatchObject(UNAVAILABLE);
+    await expect(gateway().connect(someone())).rejects.toMatchObject({ error: { code: 'UNAVAILABLE' } });
+    const { status, text } = await stage.readiness(gateway());
+    expect(status).toBe(503);
+    expect(text).toContain('"postgres":"PostgreSQL is read-only');
+
+    await switchReadOnly('off');
+    operator.release();
+    await eventually(async () =>
+      expect(await alice.client.ask('sendMessages', sent)).toMatchObject({ ok: true }),
+    );
+    await eventually(async () => expect((await stage.readiness(gateway())).status).toBe(200));
+    await gateway().connect(someone());
   });
 });
 

@@ -9,6 +9,7 @@ import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
 import postgres from 'postgres';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
+import { reasonOf } from '../../lib/reason.ts';
 import { createSlots, NoSlotError } from '../../lib/slots.ts';
 import { GatewayError } from '../../protocol/errors.ts';
 
@@ -56,6 +57,8 @@ const APPLICATION_NAME = 'keygate';
 /** One query, from getting a connection to the last row. The server gives up a little earlier, so that it answers why. */
 const QUERY_TIMEOUT_MS = 10_000;
 const STATEMENT_TIMEOUT_MS = 8_000;
+/** One cause is logged so often, however many requests it fails. */
+const OUTAGE_REPORT_PERIOD_MS = 15_000;
 /** No transaction of ours waits for anything but its next statement: one that does belongs to a frozen process, and holds rows. */
 const IDLE_IN_TRANSACTION_MS = 3_000;
 /**
@@ -142,8 +145,22 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     } catch (error) {
       // It may have waited for rows that nobody will ever release.
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
-      throw error instanceof NoSlotError || isOutage(error) ? unavailable(error) : error;
+      if (!(error instanceof NoSlotError || isOutage(error))) throw error;
+      reportOutage(error);
+      throw unavailable(error);
     }
+  }
+
+  /** When each was reported last, by the code that PostgreSQL or the driver gave it. */
+  const reportedMs = new Map<string, number>();
+
+  /** Clients are told to try again; whoever runs the gateway has to know what stands in the way. */
+  function reportOutage(error: unknown): void {
+    const code = codeOf(error) ?? 'none';
+    const nowMs = clock.nowMs();
+    if (closed || nowMs < (reportedMs.get(code) ?? 0) + OUTAGE_REPORT_PERIOD_MS) return;
+    reportedMs.set(code, nowMs);
+    log.warn({ code, reason: reasonOf(error) }, 'PostgreSQL did not do what it was asked');
   }
 
   let endingStalled = false;
@@ -325,13 +342,19 @@ const OUTAGE_CODES = new Set([
   'ENOTFOUND',
   'EAI_AGAIN',
   STATEMENT_TIMED_OUT,
+  // A standby, or made read-only; no connections allowed.
+  '25006',
+  '55000',
   // Deadlock; serialization; lock not available.
   '40P01',
   '40001',
   '55P03',
 ]);
-/** Classes: connection exception, insufficient resources (disk full, too many connections), operator intervention. */
-const OUTAGE_CLASSES = ['08', '53', '57', '58'];
+/**
+ * Classes: connection exception, refused login, no such database, insufficient resources (disk full, too many
+ * connections), operator intervention, system error.
+ */
+const OUTAGE_CLASSES = ['08', '28', '3D', '53', '57', '58'];
 
 /** Whether `error` says that the store is away rather than that the statement is wrong. */
 function isOutage(error: unknown): boolean {

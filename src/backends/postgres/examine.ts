@@ -1,5 +1,6 @@
-/** What `keygate doctor` asks PostgreSQL. */
+/** What is asked of PostgreSQL for its operator's sake. */
 import { sql } from 'drizzle-orm';
+import { reasonOf } from '../../lib/reason.ts';
 import type { Database } from './database.ts';
 
 export interface PostgresFacts {
@@ -7,6 +8,8 @@ export interface PostgresFacts {
   /** As `server_version_num`: 140000 is 14.0. */
   versionNumber: number;
   nowMs: number;
+  /** A standby is, and what was made so: nothing can be stored. */
+  isReadOnly: boolean;
 }
 
 /** @throws GatewayError UNAVAILABLE where it can't be reached */
@@ -16,11 +19,30 @@ export async function examinePostgres(database: Database): Promise<PostgresFacts
       (await db.execute(sql`
         SELECT current_setting('server_version') AS version,
                current_setting('server_version_num')::int4 AS version_number,
-               extract(epoch FROM clock_timestamp())::float8 * 1000 AS now_ms`)) as unknown as {
+               extract(epoch FROM clock_timestamp())::float8 * 1000 AS now_ms,
+               current_setting('transaction_read_only') = 'on' AS is_read_only`)) as unknown as {
         version: string;
         version_number: number;
         now_ms: number;
+        is_read_only: boolean;
       }[],
   );
-  return { version: row!.version, versionNumber: row!.version_number, nowMs: row!.now_ms };
+  return {
+    version: row!.version,
+    versionNumber: row!.version_number,
+    nowMs: row!.now_ms,
+    isReadOnly: row!.is_read_only,
+  };
 }
+
+/** @returns what keeps it from serving, in a line; null where nothing does */
+export async function troubleOfPostgres(database: Database): Promise<string | null> {
+  try {
+    const { isReadOnly } = await examinePostgres(database);
+    return isReadOnly ? READ_ONLY : null;
+  } catch (error) {
+    return reasonOf(error);
+  }
+}
+
+export const READ_ONLY = 'PostgreSQL is read-only: a standby, or made so';
