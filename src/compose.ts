@@ -159,12 +159,18 @@ export interface Operator {
  * Opens the configured store for a command; nobody is served.
  *
  * @param options.migrates brings the schema up to date first, as a starting gateway does; otherwise it must be
- * @throws Error where the store can't be reached, is behind, or is an embedded one that is in use
+ * @throws Error where the store can't be reached, is behind, or is an embedded one that is in use or was never made
  */
 export async function openOperator(
   config: Config,
   { migrates, log = silentLog }: { migrates: boolean; log?: Log },
 ): Promise<Operator> {
+  const { store: where } = config;
+  if (where.kind === 'embedded' && !isEmbeddedMade(where.dataDir)) {
+    throw new Error(
+      `there is no store in ${where.dataDir}: DATA_DIR, or DATABASE_URL, must be that of the gateway`,
+    );
+  }
   return await opened(async (undo) => {
     const address = await openStore(config, { log, undo });
     if (migrates) await migrate(address);

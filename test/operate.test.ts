@@ -193,6 +193,20 @@ describe('keygate doctor', () => {
   });
 });
 
+it.each([['stats'], ['sweep'], ['restored'], ['revoke', '--user', 'alice', '--device', '1']])(
+  'keygate %s makes no store where there is none: the folder was mistaken',
+  async (...args) => {
+    const dataDir = join(await mkdtemp(join(tmpdir(), 'keygate-empty-')), 'data');
+    const { code, stdout, stderr } = await keygate(args, { DATA_DIR: dataDir });
+    expect({ code, stdout }).toEqual({ code: 1, stdout: '' });
+    expect(stderr).toContain(
+      `there is no store in ${dataDir}: DATA_DIR, or DATABASE_URL, must be that of the gateway`,
+    );
+    expect(existsSync(dataDir)).toBe(false);
+    await rm(join(dataDir, '..'), { recursive: true });
+  },
+);
+
 it('keygate config-reference lists every variable', async () => {
   const { stdout } = await keygate(['config-reference'], {});
   for (const name of Object.keys(environment.shape)) expect(stdout).toContain(`| \`${name}\` |`);
