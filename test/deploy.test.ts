@@ -192,4 +192,9 @@ describe('compose.yaml', () => {
     expect(proxy).toContain(`client_max_body_size ${FRAME_BYTES_MAX / 1024 ** 2}m;`);
     expect(Number(/proxy_read_timeout (\d+)s/.exec(proxy)?.[1])).toBeGreaterThan(45);
   });
+
+  it('has a proxy that asks no second gateway for a claim whose answer was lost', () => {
+    const [, api] = /location \/api\/ \{([^}]*)\}/.exec(readFileSync('deploy/nginx.conf', 'utf8')) ?? [];
+    expect(api).toContain('proxy_next_upstream off;');
+  });
 });
