@@ -135,12 +135,20 @@ function nextSignal(): Promise<NodeJS.Signals> {
   });
 }
 
+function tokenCommand(): string {
+  return `${commandLine()} token --user alice --device 1`;
+}
+
+/** As another shell has to say it, whose environment knows nothing of this one's. */
 function tokenHint(config: Config): string {
   const { keys } = config.tokens;
   switch (keys.kind) {
     case 'secret':
+      return `JWT_SECRET=… ${tokenCommand()}`;
     case 'secretFile':
-      return `${commandLine()} token --user alice --device 1`;
+      return process.env.DATA_DIR === undefined
+        ? tokenCommand()
+        : `DATA_DIR='${process.env.DATA_DIR}' ${tokenCommand()}`;
     case 'publicKey':
       return 'from whoever holds the private half of JWT_PUBLIC_KEY';
     case 'jwks':

@@ -198,13 +198,15 @@ describe('keygate serve', () => {
         let text = '';
         child.stdout.on('data', (chunk: string) => {
           text += chunk;
-          if (text.includes('a token')) resolve(text);
+          if (/a token .*\n/.test(text)) resolve(text);
         });
         child.on('close', () => resolve(text));
       });
       expect(printed).toMatch(/gateway {2}http:\/\/127\.0\.0\.1:\d+\n/);
       expect(printed).toMatch(/inspect {2}http:\/\/127\.0\.0\.1:\d+\/\n/);
-      expect(printed).toContain('token --user alice --device 1');
+      // For another shell, which knows of no DATA_DIR.
+      expect(printed).toMatch(/a token {2}DATA_DIR='(.*)' \S.* token --user alice --device 1\n/);
+      expect(printed).toContain(`DATA_DIR='${folder}' `);
       child.kill(signal);
       expect((await end).code).toBe(0);
     },
