@@ -11,19 +11,23 @@ import { environment } from '../src/config.ts';
 import { operatorCommands } from '../src/operate.ts';
 import { keygate } from './support/command-line.ts';
 import { createDatabase, redisUrl } from './support/engines.ts';
+import { stopMoving } from './support/flow.ts';
 import { enrol, open, send, startGateway, TEST_SECRET, type TestGateway } from './support/gateway.ts';
 import { startGatewayProcess } from './support/gateway-process.ts';
+import { createManualClock } from './support/manual-clock.ts';
 
 const ALICE = { userId: 'alice', deviceId: 1 };
 const BOB = { userId: 'bob', deviceId: 1 };
 const DAY_MS = 86_400_000;
 const migrationCount = JSON.parse(readFileSync('drizzle/meta/_journal.json', 'utf8')).entries
   .length as number;
+const clock = createManualClock();
 let gateway: TestGateway;
 let env: NodeJS.ProcessEnv;
 
 beforeAll(async () => {
-  gateway = await startGateway();
+  // Its clock stands still: what is due is left to the command to sweep.
+  gateway = await startGateway({ clock });
   env = { DATABASE_URL: gateway.databaseUrl, JWT_SECRET: TEST_SECRET };
   const alice = await enrol(gateway, ALICE);
   const bob = await enrol(gateway, BOB);
@@ -39,7 +43,7 @@ beforeAll(async () => {
   // What comes back to her stays in the store.
   alice.client.close();
 });
-afterAll(() => gateway.stop());
+afterAll(() => stopMoving(gateway, clock));
 
 async function json(args: string[], more: NodeJS.ProcessEnv = {}): Promise<Record<string, unknown>> {
   const { code, stdout, stderr } = await keygate([...args, '--json'], { ...env, ...more });

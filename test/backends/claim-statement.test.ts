@@ -75,7 +75,10 @@ it.each([
   );
   const rows = claiming.then((list) => list.map(({ outcome }) => outcome));
   await eventually(async () => {
-    const waiting = await other`SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted`;
+    const waiting = await other`
+      SELECT 1 FROM pg_locks
+      WHERE locktype = 'advisory' AND NOT granted AND objid = ${HALT}
+        AND database = (SELECT oid FROM pg_database WHERE datname = current_database())`;
     expect(waiting).toHaveLength(1);
   });
   await other.unsafe(`UPDATE devices SET ${change} WHERE user_id = '${device.userId}'`);

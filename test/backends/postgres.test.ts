@@ -17,6 +17,7 @@ import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { base64, describeKeyStore, identityOf, newDevice, storeKeySet } from '../contract/key-store.ts';
 import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
 
 interface OpenEngine {
   address: PostgresAddress;
@@ -68,6 +69,14 @@ for (const { started, open } of engines) {
   describeKeyStore(engine, async () => ({
     keys: createKeyStore(nodes[0].database),
     otherNode: createKeyStore(nodes[1].database),
+    isWaitedFor: () =>
+      eventually(async () => {
+        const waiting = await nodes[1].database.run((db) =>
+          db.execute(sql`
+            SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`),
+        );
+        expect(waiting.length).toBeGreaterThan(0);
+      }),
     close: async () => {},
   }));
 

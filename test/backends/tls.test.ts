@@ -1,6 +1,5 @@
 /** TLS to the engines, asked for in their URLs: what is sent is hidden, and who answers has to prove who he is. */
 import { execFile } from 'node:child_process';
-import { createServer } from 'node:net';
 import { promisify } from 'node:util';
 import { Redis } from 'ioredis';
 import postgres from 'postgres';
@@ -9,6 +8,7 @@ import { type Engine, type PostgresEngine, startPostgres, startRedis } from '../
 import { someone } from '../support/flow.ts';
 import { enrol, testEnvironment } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
+import { freePort } from '../support/ports.ts';
 import { type Certificate, selfMadeCertificate } from '../support/tls.ts';
 
 let certificate: Certificate;
@@ -129,14 +129,3 @@ describe('TLS to the engines', () => {
     expect(found.isReached('postgres')).toBe(true);
   });
 });
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0));
-    });
-  });
-}

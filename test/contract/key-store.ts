@@ -20,6 +20,8 @@ export interface OpenKeyStore {
   keys: KeyStore;
   /** The same store, as another node sees it, or this node after a restart. */
   otherNode: KeyStore;
+  /** Resolves when somebody waits for a row that another holds. */
+  isWaitedFor(): Promise<void>;
   close(): Promise<void>;
 }
 
@@ -554,6 +556,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         });
         await changing.opened;
         const claims = claimAll([requestOf(device), requestOf(device)]);
+        await opened.isWaitedFor();
         finish.open();
         await change;
         const { bundles } = await claims;
@@ -602,6 +605,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           .catch(() => {});
         await changing.opened;
         const claims = claimAll([requestOf(device), requestOf(device)]);
+        await opened.isWaitedFor();
         finish.open();
         await change;
         expect((await claims).bundles.map((list) => ecIdOf(list[0]))).toEqual([1, 2]);

@@ -417,7 +417,7 @@ describe('a gate', () => {
 describe('tokens', () => {
   it('are asked for at connecting and when one runs out, and the connection goes on', async () => {
     const reasons: TokenReason[] = [];
-    const phone = await enrolPhone(gateway.url, bob, {
+    const phone = await installPhone(gateway.url, bob, {
       async getToken(reason) {
         reasons.push(reason);
         return await tokenFor(bob, { ttlMs: reasons.length === 1 ? 2_000 : 3_600_000 });
@@ -426,6 +426,8 @@ describe('tokens', () => {
     const expiring = new Promise<{ expiresAt: string }>((resolve) =>
       phone.client.on('tokenExpiring', resolve),
     );
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(await phone.client.setUp()).toBe('ready');
     const { expiresAt } = await expiring;
     const friend = await enrolPhone(gateway.url, alice);
     // The first one's time is over, and its connection still serves.

@@ -5,7 +5,7 @@
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
 import { access, mkdtemp, readdir, readFile, realpath, rm } from 'node:fs/promises';
-import { connect, createServer } from 'node:net';
+import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
 import postgres from 'postgres';
@@ -14,6 +14,7 @@ import { type EngineUser, engineUserFor, letPass } from '../../src/backends/post
 import { type GuardedProcess, startGuarded } from '../../src/backends/postgres/guarded-process.ts';
 import { initialise, startPostmaster } from '../../src/backends/postgres/postmaster.ts';
 import { eventually } from './eventually.ts';
+import { freePort } from './ports.ts';
 import { findRedis, MissingEngineError, type RedisBinary } from './redis-binary.ts';
 import { stopped } from './stopped.ts';
 
@@ -46,8 +47,6 @@ export interface PostgresEngineOptions {
 /** Another process may take a free port between the look and the start. */
 const PORT_ATTEMPTS_MAX = 5;
 const CLUSTER_SLOTS = 16_384;
-/** The nodes of a Cluster talk on ports ten thousand higher. */
-const CLUSTER_PORT_MAX = 55_535;
 const DEBIAN_POSTGRES_DIR = '/usr/lib/postgresql';
 const NOT_DEADLY: readonly NodeJS.Signals[] = [
   'SIGSTOP',
@@ -141,7 +140,7 @@ export async function startRedisCluster({ nodeCount = 3 } = {}): Promise<RedisCl
   const stop = async (): Promise<void> => void (await Promise.all(nodes.map((node) => node.stop())));
   try {
     for (let i = 0; i < nodeCount; i++) {
-      nodes.push(await inTemporaryFolder((dir) => startRedisIn(dir, binary, more, CLUSTER_PORT_MAX)));
+      nodes.push(await inTemporaryFolder((dir) => startRedisIn(dir, binary, more)));
     }
     const shareSize = Math.ceil(CLUSTER_SLOTS / nodeCount);
     for (const [index, { port }] of nodes.entries()) {
@@ -168,16 +167,9 @@ export async function startRedisCluster({ nodeCount = 3 } = {}): Promise<RedisCl
   }
 }
 
-async function startRedisIn(
-  dir: string,
-  binary: RedisBinary,
-  more: readonly string[],
-  portMax = Number.POSITIVE_INFINITY,
-): Promise<Engine> {
+async function startRedisIn(dir: string, binary: RedisBinary, more: readonly string[]): Promise<Engine> {
   const logFile = join(dir, 'redis.log');
   const engine = await startOnFreePort(dir, async (port) => {
-    if (port > portMax)
-      throw new Error(`port ${port} is too high for a Cluster, which takes another one above it`);
     const outputFd = openSync(logFile, 'a', 0o600);
     const server = await startGuarded({
       command: binary.command,
@@ -325,17 +317,6 @@ async function inTemporaryFolder<T>(start: (dir: string) => Promise<T>): Promise
     await rm(dir, { recursive: true, force: true });
     throw error;
   }
-}
-
-function freePort(): Promise<number> {
-  return new Promise((resolve, reject) => {
-    const server = createServer();
-    server.once('error', reject);
-    server.listen(0, '127.0.0.1', () => {
-      const address = server.address();
-      server.close(() => resolve(typeof address === 'object' && address !== null ? address.port : 0));
-    });
-  });
 }
 
 function answersPing(port: number): Promise<boolean> {

@@ -15,6 +15,7 @@ import {
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { eventually } from './eventually.ts';
 import { type Client, connectClient, TEST_SECRET, testEnvironment, tokenFor } from './gateway.ts';
+import { freePort } from './ports.ts';
 import { stopped } from './stopped.ts';
 
 /** Where its store is: a PostgreSQL by URL, or a data folder on which it starts its own. */
@@ -67,7 +68,7 @@ export async function startGatewayProcess(
   const output = (): Promise<string> => readFile(outputFile, 'utf8');
   const clients: Client[] = [];
   const [command, ...args] = [...through, process.execPath];
-  const ports = { PORT: '0', ADMIN_PORT: '0' };
+  const ports = { PORT: String(await freePort()), ADMIN_PORT: String(await freePort()) };
 
   /** Serves when it resolves. */
   async function start(): Promise<Serving & { child: GuardedProcess }> {
@@ -109,8 +110,6 @@ export async function startGatewayProcess(
     await removeOutput();
     throw error;
   });
-  ports.PORT = new URL(current.url).port;
-  ports.ADMIN_PORT = new URL(current.adminUrl).port;
 
   return {
     url: current.url,

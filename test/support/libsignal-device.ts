@@ -2,7 +2,6 @@
  * A real Signal client over the wire shapes of the contract, for tests and the demo: libsignal with its stores
  * in memory. Private keys live here and nowhere else.
  */
-import { randomInt } from 'node:crypto';
 import {
   type Direction,
   IdentityChange,
@@ -33,6 +32,7 @@ import { systemClock } from '../../src/lib/clock.ts';
 import type { RequestInput } from '../../src/protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
 import type { DeviceBundle } from '../../src/protocol/keys.ts';
+import { nextRegistrationId } from './registration-ids.ts';
 
 type UploadInput = RequestInput<'uploadKeys'>;
 /** The input of `uploadKeys` with every kind of key that libsignal has. */
@@ -70,7 +70,7 @@ const PRE_KEY_TYPE = 3;
 export class SignalDevice {
   readonly userId: string;
   readonly deviceId: number;
-  readonly registrationId = randomInt(1, 16381);
+  readonly registrationId = nextRegistrationId();
 
   readonly #localAddress: ProtocolAddress;
   readonly #identity = IdentityKeyPair.generate();

@@ -2,7 +2,7 @@
  * The kit's `DeviceKeys` over libsignal: all that an application writes of cryptography. Records lie sealed under a
  * local key on a disk that outlives the application, so that tests can restart it, damage it, or lose the key.
  */
-import { createCipheriv, createDecipheriv, randomBytes, randomInt } from 'node:crypto';
+import { createCipheriv, createDecipheriv, randomBytes } from 'node:crypto';
 import {
   ErrorCode,
   IdentityChange,
@@ -46,6 +46,7 @@ import {
   type WireSignedPreKey,
 } from '../../src/sdk/index.ts';
 import type { OutgoingEnvelope } from './libsignal-device.ts';
+import { nextRegistrationId } from './registration-ids.ts';
 
 type Bytes = Uint8Array<ArrayBuffer>;
 /** A folder of records: `preKey/7`. */
@@ -134,7 +135,8 @@ export class LibsignalKeys implements DeviceKeys {
 
   async createIdentity(): Promise<void> {
     const pair = base64(IdentityKeyPair.generate().serialize());
-    this.#disk.write('identity', Buffer.from(JSON.stringify({ registrationId: randomInt(1, 16381), pair })));
+    const registrationId = nextRegistrationId();
+    this.#disk.write('identity', Buffer.from(JSON.stringify({ registrationId, pair })));
   }
 
   readonly oneTimePreKeys: PreKeyPool<WireOneTimePreKey> = {
