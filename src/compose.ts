@@ -613,7 +613,7 @@ function limitsOf(config: Config): Limit[] {
 
 /** Nodes talk about what they see on a link of its own: a viewer that wants much must not delay a poke. */
 function openRelay(config: Config, { log, undo }: Pick<Frame, 'log' | 'undo'>): Relay {
-  const nodeId = `${hostname().slice(0, 40)}-${randomBytes(3).toString('hex')}`;
+  const nodeId = `${hostname().slice(0, 40)}-${randomBytes(6).toString('hex')}`;
   if (config.redisUrl === null) return createInProcessRelay(nodeId);
   const url = config.redisUrl;
   const commands = connectRedis({ url, name: 'inspector', log });
