@@ -41,13 +41,19 @@ export interface ClientSnapshot {
   drainProgress: { handled: number; pending: number } | null;
   /** Requests of the application that wait for an answer. */
   outboxLength: number;
-  /** What keeps it from being ready, as far as that is known; null when nothing does. */
+  /**
+   * What keeps it from being ready. Without a connection, why the last attempt failed: a code of the contract where the
+   * gateway refused, `NO_TOKEN` where `getToken` failed, `UNREACHABLE` where nothing answered as a gateway does. With
+   * one, what went wrong on the way to `ready`; `LOCAL` where keys or storage threw. Null where nothing is known to
+   * have failed. No text of the kit's own holds a token.
+   */
   trouble: { code: string; message: string } | null;
 }
 
 export interface ConnectOptions {
+  /** Of the gateway's client port: `https://keys.example.org`; `http`, `ws` and `wss` do as well. */
   url: string;
-  /** Asked at connecting, when a token runs out, and after a refused handshake. */
+  /** Asked at connecting, when a token runs out, and after a refused handshake. Its error's text is shown as trouble. */
   getToken(reason: TokenReason): Promise<string>;
   keys: DeviceKeys;
   /**
@@ -130,8 +136,13 @@ const DRAIN_PATIENCE_MS = 60_000;
 type End = 'ready' | 'needsSetup';
 type Phase = 'checkingKeys' | 'syncingKeys' | End;
 
-/** Opens a client; connecting begins at once, everything else with `start`. */
+/**
+ * Opens a client; connecting begins at once, everything else with `start`.
+ *
+ * @throws TypeError for a `url` that is none of a gateway, or a `getToken` that is no function
+ */
 export async function connect(options: ConnectOptions): Promise<KeygateClient> {
+  refuseUnusable(options);
   const { keys, clock = systemKitClock } = options;
   const notebook = await openNotebook(options.storage ?? memoryStorage());
   const { memory } = notebook;
@@ -200,7 +211,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   }
 
   function snapshot(): ClientSnapshot {
-    const trouble = link.refusal() ?? pathFailure;
+    const trouble = link.trouble() ?? pathFailure;
     return {
       state: state(),
       keyProgress,
@@ -611,6 +622,24 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   };
   link.open();
   return client;
+}
+
+/** What no attempt to connect could get over. The values stay out of the text: either may have been a token. */
+function refuseUnusable({ url, getToken }: ConnectOptions): void {
+  if (typeof url !== 'string' || !isGatewayUrl(url)) {
+    throw new TypeError('connect: url must be an http, https, ws or wss URL, as https://keys.example.org');
+  }
+  if (typeof getToken !== 'function') {
+    throw new TypeError('connect: getToken must be a function that resolves to a token');
+  }
+}
+
+function isGatewayUrl(url: string): boolean {
+  try {
+    return /^(https?|wss?):\/\//.test(url) && new URL(url).hostname !== '';
+  } catch {
+    return false;
+  }
 }
 
 function changesKeys(name: RequestName): boolean {

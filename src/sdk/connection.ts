@@ -19,6 +19,13 @@ export type LinkState = 'offline' | 'connecting' | 'online' | 'displaced' | 'clo
 /** Why a token is asked for: a connection, one that runs out, or one that the gateway refused. */
 export type TokenReason = 'connect' | 'expiring' | 'refused';
 
+/** Why there is no connection, in words that hold no secret. */
+export interface Trouble {
+  /** The contract's where the gateway refused; `NO_TOKEN` where the application gave none, else `UNREACHABLE`. */
+  code: string;
+  message: string;
+}
+
 export interface LinkOptions {
   url: string;
   getToken(reason: TokenReason): Promise<string>;
@@ -41,8 +48,8 @@ export interface Link {
   state(): LinkState;
   /** Numbers the connections; 0 before the first. */
   connection(): number;
-  /** Why the gateway did not take the last connection; null once it took one. */
-  refusal(): ErrorObject | null;
+  /** Why the last attempt to connect failed; null before one has, and once one succeeds. */
+  trouble(): Trouble | null;
   outboxLength(): number;
   /**
    * Asks, and asks again with the same input over however many connections it takes. `sendMessages` to one user are
@@ -115,7 +122,9 @@ export function createLink(options: LinkOptions): Link {
   let attempt = 0;
   let failures = 0;
   let notBeforeMs = 0;
+  /** The gateway's last, which outlives attempts that did not reach it; null once it took a connection. */
   let refusal: ErrorObject | null = null;
+  let trouble: Trouble | null = null;
   let cancelTimer = () => {};
 
   // Events are sent and heard by names that vary: each call checks its own.
@@ -125,6 +134,7 @@ export function createLink(options: LinkOptions): Link {
     cancelTimer();
     connection += 1;
     refusal = null;
+    trouble = null;
     // It was about the time until now, which a clock that is set back must not lengthen.
     notBeforeMs = 0;
     become('online');
@@ -134,7 +144,7 @@ export function createLink(options: LinkOptions): Link {
   socket.on('connect_error', (error: Error & { data?: ErrorObject }) => {
     refusal = error.data ?? refusal;
     if (error.data?.retryAfterMs !== undefined) notBeforeMs = clock.nowMs() + error.data.retryAfterMs;
-    fail();
+    fail(error.data ?? unreachable(reasonOf(error)));
   });
 
   socket.on('disconnect', () => {
@@ -181,22 +191,29 @@ export function createLink(options: LinkOptions): Link {
     become('connecting');
     attempt += 1;
     const mine = attempt;
+    let hasToken = false;
     cancelTimer();
-    cancelTimer = clock.after(ANSWER_WAIT_MAX_MS, fail);
+    cancelTimer = clock.after(ANSWER_WAIT_MAX_MS, () => {
+      const silence = `no answer within ${ANSWER_WAIT_MAX_MS / 1_000} s`;
+      fail(hasToken ? unreachable(silence) : withoutToken(silence));
+    });
     askForToken(refusal === null || refusal.retryable ? 'connect' : 'refused').then(
       (token) => {
         if (mine !== attempt || state !== 'connecting') return;
+        hasToken = true;
         socket.auth = { token };
         socket.connect();
       },
-      () => {
-        if (mine === attempt && state === 'connecting') fail();
+      (error: unknown) => {
+        if (mine === attempt) fail(withoutToken((error instanceof Error && error.message) || String(error)));
       },
     );
   }
 
-  function fail(): void {
+  function fail(why: Trouble): void {
     if (state !== 'connecting') return;
+    // Parts of an error object that are the contract's alone stay behind.
+    trouble = { code: why.code, message: why.message };
     attempt += 1;
     socket.disconnect();
     comeBack();
@@ -312,7 +329,7 @@ export function createLink(options: LinkOptions): Link {
   const link: Link = {
     state: () => state,
     connection: () => connection,
-    refusal: () => refusal,
+    trouble: () => trouble,
     outboxLength,
 
     call(name, input, { own = false, once = false } = {}) {
@@ -387,6 +404,21 @@ export function createLink(options: LinkOptions): Link {
     close: () => end('closed'),
   };
   return link;
+}
+
+function unreachable(reason: string): Trouble {
+  return { code: 'UNREACHABLE', message: `the gateway can’t be reached: ${reason}` };
+}
+
+/** What a login answers may stand in its error's text: a parser quotes what it could not read. */
+function withoutToken(reason: string): Trouble {
+  const safe = reason.replace(/\beyJ[\w-]*(?:\.[\w-]*)*|\bBearer\s+\S+/g, '(a token)');
+  return { code: 'NO_TOKEN', message: `getToken: ${safe}` };
+}
+
+/** Engine.IO says no more than "websocket error"; Node's socket knows why, a browser tells nobody. */
+function reasonOf(error: Error & { description?: { message?: string } }): string {
+  return (error.description?.message || error.message).trim();
 }
 
 /**

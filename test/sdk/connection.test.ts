@@ -414,6 +414,130 @@ describe('a gate', () => {
   );
 });
 
+describe('trouble', () => {
+  const troubleOf = async (client: KeygateClient) =>
+    await eventually(() => {
+      const { trouble } = client.snapshot();
+      expect(trouble).not.toBeNull();
+      return trouble;
+    });
+
+  it('tells why getToken gave none, also to subscribers, and is over with the connection', async () => {
+    const standing = standingClock(() => 0);
+    const getToken = [
+      () => {
+        throw new Error('the login is down');
+      },
+      () => Promise.reject(new Error('not signed in')),
+      () => tokenFor(bob),
+    ];
+    const client = await openClient(gateway.url, {
+      clock: standing.clock,
+      getToken: () => getToken.shift()!(),
+    });
+    const told: unknown[] = [];
+    client.subscribe(({ state, trouble }) => told.push([state, trouble]));
+    const started = client.start();
+    expect(await troubleOf(client)).toEqual({ code: 'NO_TOKEN', message: 'getToken: the login is down' });
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    await eventually(() => expect(client.state).toBe('offline'));
+    await standing.time.advance(1_000);
+    expect(await started).toBe('needsSetup');
+    expect(client.snapshot().trouble).toBeNull();
+    expect(told).toContainEqual(['offline', { code: 'NO_TOKEN', message: 'getToken: not signed in' }]);
+    expect(told.at(-1)).toEqual(['needsSetup', null]);
+    client.close();
+  });
+
+  it('shows no token that the text of such an error holds', async () => {
+    const token = await tokenFor(bob);
+    const texts = [`Unexpected token 'e', "${token}" is not valid JSON`, `401 for Bearer ${randomUUID()}`];
+    for (const text of texts) {
+      const client = await openClient(gateway.url, { getToken: () => Promise.reject(new Error(text)) });
+      const message = text.replace(/ey\w+\.[\w-]+\.[\w-]+|Bearer .*/, '(a token)');
+      expect(await troubleOf(client)).toEqual({ code: 'NO_TOKEN', message: `getToken: ${message}` });
+      client.close();
+    }
+  });
+
+  it('tells that nothing listens at the url, or something else than a gateway', async () => {
+    const dead = await openClient('http://127.0.0.1:1');
+    expect(await troubleOf(dead)).toEqual({
+      code: 'UNREACHABLE',
+      message: 'the gateway can’t be reached: connect ECONNREFUSED 127.0.0.1:1',
+    });
+    dead.close();
+    const inspector = await openClient(gateway.adminUrl);
+    expect(await troubleOf(inspector)).toEqual({
+      code: 'UNREACHABLE',
+      message: 'the gateway can’t be reached: Unexpected server response: 404',
+    });
+    inspector.close();
+  });
+
+  it('tells who left an attempt unanswered: the gateway, or getToken', async () => {
+    const fake = await startFakeGateway(() => {
+      // Neither taken nor refused.
+    });
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    await eventually(() => expect(fake.handshakes()).toBe(1));
+    await standing.time.advance(20_000);
+    expect(client.snapshot().trouble).toEqual({
+      code: 'UNREACHABLE',
+      message: 'the gateway can’t be reached: no answer within 20 s',
+    });
+    client.close();
+    await fake.stop();
+    const waiting = await openClient(gateway.url, {
+      clock: standing.clock,
+      getToken: () => new Promise(() => {}),
+    });
+    await standing.time.advance(20_000);
+    expect(waiting.snapshot().trouble).toEqual({
+      code: 'NO_TOKEN',
+      message: 'getToken: no answer within 20 s',
+    });
+    waiting.close();
+  });
+
+  it('tells the code of a refusal, until an attempt fails for another reason', async () => {
+    const standing = standingClock(() => 0);
+    let asked = 0;
+    const client = await openClient(gateway.url, {
+      clock: standing.clock,
+      async getToken() {
+        asked += 1;
+        if (asked === 1) return 'nonsense';
+        throw new Error('signed out');
+      },
+    });
+    expect(await troubleOf(client)).toMatchObject({ code: 'UNAUTHENTICATED' });
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    await eventually(() => expect(client.state).toBe('offline'));
+    expect(client.snapshot().trouble).toEqual({ code: 'NO_TOKEN', message: 'getToken: signed out' });
+    client.close();
+  });
+
+  it.each(['nonsense', '', 'localhost:3000', 'ftp://127.0.0.1', 'http://', undefined, 3000])(
+    'is no matter of waiting where the url is %o: connect throws',
+    async (url) => {
+      await expect(openClient(url as string)).rejects.toThrow(
+        new TypeError('connect: url must be an http, https, ws or wss URL, as https://keys.example.org'),
+      );
+    },
+  );
+
+  it.each([undefined, null, 'a token'])(
+    'is no matter of waiting where getToken is %o: connect throws',
+    async (getToken) => {
+      await expect(openClient(gateway.url, { getToken: getToken as never })).rejects.toThrow(
+        new TypeError('connect: getToken must be a function that resolves to a token'),
+      );
+    },
+  );
+});
+
 describe('tokens', () => {
   it('are asked for at connecting and when one runs out, and the connection goes on', async () => {
     const reasons: TokenReason[] = [];
