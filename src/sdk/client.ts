@@ -84,10 +84,15 @@ export interface KeygateClient {
   subscribe(listener: (snapshot: ClientSnapshot) => void): () => void;
   metrics(): Metrics;
   /**
-   * Any request of the contract. It waits for a connection, and is asked again over the next where one breaks before
-   * the answer: the same `claimId` or `messageId` makes that safe. A change of keys without `ifKeyVersion` would not
-   * be safe to repeat, and is asked once. `sendMessages` to one user go out in the order of the calls. Where the
-   * gateway takes no connection of this device, it waits as for a network: `snapshot` tells why.
+   * Any request of the contract. It waits for a connection, for ever if need be, and is asked again over the next where
+   * one breaks or gives no answer for 20 s: the same `claimId` or `messageId` makes that safe. A change of keys without
+   * `ifKeyVersion` would not be safe to repeat, and is asked once. `sendMessages` to one user go out in the order of
+   * the calls. Where the gateway takes no connection of this device, it waits as for a network: `snapshot` tells why.
+   *
+   * Over an open connection a refusal as UNAVAILABLE or RATE_LIMITED is asked again 8 times, each after the gateway's
+   * `retryAfterMs` (or 1 s) and up to half as much again, and then thrown: UNAVAILABLE because the store is away so
+   * after 8 to 12 s. Whoever repeats a call that was thrown names the same `messageId` or `claimId` as before: it may
+   * have been carried out, and under another id a message may arrive twice and another one-time prekey is spent.
    *
    * @throws KeygateError for a refusal; KitError OUTBOX_FULL, UNANSWERED, DISPLACED, CLOSED; TypeError for what is no JSON
    */

@@ -317,6 +317,42 @@ describe('a request', () => {
     expect(reconnects()).toBe(before);
   });
 
+  it.each([
+    ['least', () => 0, 1_000],
+    ['most', () => 1, 1_500],
+  ])(
+    'that stays refused for the time being is thrown after 8 more tries: pauses at the %s',
+    async (_, random, pauseMs) => {
+      const fake = await startFakeGateway((next) => next());
+      const standing = standingClock(random);
+      const client = await openClient(fake.url, { clock: standing.clock });
+      const messageIds: string[] = [];
+      fake.io.on('connection', (socket) => {
+        socket.on('sendMessages', ({ messageId }, acknowledge) => {
+          messageIds.push(messageId);
+          const error = { code: 'UNAVAILABLE', message: 'no store', retryable: true, retryAfterMs: 1_000 };
+          acknowledge({ ok: false, error });
+        });
+      });
+      const messageId = randomUUID();
+      const input = { messageId, userId: 'bob', envelopes: [] };
+      const thrown = expect(client.call('sendMessages', input)).rejects.toMatchObject({
+        code: 'UNAVAILABLE',
+      });
+      for (let retry = 1; retry <= 8; retry++) {
+        // The first wait of a request is for its answer, and lasts 20 s at most.
+        await eventually(() => expect(standing.delays.at(-1)).toBe(pauseMs));
+        expect(messageIds).toHaveLength(retry);
+        standing.delays.pop();
+        await standing.time.advance(pauseMs);
+      }
+      await thrown;
+      expect(messageIds).toEqual(Array(9).fill(messageId));
+      client.close();
+      await fake.stop();
+    },
+  );
+
   it('of one connection that was refused for the time being is asked again over the next', async () => {
     const fake = await startFakeGateway((next) => next());
     const standing = standingClock(() => 0);
