@@ -1,9 +1,31 @@
-// The typed client in an app. `crypto` stands for your Signal library: its `keys` make and keep this device's keys
-// (the type DeviceKeys), it opens sessions, encrypts and decrypts. Private keys never reach the kit.
+// The typed client in an app. `crypto` stands for your Signal library; private keys never reach the kit. It has
+//   keys                          make and keep this device's keys (the type DeviceKeys)
+//   hasSession(device)            whether there is a session to encrypt with; a device is { userId, deviceId }
+//   openSession(userId, bundle)   begins one
+//   encrypt(device, text)         gives { deviceId, registrationId, type, content }: the registrationId is the session's,
+//                                 by which the gateway tells that the device was set up anew; the content is base64
+//   decrypt(envelope)             gives the text, kept on disk: the gateway forgets what was acknowledged
 import { connect } from 'keygate/sdk';
 
-/** @param app what is yours: url, getToken() of your own login, crypto, storage (KitStorage), show(), showUnsent() */
+/**
+ * @param app what is yours: url, getToken() of your own login, crypto, storage (KitStorage), show(), showUnsent()
+ */
 export async function openChat({ url, getToken, crypto, storage, show, showUnsent }) {
+  const lastTurns = new Map();
+  /** Runs `work` when everything that was handed in before under the same key is done. */
+  function inTurn(key, work) {
+    const turn = (lastTurns.get(key) ?? Promise.resolve()).then(work);
+    lastTurns.set(
+      key,
+      turn.catch(() => {}),
+    );
+    return turn;
+  }
+  // A Signal library reads a session, works, and writes it back. Two calls at once would begin from the same state and
+  // encrypt under the same key, and the recipient drops the second message as a duplicate: so sessions take turns.
+  // No request is waited for within such a turn, or messages would wait for it too.
+  const withSessions = (work) => inTurn(crypto, work);
+
   const client = await connect({
     url,
     getToken,
@@ -11,7 +33,7 @@ export async function openChat({ url, getToken, crypto, storage, show, showUnsen
     storage,
     // Acknowledged when it resolves: keep the message first.
     async onMessage(envelope) {
-      show(envelope.sender, await crypto.decrypt(envelope));
+      show(envelope.sender, await withSessions(() => crypto.decrypt(envelope)));
     },
     async onBounce({ messageId, reason }) {
       showUnsent(messageId, reason);
@@ -20,23 +42,26 @@ export async function openChat({ url, getToken, crypto, storage, show, showUnsen
   // Connects, compares keys with the gateway, keeps the pools filled, and opens the gate; again after each reconnection.
   if ((await client.start()) === 'needsSetup') await client.setUp();
 
+  async function encryptFor(device, text) {
+    if (!(await withSessions(() => crypto.hasSession(device)))) {
+      const claimId = globalThis.crypto.randomUUID();
+      const { devices } = await client.call('requestBundle', { claimId, ...device });
+      for (const bundle of devices) await withSessions(() => crypto.openSession(device.userId, bundle));
+    }
+    return await withSessions(() => crypto.encrypt(device, text));
+  }
+
+  async function sendNow(userId, text, messageId) {
+    const { devices } = await client.call('listDevices', { userId });
+    const envelopes = [];
+    for (const { deviceId } of devices) envelopes.push(await encryptFor({ userId, deviceId }, text));
+    await client.call('sendMessages', { messageId, userId, envelopes });
+    return messageId;
+  }
+
   return {
     client,
-    /** To every device of a user. The ids are made once: over retries nothing is claimed or delivered twice. */
-    async send(userId, text) {
-      const messageId = globalThis.crypto.randomUUID();
-      const { devices } = await client.call('listDevices', { userId });
-      const envelopes = [];
-      for (const { deviceId } of devices) {
-        if (!(await crypto.hasSession({ userId, deviceId }))) {
-          const claimId = globalThis.crypto.randomUUID();
-          const claimed = await client.call('requestBundle', { claimId, userId, deviceId });
-          for (const bundle of claimed.devices) await crypto.openSession(userId, bundle);
-        }
-        envelopes.push(await crypto.encrypt({ userId, deviceId }, text));
-      }
-      await client.call('sendMessages', { messageId, userId, envelopes });
-      return messageId;
-    },
+    /** To every device of a user, one message after the other. */
+    send: (userId, text) => inTurn(userId, () => sendNow(userId, text, globalThis.crypto.randomUUID())),
   };
 }

@@ -3,13 +3,13 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
-import { expect, it } from 'vitest';
+import { beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../src/protocol/ids.ts';
 import type { DeviceBundle } from '../src/protocol/keys.ts';
-import type { MessageEnvelope } from '../src/sdk/index.ts';
+import type { KeygateClient, MessageEnvelope } from '../src/sdk/index.ts';
 import { eventually } from './support/eventually.ts';
 import { undoAfterEach } from './support/flow.ts';
-import { startGateway } from './support/gateway.ts';
+import { startGateway, type TestGateway } from './support/gateway.ts';
 import { Disk, LibsignalKeys } from './support/sdk-keys.ts';
 
 const undo = undoAfterEach();
@@ -53,44 +53,91 @@ it('the script of the README lets two clients chat', async () => {
   expect(await run()).toMatchObject({ code: 0 });
 });
 
-it('the app of the README sends to and reads of another', async () => {
-  const [, script] = /```js\n(\/\/ The typed client .*?)```/s.exec(readFileSync('README.md', 'utf8')) ?? [];
-  expect(script, 'the README holds the app').toContain("from 'keygate/sdk'");
-  const gateway = await startGateway();
-  undo.push(() => gateway.stop());
-  await mkdir('test-output', { recursive: true });
-  const file = resolve('test-output/app-of-the-readme.mjs');
-  await writeFile(file, script!.replace("'keygate/sdk'", "'../src/sdk/index.ts'"));
-  undo.push(() => rm(file));
-  const { openChat } = await import(file);
+describe('the app of the README', () => {
+  let gateway: TestGateway;
+  let openChat: (app: Record<string, unknown>) => Promise<Chat>;
 
-  const install = async (userId: string) => {
-    const address = { userId, deviceId: 1 };
+  interface Chat {
+    client: KeygateClient;
+    send(userId: string, text: string): Promise<string>;
+  }
+
+  beforeEach(async () => {
+    const [, script] = /```js\n(\/\/ The typed client .*?)```/s.exec(readFileSync('README.md', 'utf8')) ?? [];
+    expect(script, 'the README holds the app').toContain("from 'keygate/sdk'");
+    gateway = await startGateway();
+    undo.push(() => gateway.stop());
+    await mkdir('test-output', { recursive: true });
+    const file = resolve('test-output/app-of-the-readme.mjs');
+    await writeFile(file, script!.replace("'keygate/sdk'", "'../src/sdk/index.ts'"));
+    undo.push(() => rm(file));
+    ({ openChat } = await import(file));
+  });
+
+  /** A new installation, over libsignal as it is: nothing but the app sees to it that its calls don't overlap. */
+  async function install(userId: string, deviceId = 1) {
+    const address = { userId, deviceId };
     const disk = new Disk();
-    const keys = new LibsignalKeys(disk, address);
+    const keys = new LibsignalKeys(disk, address, { takesTurns: false });
     const shown: string[] = [];
+    const app = { atOnceMax: 0 };
+    let atOnce = 0;
+    const counted = async <Result>(work: () => Result | Promise<Result>): Promise<Result> => {
+      atOnce += 1;
+      app.atOnceMax = Math.max(app.atOnceMax, atOnce);
+      try {
+        return await work();
+      } finally {
+        atOnce -= 1;
+      }
+    };
     const chat = await openChat({
       url: gateway.url,
       getToken: () => gateway.token(address),
       crypto: {
         keys,
-        hasSession: async (peer: DeviceAddress) => keys.hasSession(peer),
-        openSession: (peer: string, bundle: DeviceBundle) => keys.establish({ ...bundle, userId: peer }),
-        encrypt: (peer: DeviceAddress, text: string) => keys.encrypt(peer, text),
-        decrypt: (envelope: MessageEnvelope) => keys.receive(envelope),
+        hasSession: (peer: DeviceAddress) => counted(() => keys.hasSession(peer)),
+        openSession: (peer: string, bundle: DeviceBundle) =>
+          counted(() => keys.establish({ ...bundle, userId: peer })),
+        encrypt: (peer: DeviceAddress, text: string) => counted(() => keys.encrypt(peer, text)),
+        decrypt: (envelope: MessageEnvelope) => counted(() => keys.receive(envelope)),
       },
       storage: disk.kitStorage(),
       show: (sender: DeviceAddress, text: string) => shown.push(`${sender.userId}: ${text}`),
       showUnsent: (messageId: string) => shown.push(`${messageId} was not delivered`),
     });
     undo.push(() => chat.client.close());
-    return { chat, shown };
-  };
-  const [alice, bob] = [await install('alice'), await install('bob')];
-  await alice.chat.send('bob', 'hello, bob');
-  await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob']));
-  await bob.chat.send('alice', 'hello, alice');
-  await alice.chat.send('bob', 'and again');
-  await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob', 'alice: and again']));
-  await eventually(() => expect(alice.shown).toEqual(['bob: hello, alice']));
+    return Object.assign(app, { chat, shown });
+  }
+
+  it('sends to and reads of another', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    await alice.chat.send('bob', 'hello, bob');
+    await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob']));
+    await bob.chat.send('alice', 'hello, alice');
+    await alice.chat.send('bob', 'and again');
+    await eventually(() => expect(bob.shown).toEqual(['alice: hello, bob', 'alice: and again']));
+    await eventually(() => expect(alice.shown).toEqual(['bob: hello, alice']));
+  });
+
+  it('loses none of ten messages that are sent at once while ten others arrive', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    const texts = Array.from({ length: 10 }, (_, index) => `message ${index}`);
+    await Promise.all(texts.flatMap((text) => [alice.chat.send('bob', text), bob.chat.send('alice', text)]));
+    // What was sent is shown, or will be before this.
+    await Promise.all([alice.chat.send('bob', 'the last'), bob.chat.send('alice', 'the last')]);
+    await eventually(() => expect(bob.shown).toContain('alice: the last'));
+    await eventually(() => expect(alice.shown).toContain('bob: the last'));
+    expect(bob.shown).toEqual([...texts, 'the last'].map((text) => `alice: ${text}`));
+    expect(alice.shown).toEqual([...texts, 'the last'].map((text) => `bob: ${text}`));
+    expect([alice.atOnceMax, bob.atOnceMax]).toEqual([1, 1]);
+  });
+
+  it('throws a refusal, and keeps nothing behind it', async () => {
+    const alice = await install('alice');
+    await expect(alice.chat.send('nobody', 'hello')).rejects.toMatchObject({ code: 'USER_NOT_FOUND' });
+    const nobody = await install('nobody');
+    await alice.chat.send('nobody', 'are you there now?');
+    await eventually(() => expect(nobody.shown).toEqual(['alice: are you there now?']));
+  });
 });

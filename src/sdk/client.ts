@@ -59,6 +59,8 @@ export interface ConnectOptions {
   /**
    * Decrypts, keeps and shows one message; it is acknowledged when this resolves. Throw `UndecryptableError` where no
    * retry can help and `DuplicateMessageError` where it was decrypted before; anything else is offered again.
+   * Called for one envelope after the other, and also while the application encrypts: a session's decrypt and encrypt
+   * must not run at the same time, or messages are lost (see `DeviceKeys`).
    */
   onMessage(envelope: MessageEnvelope): Promise<void>;
   /** A message of this device can't be delivered: send it again under a new id, or tell the user. */

@@ -1,4 +1,4 @@
-/** What an application implements over its own crypto library; the kit never sees a private key. */
+/** What an application implements over its own crypto library; the kit never sees a private key or a session. */
 import type { RequestInput } from '../protocol/events.ts';
 
 export type WireSignedPreKey = RequestInput<'uploadKeys'>['signedPreKey'];
@@ -41,6 +41,13 @@ export interface SignedPreKeySlot {
 /**
  * A device's own keys. Every method may reject: where the kit only looks, that counts as "can't be read".
  * Ids are the kit's to choose, and no two keys of a device have the same.
+ *
+ * Sessions are the application's own affair, with one rule: what opens, encrypts or decrypts with a session never runs
+ * at the same time as another such call. A library reads the session, works and writes it back: two calls at once begin
+ * from the same state, so that two messages bear the same counter, and the recipient takes the second for a duplicate
+ * and drops it (`DuplicateMessageError`), without an error on either side. The kit calls `onMessage` for one envelope
+ * after the other; that it does not decrypt while the application encrypts is for the application to see to, as the
+ * README's app does.
  */
 export interface DeviceKeys {
   /** Null where this device has none yet. */
