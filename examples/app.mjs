@@ -2,15 +2,19 @@
 //   keys                          make and keep this device's keys (the type DeviceKeys)
 //   hasSession(device)            whether there is a session to encrypt with; a device is { userId, deviceId }
 //   openSession(userId, bundle)   begins one
+//   dropSession(device)           ends it, for the device was set up anew; archived, it still reads what is under way
 //   encrypt(device, text)         gives { deviceId, registrationId, type, content }: the registrationId is the session's,
 //                                 by which the gateway tells that the device was set up anew; the content is base64
 //   decrypt(envelope)             gives the text, kept on disk: the gateway forgets what was acknowledged
 import { connect } from 'keygate/sdk';
 
+const ROUNDS_MAX = 3;
+
 /**
- * @param app what is yours: url, getToken() of your own login, crypto, storage (KitStorage), show(), showUnsent()
+ * @param app what is yours: url, getToken() of your own login, me (the device that the token names), crypto, storage
+ *   (KitStorage), show(), showUnsent()
  */
-export async function openChat({ url, getToken, crypto, storage, show, showUnsent }) {
+export async function openChat({ url, getToken, me, crypto, storage, show, showUnsent }) {
   const lastTurns = new Map();
   /** Runs `work` when everything that was handed in before under the same key is done. */
   function inTurn(key, work) {
@@ -53,15 +57,35 @@ export async function openChat({ url, getToken, crypto, storage, show, showUnsen
 
   async function sendNow(userId, text, messageId) {
     const { devices } = await client.call('listDevices', { userId });
-    const envelopes = [];
-    for (const { deviceId } of devices) envelopes.push(await encryptFor({ userId, deviceId }, text));
-    await client.call('sendMessages', { messageId, userId, envelopes });
+    const deviceIds = new Set(devices.map(({ deviceId }) => deviceId));
+    if (userId === me.userId) deviceIds.delete(me.deviceId);
+    for (let round = 1; deviceIds.size > 0; round++) {
+      const envelopes = [];
+      for (const deviceId of deviceIds) envelopes.push(await encryptFor({ userId, deviceId }, text));
+      try {
+        await client.call('sendMessages', { messageId, userId, envelopes });
+        break;
+      } catch (error) {
+        if (error.code !== 'DEVICES_MISMATCHED' || round === ROUNDS_MAX) throw error;
+        // Nothing was stored: the same message goes out again, to the devices that there are now.
+        const { missingDevices, extraDevices, staleDevices } = error.details;
+        for (const deviceId of extraDevices) deviceIds.delete(deviceId);
+        for (const deviceId of [...missingDevices, ...staleDevices]) {
+          deviceIds.add(deviceId);
+          await withSessions(() => crypto.dropSession({ userId, deviceId }));
+        }
+      }
+    }
     return messageId;
   }
 
   return {
     client,
-    /** To every device of a user, one message after the other. */
-    send: (userId, text) => inTurn(userId, () => sendNow(userId, text, globalThis.crypto.randomUUID())),
+    /**
+     * To every device of a user, one message after the other. Make the `messageId` yourself and keep it: where this
+     * throws, the repeat must name the same, or the message may arrive twice. After a bounce it must name another.
+     */
+    send: (userId, text, messageId = globalThis.crypto.randomUUID()) =>
+      inTurn(userId, () => sendNow(userId, text, messageId)),
   };
 }

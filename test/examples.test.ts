@@ -59,7 +59,7 @@ describe('the app of the README', () => {
 
   interface Chat {
     client: KeygateClient;
-    send(userId: string, text: string): Promise<string>;
+    send(userId: string, text: string, messageId?: string): Promise<string>;
   }
 
   beforeEach(async () => {
@@ -80,7 +80,7 @@ describe('the app of the README', () => {
     const disk = new Disk();
     const keys = new LibsignalKeys(disk, address, { takesTurns: false });
     const shown: string[] = [];
-    const app = { atOnceMax: 0 };
+    const app = { beforeSending: async () => {}, atOnceMax: 0, opened: [] as string[] };
     let atOnce = 0;
     const counted = async <Result>(work: () => Result | Promise<Result>): Promise<Result> => {
       atOnce += 1;
@@ -94,12 +94,22 @@ describe('the app of the README', () => {
     const chat = await openChat({
       url: gateway.url,
       getToken: () => gateway.token(address),
+      me: address,
       crypto: {
         keys,
         hasSession: (peer: DeviceAddress) => counted(() => keys.hasSession(peer)),
         openSession: (peer: string, bundle: DeviceBundle) =>
-          counted(() => keys.establish({ ...bundle, userId: peer })),
-        encrypt: (peer: DeviceAddress, text: string) => counted(() => keys.encrypt(peer, text)),
+          counted(async () => {
+            app.opened.push(`${peer}.${bundle.deviceId}`);
+            await keys.establish({ ...bundle, userId: peer });
+          }),
+        dropSession: (peer: DeviceAddress) => counted(() => keys.forgetSession(peer)),
+        encrypt: (peer: DeviceAddress, text: string) =>
+          counted(async () => {
+            const envelope = await keys.encrypt(peer, text);
+            await app.beforeSending();
+            return envelope;
+          }),
         decrypt: (envelope: MessageEnvelope) => counted(() => keys.receive(envelope)),
       },
       storage: disk.kitStorage(),
@@ -133,7 +143,58 @@ describe('the app of the README', () => {
     expect([alice.atOnceMax, bob.atOnceMax]).toEqual([1, 1]);
   });
 
-  it('throws a refusal, and keeps nothing behind it', async () => {
+  it('writes again to one who has installed anew', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    await alice.chat.send('bob', 'hello');
+    await eventually(() => expect(bob.shown).toEqual(['alice: hello']));
+    bob.chat.client.close();
+    const anew = await install('bob');
+    await Promise.all(['one', 'two'].map((text) => alice.chat.send('bob', text)));
+    await alice.chat.send('bob', 'three');
+    await eventually(() => expect(anew.shown).toEqual(['alice: one', 'alice: two', 'alice: three']));
+    await anew.chat.send('alice', 'here I am');
+    await eventually(() => expect(alice.shown).toEqual(['bob: here I am']));
+  });
+
+  it('writes to a device that came while it encrypted, and not to one that went', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    let tablet: Awaited<ReturnType<typeof install>> | null = null;
+    alice.beforeSending = async () => {
+      tablet ??= await install('bob', 2);
+    };
+    await alice.chat.send('bob', 'to both');
+    await eventually(() => expect(tablet?.shown).toEqual(['alice: to both']));
+    let isGone = false;
+    alice.beforeSending = async () => {
+      if (!isGone) await tablet?.chat.client.reset('given away');
+      isGone = true;
+    };
+    await alice.chat.send('bob', 'to one');
+    await eventually(() => expect(bob.shown).toEqual(['alice: to both', 'alice: to one']));
+    expect(tablet!.shown).toEqual(['alice: to both']);
+  });
+
+  it('writes to the other devices of its own user, where there are any', async () => {
+    const phone = await install('alice');
+    await phone.chat.send('alice', 'to nobody');
+    const tablet = await install('alice', 2);
+    await phone.chat.send('alice', 'from the phone');
+    expect(phone.opened).toEqual(['alice.2']);
+    await tablet.chat.send('alice', 'from the tablet');
+    await eventually(() => expect(tablet.shown).toEqual(['alice: from the phone']));
+    await eventually(() => expect(phone.shown).toEqual(['alice: from the tablet']));
+  });
+
+  it('delivers once what is sent again under its id', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    const messageId = await alice.chat.send('bob', 'once');
+    expect(await alice.chat.send('bob', 'once', messageId)).toBe(messageId);
+    await alice.chat.send('bob', 'the last');
+    await eventually(() => expect(bob.shown).toContain('alice: the last'));
+    expect(bob.shown).toEqual(['alice: once', 'alice: the last']);
+  });
+
+  it('throws what no other round can mend, and keeps nothing behind it', async () => {
     const alice = await install('alice');
     await expect(alice.chat.send('nobody', 'hello')).rejects.toMatchObject({ code: 'USER_NOT_FOUND' });
     const nobody = await install('nobody');
