@@ -104,7 +104,14 @@ export const environment = z.object({
         error: 'must begin with postgres:// or postgresql://',
         abort: true,
       })
-      .refine(URL.canParse, 'is no URL: in a password, write # as %23, / as %2F, ? as %3F and @ as %40'),
+      .refine(URL.canParse, {
+        error: 'is no URL: in a password, write # as %23, / as %2F, ? as %3F and @ as %40',
+        abort: true,
+      })
+      .refine(
+        (url) => areSwitches(new URL(url).searchParams, 'prepare'),
+        'may say ?prepare=true or ?prepare=false, nothing else of prepare',
+      ),
   ).meta({
     meaning: '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` for a pooler in transaction mode',
     unset: 'not set: embedded',
@@ -113,10 +120,14 @@ export const environment = z.object({
     z
       .string()
       .regex(/^rediss?:\/\/\S+$/, { error: 'must begin with redis:// or rediss://', abort: true })
-      .regex(
-        REDIS_HOSTS,
-        'must name a host, or several separated by commas, as in redis://one:6379,two:6379',
-      ),
+      .regex(REDIS_HOSTS, {
+        error: 'must name a host, or several separated by commas, as in redis://one:6379,two:6379',
+        abort: true,
+      })
+      .superRefine((url, context) => {
+        const fault = redisPathFault(url);
+        if (fault !== null) context.addIssue(fault);
+      }),
   ).meta({
     meaning:
       '`redis://…` or `rediss://…`, Redis 6.2 or newer; nodes of a Redis Cluster separated by commas (`redis://one:6379,two:6379`), or one of them with `?cluster=true`; needs `DATABASE_URL`',
@@ -542,6 +553,29 @@ function listOf(text: string): string[] {
     .split(',')
     .map((item) => item.trim())
     .filter((item) => item !== '');
+}
+
+/** Whether `name`, as often as it is given, is `true` or `false`. */
+function areSwitches(query: URLSearchParams, name: string): boolean {
+  return query.getAll(name).every((value) => value === 'true' || value === 'false');
+}
+
+/** What comes after the hosts: a database and a query. The text of a fault repeats none of it. */
+function redisPathFault(url: string): string | null {
+  const [, hosts = '', path = '', search] = /^[^:]*:\/\/([^/?]*)([^?]*)(.*)$/.exec(url) ?? [];
+  const query = new URLSearchParams(search);
+  const databases = [path.replace(/^\//, '') || '0', ...query.getAll('db')];
+  if (databases.some((database) => !/^\d{1,9}$/.test(database))) {
+    return 'must have the number of a database after the host, as in redis://host:6379/1, or nothing';
+  }
+  if (!areSwitches(query, 'cluster')) {
+    return 'may say ?cluster=true or ?cluster=false, nothing else of cluster';
+  }
+  const isCluster = hosts.includes(',') || query.get('cluster') === 'true';
+  if (isCluster && databases.some((database) => Number(database) !== 0)) {
+    return 'must name no database but 0: a Redis Cluster has no other';
+  }
+  return null;
 }
 
 function webAddress(text: string): URL {

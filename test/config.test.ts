@@ -144,9 +144,21 @@ describe('configuration', () => {
     ['ADMIN_HOST', 'a b'],
     ['DATABASE_URL', 'mysql://db'],
     ['DATABASE_URL', 'postgres://keygate:half#half@db/keygate'],
+    ['DATABASE_URL', 'postgres://db/keygate?prepare=maybe'],
+    ['DATABASE_URL', 'postgres://db/keygate?sslmode=require&prepare='],
     ['REDIS_URL', 'http://cache'],
     ['REDIS_URL', 'redis://one:6379,,two:6379'],
     ['REDIS_URL', 'redis://one:port,two'],
+    ['REDIS_URL', 'redis://cache/x'],
+    ['REDIS_URL', 'redis://cache/1/2'],
+    ['REDIS_URL', 'redis://cache/-1'],
+    ['REDIS_URL', 'redis://cache/1#2'],
+    ['REDIS_URL', 'redis://cache?db=x'],
+    ['REDIS_URL', 'redis://cache?cluster=yes'],
+    ['REDIS_URL', 'redis://cache/?cluster='],
+    ['REDIS_URL', 'redis://cache/1?cluster=true'],
+    ['REDIS_URL', 'redis://one:6379,two:6379/1'],
+    ['REDIS_URL', 'redis://one:6379,two:6379?db=1'],
     ['JWT_SECRET', 'short'],
     ['JWT_SECRET', `${JWT_SECRET}\n`],
     ['JWT_PUBLIC_KEY', 'nonsense'],
@@ -169,6 +181,33 @@ describe('configuration', () => {
     const url = { DATABASE_URL: 'postgres://db/keygate', JWT_SECRET };
     const env = name === 'DATABASE_URL' ? { JWT_SECRET } : name === 'REDIS_URL' ? url : {};
     expect(problemsOf({ ...env, [name]: value })).toEqual([expect.stringMatching(`^${name} `)]);
+  });
+
+  it.each([
+    'redis://cache',
+    'redis://cache/',
+    'redis://cache:6379/15',
+    'rediss://user:p%2Fw@cache:6379/1?cluster=false',
+    'redis://[::1]:6379/2',
+    'redis://cache?cluster=true',
+    'redis://one:6379,two:6379/0',
+  ])('takes REDIS_URL=%j', (url) => {
+    expect(parseConfig({ DATABASE_URL, JWT_SECRET, REDIS_URL: url }).redisUrl).toBe(url);
+  });
+
+  it('says what may stand in the URLs of the engines, and repeats none of what stands there', () => {
+    const wrong = { JWT_SECRET, DATABASE_URL: `${DATABASE_URL}?prepare=no` };
+    expect(problemsOf({ ...wrong, REDIS_URL: 'redis://:hunter2@cache/hunter2' })).toEqual([
+      'DATABASE_URL may say ?prepare=true or ?prepare=false, nothing else of prepare',
+      'REDIS_URL must have the number of a database after the host, as in redis://host:6379/1, or nothing',
+    ]);
+    expect(problemsOf({ ...wrong, DATABASE_URL, REDIS_URL: 'redis://one,two/1' })).toEqual([
+      'REDIS_URL must name no database but 0: a Redis Cluster has no other',
+    ]);
+    for (const prepare of ['true', 'false']) {
+      const url = `${DATABASE_URL}?prepare=${prepare}`;
+      expect(parseConfig({ JWT_SECRET, DATABASE_URL: url }).store).toEqual({ kind: 'url', url });
+    }
   });
 
   it('tells every problem at once, and repeats no secret', () => {
