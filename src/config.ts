@@ -462,24 +462,37 @@ const SERVICE_LINK = /^[A-Z0-9_]+_(SERVICE_(HOST|PORT)(_[A-Z0-9_]+)?|PORT(_\d+_(
 /** Shorter names are too near to too many words. */
 const TYPO_NAME_LENGTH_MIN = 8;
 
+/** A misspelling leaves most letters as they are. */
+const LETTERS_PER_MISTAKE = 4;
+
 function unknownVariables(given: ReadonlyMap<string, string>): string[] {
   const problems: string[] = [];
   for (const name of given.keys()) {
     if (Object.hasOwn(environment.shape, name) || SERVICE_LINK.test(name)) continue;
-    const nearest = nearestName(name.replace(/^KEYGATE_/, ''));
     const isOurs = FAMILIES.some((family) => name.startsWith(family));
-    const isTypo = name.length >= TYPO_NAME_LENGTH_MIN && editDistance(name, nearest) === 1;
-    if (isOurs || isTypo) problems.push(`${name} is unknown; did you mean ${nearest}?`);
+    const isTypo =
+      name.length >= TYPO_NAME_LENGTH_MIN &&
+      variableNames.some((candidate) => editDistance(name, candidate) === 1);
+    if (!isOurs && !isTypo) continue;
+    const meant = meantName(name.replace(/^KEYGATE_/, ''));
+    problems.push(
+      `${name} is unknown; ${meant === null ? 'keygate config-reference lists every variable' : `did you mean ${meant}?`}`,
+    );
   }
   return problems;
 }
 
-function nearestName(name: string): VariableName {
-  let nearest: VariableName = variableNames[0]!;
+/** The nearest name that `name` may be a misspelling, a beginning or a lengthening of; null where there is none. */
+function meantName(name: string): VariableName | null {
+  const mistakesMax = Math.max(1, Math.floor(name.length / LETTERS_PER_MISTAKE));
+  let nearest: { candidate: VariableName; distance: number } | null = null;
   for (const candidate of variableNames) {
-    if (editDistance(name, candidate) < editDistance(name, nearest)) nearest = candidate;
+    const distance = editDistance(name, candidate);
+    const isPart = candidate.startsWith(`${name}_`) || name.startsWith(`${candidate}_`);
+    if (!isPart && distance > mistakesMax) continue;
+    if (nearest === null || distance < nearest.distance) nearest = { candidate, distance };
   }
-  return nearest;
+  return nearest?.candidate ?? null;
 }
 
 /** Letters to insert, delete, replace, or swap with their neighbour. */
