@@ -28,7 +28,11 @@ export interface BusProbes {
 }
 
 export interface Bus {
-  /** Resolves when pokes for this node can arrive; with the link away, after a bounded wait, and `onGap` follows. */
+  /**
+   * Resolves when pokes for this node can arrive; with the link away, after a bounded wait, and `onGap` follows.
+   *
+   * @throws Error with one sentence for the operator where the link can never come as it is configured
+   */
   start(listener: BusListener): Promise<void>;
 
   /**

@@ -9,8 +9,10 @@ import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
-import { type Engine, startRedis } from '../support/engines.ts';
+import { keygate } from '../support/command-line.ts';
+import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
+import { testEnvironment } from '../support/gateway.ts';
 
 const QUICK: Partial<RedisBusTiming> = { probeMs: 100, probeWaitMaxMs: 500 };
 
@@ -444,6 +446,54 @@ describe('the bus while Redis breaks', () => {
       other.bus.poke([alice]);
       return node.heard.pokes.length > 1;
     });
+  });
+});
+
+describe('a database that Redis refuses', () => {
+  const url = (): string => `${redis.url}/99`;
+
+  it('is not exchanged for another one, however often the link tries', async () => {
+    const warnings: object[] = [];
+    const log: Log = { ...silentLog, warn: (facts) => void warnings.push(facts) };
+    const refused = link({ url: url(), log });
+    const seen: string[] = [];
+    refused.on('ready', () => seen.push('ready'));
+    refused.on('reconnecting', () => seen.push('reconnecting'));
+    await eventually(() => seen.length > 3);
+    await expect(refused.set('mine', 'yes')).rejects.toThrow();
+    refused.disconnect();
+    expect(seen).not.toContain('ready');
+    expect(await admin.keys('*')).toEqual([]);
+    expect(warnings).toEqual([{ link: 'test', error: 'ERR DB index is out of range' }]);
+  });
+
+  it('lets no bus start, and leaves nothing behind of it', async () => {
+    const [commands, subscriber] = [link({ url: url() }), link({ url: url() })];
+    const bus = createRedisBus({ commands, subscriber, clock: systemClock, log: silentLog, timing: QUICK });
+    await expect(bus.start(recorder())).rejects.toThrow(
+      /^Redis refuses database 99 of REDIS_URL: ERR DB index is out of range$/,
+    );
+    expect(subscriber.listenerCount('message')).toBe(0);
+    commands.disconnect();
+  });
+
+  it('ends a start with one line', async () => {
+    const database = await createDatabase();
+    const ended = await keygate(['serve'], testEnvironment({ databaseUrl: database.url, redisUrl: url() }));
+    await database.drop();
+    expect(ended).toEqual({
+      code: 1,
+      stdout: '',
+      stderr: 'keygate: Redis refuses database 99 of REDIS_URL: ERR DB index is out of range\n',
+    });
+  });
+
+  it('is used where there is one', async () => {
+    const node = await startNode({ url: `${redis.url}/15` });
+    expect(node.bus.trouble()).toBeNull();
+    await node.bus.acquire({ device: device('alice'), fence: 1 });
+    expect(await admin.keys('*')).toEqual([]);
+    await node.stop();
   });
 });
 

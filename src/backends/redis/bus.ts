@@ -11,7 +11,15 @@ import type { Log } from '../../lib/log.ts';
 import type { Bus, BusListener } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { channelOf, publish } from './channels.ts';
-import { CALL_WAIT_MAX_MS, isUp, type RedisLink, recycle, within } from './connect.ts';
+import {
+  CALL_WAIT_MAX_MS,
+  isUp,
+  type RedisLink,
+  RefusedDatabaseError,
+  recycle,
+  refusalOf,
+  within,
+} from './connect.ts';
 import { createLeases } from './leases.ts';
 import { createPokes } from './pokes.ts';
 
@@ -196,6 +204,24 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   /** One node of a Cluster was lost, and may come back without its leases: they are renewed with every probe until then. */
   const onNodeLost = (): void => leases.nodeLost();
 
+  async function stop(): Promise<void> {
+    // What was poked just before, as by a command that runs beside the gateways, is passed on first.
+    await within(pokes.forwardAll(), CALL_WAIT_MAX_MS, clock).catch(() => {});
+    isStopped = true;
+    listener = null;
+    for (const timer of timers) timer.cancel();
+    subscriber.off('ready', onSubscriberReady);
+    subscriber.off('close', onSubscriberClose);
+    subscriber.off('message', hear);
+    commands.off('ready', onCommandsReady);
+    commands.off('close', onCommandsClose);
+    commands.off('-node', onNodeLost);
+    pokes.clear();
+    // Other nodes need not poke a node that is gone.
+    await leases.giveUpAll();
+    subscriber.disconnect();
+  }
+
   return {
     nodeId,
 
@@ -212,10 +238,16 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
         reportOpen = resolve;
       });
       if (isUp(subscriber)) void subscribe();
-      await within(opened, timing.startWaitMaxMs, clock).catch(() => {
+      try {
+        await within(Promise.race([opened, refusalOf(commands)]), timing.startWaitMaxMs, clock);
+      } catch (error) {
+        if (error instanceof RefusedDatabaseError) {
+          await stop();
+          throw error;
+        }
         isGapDue = true;
         log.warn({}, 'bus: starting without Redis; devices of other nodes are reached when it is back');
-      });
+      }
     },
 
     acquire: (lease) => leases.acquire(lease),
@@ -241,22 +273,6 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
       return null;
     },
 
-    async stop() {
-      // What was poked just before, as by a command that runs beside the gateways, is passed on first.
-      await within(pokes.forwardAll(), CALL_WAIT_MAX_MS, clock).catch(() => {});
-      isStopped = true;
-      listener = null;
-      for (const timer of timers) timer.cancel();
-      subscriber.off('ready', onSubscriberReady);
-      subscriber.off('close', onSubscriberClose);
-      subscriber.off('message', hear);
-      commands.off('ready', onCommandsReady);
-      commands.off('close', onCommandsClose);
-      commands.off('-node', onNodeLost);
-      pokes.clear();
-      // Other nodes need not poke a node that is gone.
-      await leases.giveUpAll();
-      subscriber.disconnect();
-    },
+    stop,
   };
 }

@@ -128,15 +128,42 @@ function inTurn(nodes: readonly Node[], tls: RedisOptions['tls']): NonNullable<R
   };
 }
 
-/** Says once that a link is broken, and once that it works again. */
+/** Redis has no such database, or none for this user: it would refuse it again. */
+export class RefusedDatabaseError extends Error {
+  override readonly name = 'RefusedDatabaseError';
+}
+
+const refusals = new WeakMap<RedisLink, Promise<never>>();
+
+/** @returns what never resolves, and rejects with a RefusedDatabaseError where Redis refuses the URL's database */
+export function refusalOf(link: RedisLink): Promise<never> {
+  return refusals.get(link)!;
+}
+
+/** Says once that a link is broken, and once that it works again; one without its database never works. */
 function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: string; log: Log }): Link {
   let isTroubleLogged = false;
+  let refuse: (error: RefusedDatabaseError) => void = () => {};
+  const refusal = new Promise<never>((_, reject) => {
+    refuse = reject;
+  });
+  refusal.catch(() => {});
+  refusals.set(link, refusal);
   // Without a listener, ioredis prints every attempt. An error object isn't logged as a whole: it carries the
   // command's arguments, for a refused log-in the password.
   link.on('error', (error: Error) => {
+    const { message: reason } = error;
+    const { command } = error as { command?: { name: string; args: unknown[] } };
+    if (command?.name === 'select') {
+      // ioredis would go on in database 0, which is another deployment's.
+      link.disconnect(true);
+      if (/^(ERR|NOPERM)\b/.test(reason)) {
+        refuse(new RefusedDatabaseError(`Redis refuses database ${command.args[0]} of REDIS_URL: ${reason}`));
+      }
+    }
     if (isTroubleLogged) return;
     isTroubleLogged = true;
-    log.warn({ link: name, error: error.message }, 'the link to Redis is broken');
+    log.warn({ link: name, error: reason }, 'the link to Redis is broken');
   });
   link.on('ready', () => {
     if (isTroubleLogged) log.info({ link: name }, 'the link to Redis works again');
