@@ -185,7 +185,7 @@ describe('keygate doctor', () => {
           good: false,
           found: `${migrationCount} migrations are missing: run keygate migrate`,
         },
-        { what: 'redis', good: false, found: 'no connection to Redis' },
+        { what: 'redis', good: false, found: 'no connection to Redis: connect ECONNREFUSED 127.0.0.1:1' },
         { what: 'tokens', good: false, found: 'JWT_JWKS_URL answers 404 with 0 keys' },
       ],
     });

@@ -1,9 +1,11 @@
 // Bus and locks over a real Redis: the contracts, several nodes, and a Redis that breaks.
-import { connect, createServer, type Server, type Socket } from 'node:net';
+import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
+import { inspect } from 'node:util';
 import { Redis } from 'ioredis';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
 import { createRedisBus, type RedisBus, type RedisBusTiming } from '../../src/backends/redis/bus.ts';
 import { connectSubscriber } from '../../src/backends/redis/connect.ts';
+import { examineRedis } from '../../src/backends/redis/examine.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
@@ -446,6 +448,53 @@ describe('the bus while Redis breaks', () => {
       other.bus.poke([alice]);
       return node.heard.pokes.length > 1;
     });
+  });
+});
+
+describe('what is told of a Redis that can not be used', () => {
+  const examined = async (url: string): Promise<unknown> => {
+    const asking = link({ url });
+    return await examineRedis(asking)
+      .catch((error: Error) => error)
+      .finally(() => asking.disconnect());
+  };
+
+  it('is its own reason', async () => {
+    expect(await examined(redis.url)).toMatchObject({ version: expect.stringMatching(/^\d+\./) });
+    expect(await examined(`${redis.url}/99`)).toEqual(
+      new Error('no connection to Redis: ERR DB index is out of range'),
+    );
+    expect(await examined('redis://127.0.0.1:1')).toEqual(
+      new Error('no connection to Redis: connect ECONNREFUSED 127.0.0.1:1'),
+    );
+    await admin.config('SET', 'requirepass', 'sesame');
+    const url = (password: string) => redis.url.replace('//', `//:${password}@`);
+    const wrong = await examined(url('hunter2')).finally(() => admin.config('SET', 'requirepass', ''));
+    expect(wrong).toEqual(
+      new Error('no connection to Redis: WRONGPASS invalid username-password pair or user is disabled.'),
+    );
+    expect(inspect(wrong, { depth: null })).not.toContain('hunter2');
+  });
+
+  it('says nothing of what was sent, where that is repeated', async () => {
+    const server = createServer((socket) => {
+      socket.on('error', () => {});
+      socket.on('data', (text) => {
+        const commandCount = text.toString().match(/\*\d+\r\n/g)?.length ?? 0;
+        const answer = "-ERR unknown command 'AUTH', with args beginning with: 'hunter2' \r\n";
+        socket.write(answer.repeat(commandCount));
+      });
+    });
+    await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+    const { port } = server.address() as AddressInfo;
+    const warnings: object[] = [];
+    const log: Log = { ...silentLog, warn: (facts) => void warnings.push(facts) };
+    const url = `redis://:hunter2@127.0.0.1:${port}`;
+    const logging = link({ url, log });
+    expect(await examined(url)).toEqual(new Error("no connection to Redis: ERR unknown command 'AUTH'"));
+    await eventually(() => expect(warnings).toEqual([{ link: 'test', error: "ERR unknown command 'AUTH'" }]));
+    logging.disconnect();
+    server.close();
   });
 });
 

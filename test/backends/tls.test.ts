@@ -4,6 +4,9 @@ import { promisify } from 'node:util';
 import { Redis } from 'ioredis';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { connectRedis } from '../../src/backends/redis/connect.ts';
+import { examineRedis } from '../../src/backends/redis/examine.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import { type Engine, type PostgresEngine, startPostgres, startRedis } from '../support/engines.ts';
 import { someone } from '../support/flow.ts';
 import { enrol, testEnvironment } from '../support/gateway.ts';
@@ -83,6 +86,26 @@ describe('TLS to the engines', () => {
     expect(found.isReached('postgres')).toBe(false);
     expect(found.said('postgres')).toEqual(['self-signed certificate']);
     expect(found.isReached('redis')).toBe(false);
+    expect(found.said('redis')).toEqual(['no connection to Redis: self-signed certificate']);
+  });
+
+  it('is what the doctor thinks of where only one side of a link to Redis speaks it', async () => {
+    const fault = async (url: string): Promise<string> => {
+      const link = connectRedis({ url, name: 'test', log: silentLog });
+      return await examineRedis(link)
+        .then(() => 'none', String)
+        .finally(() => link.disconnect());
+    };
+    const toTls = redisTlsUrl.replace('rediss:', 'redis:');
+    const toPlain = redis.url.replace('redis:', 'rediss:');
+    const faults = [toTls, `${toTls}?cluster=true`, toPlain, `${toPlain}?cluster=true`].map(fault);
+    const wanted = (hint: string) =>
+      expect.stringMatching(`^Error: no connection to Redis: .+; if its port speaks ${hint}$`);
+    const [tls, plain] = [
+      wanted('TLS, REDIS_URL must begin with rediss://'),
+      wanted('no TLS, REDIS_URL must begin with redis://'),
+    ];
+    expect(await Promise.all(faults)).toEqual([tls, tls, plain, plain]);
   });
 
   it('is refused where the certificate is another host’s', async () => {
@@ -96,6 +119,7 @@ describe('TLS to the engines', () => {
       expect.stringContaining("IP: 127.0.0.1 is not in the cert's list"),
     ]);
     expect(found.isReached('redis')).toBe(false);
+    expect(found.said('redis')).toEqual([expect.stringContaining('127.0.0.1')]);
   });
 
   it('is compared with the address where the URL names the host by it', async () => {

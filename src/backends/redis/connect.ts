@@ -152,7 +152,7 @@ function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: st
   // Without a listener, ioredis prints every attempt. An error object isn't logged as a whole: it carries the
   // command's arguments, for a refused log-in the password.
   link.on('error', (error: Error) => {
-    const { message: reason } = error;
+    const reason = linkFault(error);
     const { command } = error as { command?: { name: string; args: unknown[] } };
     if (command?.name === 'select') {
       // ioredis would go on in database 0, which is another deployment's.
@@ -170,6 +170,15 @@ function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: st
     isTroubleLogged = false;
   });
   return link;
+}
+
+/** What a link complains of, in its own words, without what was sent. */
+export function linkFault(error: Error): string {
+  // A Cluster says only that it found no node that answers.
+  const { lastNodeError } = error as { lastNodeError?: unknown };
+  const { message } = lastNodeError instanceof Error ? lastNodeError : error;
+  // What knows no HELLO repeats it with the password.
+  return message.replace(/,? *with args beginning with.*/s, '');
 }
 
 function linkOptions({ name, retryDelayMaxMs }: { name: string; retryDelayMaxMs: number }) {

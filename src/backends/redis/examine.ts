@@ -1,6 +1,7 @@
 /** What `keygate doctor` asks Redis. */
 import { once } from 'node:events';
-import type { RedisLink } from './connect.ts';
+import { Cluster } from 'ioredis';
+import { linkFault, type RedisLink } from './connect.ts';
 
 export interface RedisFacts {
   version: string;
@@ -9,11 +10,14 @@ export interface RedisFacts {
 
 const WAIT_MAX_MS = 5_000;
 
-/** @throws Error where it can't be reached */
+/** @throws Error where it can't be reached, with the reason */
 export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
   if (link.status !== 'ready') {
-    await once(link, 'ready', { signal: AbortSignal.timeout(WAIT_MAX_MS) }).catch(() => {
-      throw new Error('no connection to Redis');
+    const patience = AbortSignal.timeout(WAIT_MAX_MS);
+    await once(link, 'ready', { signal: patience }).catch((error: Error) => {
+      const reason = patience.aborted ? `no answer within ${WAIT_MAX_MS} ms` : linkFault(error);
+      // Without the error as its cause, which carries what was sent.
+      throw new Error(`no connection to Redis: ${reason}${schemeHint(link, reason)}`);
     });
   }
   const [seconds, microseconds] = await link.time();
@@ -22,4 +26,16 @@ export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
     version: /redis_version:(\S+)/.exec(info)?.[1] ?? 'unknown',
     nowMs: Number(seconds) * 1000 + Number(microseconds) / 1000,
   };
+}
+
+/** Where only one side speaks TLS, neither says so: Redis waits for more, or ends the connection. */
+function schemeHint(link: RedisLink, reason: string): string {
+  const { tls } = link instanceof Cluster ? (link.options.redisOptions ?? {}) : link.options;
+  if (tls === undefined && /ECONNRESET|Connection is closed/.test(reason)) {
+    return '; if its port speaks TLS, REDIS_URL must begin with rediss://';
+  }
+  if (tls !== undefined && /ETIMEDOUT|timeout|no answer/.test(reason)) {
+    return '; if its port speaks no TLS, REDIS_URL must begin with redis://';
+  }
+  return '';
 }
