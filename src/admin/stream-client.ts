@@ -30,10 +30,11 @@ const FRAME_LENGTH_MAX = 8 * 1024 * 1024;
 /**
  * Reads until `signal` says to end.
  *
- * @throws RefusedForGoodError where the token or the filter is refused
+ * @throws RefusedForGoodError where the token or the filter is refused, or another server answers
  */
 export async function readStream(options: StreamClientOptions): Promise<void> {
-  const { clock, signal, onFrame, onLost } = options;
+  const { url, clock, signal, onFrame, onLost } = options;
+  const { origin } = new URL(url);
   let failures = 0;
   while (!signal.aborted) {
     let reason: string;
@@ -42,10 +43,10 @@ export async function readStream(options: StreamClientOptions): Promise<void> {
         failures = 0;
         onFrame(frame);
       });
-      reason = 'the server ended the stream';
+      reason = `${origin} ended the stream`;
     } catch (error) {
       if (error instanceof RefusedForGoodError) throw error;
-      reason = reasonOf(error);
+      reason = reasonOf(error, origin);
     }
     if (signal.aborted) return;
     const delayMs = Math.min(RETRY_DELAY_MAX_MS, RETRY_DELAY_MIN_MS * 2 ** Math.min(failures++, 10));
@@ -59,7 +60,7 @@ async function readOnce(
   onFrame: (frame: StreamFrame) => void,
 ): Promise<void> {
   const silence = new AbortController();
-  const cut = (): void => silence.abort(new Error('the server says nothing'));
+  const cut = (): void => silence.abort(new Error('it says nothing'));
   let timer = clock.after(SILENCE_MAX_MS, cut);
   try {
     const response = await fetch(new URL(`/api/stream?${filterToQuery(filter)}`, url), {
@@ -73,7 +74,7 @@ async function readOnce(
       timer.cancel();
       timer = clock.after(SILENCE_MAX_MS, cut);
       text += decoder.decode(chunk, { stream: true });
-      if (text.length > FRAME_LENGTH_MAX) throw new Error('the server sends a frame without an end');
+      if (text.length > FRAME_LENGTH_MAX) throw new Error('it sends a frame without an end');
       const blocks = text.split('\n\n');
       text = blocks.pop() ?? '';
       for (const block of blocks) {
@@ -89,17 +90,33 @@ async function readOnce(
 }
 
 async function refusalOf(response: Response): Promise<Error> {
-  const body = (await response.json().catch(() => null)) as { error?: { message?: unknown } } | null;
-  const message = typeof body?.error?.message === 'string' ? body.error.message : `HTTP ${response.status}`;
+  const body: unknown = await response.json().catch(() => null);
+  const { error } = (body ?? {}) as { error?: { message?: unknown } };
+  const message = typeof error?.message === 'string' ? error.message : `HTTP ${response.status}`;
   const isForGood = response.status < 500 && response.status !== 429;
   if (!isForGood) return new Error(message);
+  const { origin } = new URL(response.url);
   return new RefusedForGoodError(
-    response.status === 404 ? 'the inspector is off on that gateway: set ADMIN_TOKEN' : message,
+    response.status === 404 ? `${origin} ${whoAnswers(body)}` : `${origin}: ${message}`,
   );
 }
 
-function reasonOf(error: unknown): string {
+/** Who has no stream, by the form in which it says so. */
+function whoAnswers(body: unknown): string {
+  const { success, error } = (body ?? {}) as { success?: unknown; error?: unknown };
+  if (success === false) {
+    return 'is where the gateway’s clients connect: the inspector is on its second listener, at ADMIN_PORT';
+  }
+  return error === 'not found'
+    ? 'has its inspector switched off: set ADMIN_TOKEN for that gateway'
+    : 'has no inspector: is it the second listener of a gateway?';
+}
+
+function reasonOf(error: unknown, origin: string): string {
   const { message, cause } = error instanceof Error ? error : { message: String(error), cause: undefined };
-  const code = cause instanceof Error && 'code' in cause ? String(cause.code) : null;
-  return code === null ? message : `${message} (${code})`;
+  if (!(cause instanceof Error)) return `${origin}: ${message}`;
+  const reason = 'code' in cause ? String(cause.code) : cause.message;
+  return message === 'fetch failed'
+    ? `${origin} can not be reached (${reason})`
+    : `${origin}: ${message} (${reason})`;
 }
