@@ -116,6 +116,10 @@ function addressOf(values: Values, { admin }: Config): string {
   if (!/^https?:\/\//.test(url) || !URL.canParse(url)) {
     throw new UsageError('--url must be an address that begins with https:// or http://');
   }
+  const { username, password } = new URL(url);
+  if (username !== '' || password !== '') {
+    throw new UsageError('--url must hold no name and no password: what opens the inspector is ADMIN_TOKEN');
+  }
   return url;
 }
 

@@ -129,13 +129,16 @@ describe('keygate tail', () => {
       tail(['--event', 'nonsense'], { ADMIN_TOKEN }),
       tail(['--slower-than', 'soon'], { ADMIN_TOKEN }),
       tail(['--url', 'ftp://x'], { ADMIN_TOKEN }),
+      tail(['--url', 'http://operator:hunter2@127.0.0.1:1'], { ADMIN_TOKEN }),
     ];
-    expect(await Promise.all(wrongs.map(({ ended }) => ended))).toEqual([2, 2, 2]);
+    expect(await Promise.all(wrongs.map(({ ended }) => ended))).toEqual([2, 2, 2, 2]);
     expect(wrongs[0]!.notices()).toMatch(
       /--event: is no request, push or kind of event; there are uploadKeys,/,
     );
     expect(wrongs[1]!.notices()).toMatch(/--slower-than: /);
     expect(wrongs[2]!.notices()).toMatch(/--url must be/);
+    expect(wrongs[3]!.notices()).toMatch(/--url must hold no name and no password/);
+    expect(wrongs[3]!.notices()).not.toContain('hunter2');
   });
 });
 
