@@ -207,7 +207,7 @@ export const streamFilter = z.strictObject({
   direction: z.array(direction).max(LIST_LENGTH_MAX).optional(),
   /** Error codes, or `ok`: what was answered, or refused at the handshake. */
   code: z
-    .array(z.union([errorCode, z.literal('ok')]))
+    .array(z.enum([...errorCode.options, 'ok'], `must be ok or one of ${errorCode.options.join(', ')}`))
     .max(LIST_LENGTH_MAX)
     .optional(),
   /** Only what took longer than so many milliseconds. */

@@ -6,6 +6,7 @@ import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { lineOf } from '../../src/admin/tail-lines.ts';
+import { ERRORS } from '../../src/protocol/errors.ts';
 import { addressKey } from '../../src/protocol/ids.ts';
 import { type StreamEvent, streamEvent } from '../../src/protocol/inspector.ts';
 import { createDatabase } from '../support/engines.ts';
@@ -130,8 +131,9 @@ describe('keygate tail', () => {
       tail(['--slower-than', 'soon'], { ADMIN_TOKEN }),
       tail(['--url', 'ftp://x'], { ADMIN_TOKEN }),
       tail(['--url', 'http://operator:hunter2@127.0.0.1:1'], { ADMIN_TOKEN }),
+      tail(['--code', 'NOPE'], { ADMIN_TOKEN }),
     ];
-    expect(await Promise.all(wrongs.map(({ ended }) => ended))).toEqual([2, 2, 2, 2]);
+    expect(await Promise.all(wrongs.map(({ ended }) => ended))).toEqual([2, 2, 2, 2, 2]);
     expect(wrongs[0]!.notices()).toMatch(
       /--event: is no request, push or kind of event; there are uploadKeys,/,
     );
@@ -139,6 +141,8 @@ describe('keygate tail', () => {
     expect(wrongs[2]!.notices()).toMatch(/--url must be/);
     expect(wrongs[3]!.notices()).toMatch(/--url must hold no name and no password/);
     expect(wrongs[3]!.notices()).not.toContain('hunter2');
+    const codes = Object.keys(ERRORS).join(', ');
+    expect(wrongs[4]!.notices()).toContain(`--code: must be ok or one of ${codes}\n`);
   });
 });
 
