@@ -1,6 +1,7 @@
 /** The second listener: is the process alive, may it be sent traffic, and what else an operator may read there. */
 import { createServer, type RequestListener } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import { listenFault } from '../lib/listen-fault.ts';
 import { reasonOf } from '../lib/reason.ts';
 
 export interface Admin {
@@ -26,7 +27,7 @@ export interface AdminPage {
 /**
  * Serves `/livez`, `/readyz` and the pages; every other address is the inspector's, where there is one.
  *
- * @throws Error where the address can't be listened on
+ * @throws Error with one sentence for the operator where the address can't be listened on
  */
 export async function startAdmin(options: {
   host: string;
@@ -64,6 +65,8 @@ export async function startAdmin(options: {
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(options.port, options.host, resolve);
+  }).catch((error: unknown) => {
+    throw listenFault(error, { ...options, hostName: 'ADMIN_HOST', portName: 'ADMIN_PORT' });
   });
   const { port } = server.address() as AddressInfo;
   const host = options.host.includes(':') ? `[${options.host}]` : options.host;

@@ -4,6 +4,7 @@ import { METHODS, type Server } from 'node:http';
 import fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
 import type { Clock } from '../lib/clock.ts';
 import { nestsDeeper } from '../lib/json-depth.ts';
+import { listenFault } from '../lib/listen-fault.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import { httpRoutes } from '../protocol/http-routes.ts';
 import { FRAME_BYTES_MAX, JSON_DEPTH_MAX, USER_ID_LENGTH_MAX } from '../protocol/limits.ts';
@@ -34,7 +35,7 @@ export interface HttpDoor {
    * @param host null for every address of the machine
    * @param port 0 for any free one
    * @returns the URL of where it listens
-   * @throws Error where the address can't be had
+   * @throws Error with one sentence for the operator where the address can't be had
    */
   listen(host: string | null, port: number): Promise<string>;
   /** Takes nothing new, lets the requests under way be answered, and after a grace cuts what is left. */
@@ -201,12 +202,13 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     server: app.server,
 
     async listen(host, port) {
-      if (host !== null) return await app.listen({ host, port });
       try {
-        return await app.listen({ host: '::', port });
+        return await app.listen({ host: host ?? '::', port }).catch((error: NodeJS.ErrnoException) => {
+          if (host !== null || error.code !== 'EAFNOSUPPORT') throw error;
+          return app.listen({ host: '0.0.0.0', port });
+        });
       } catch (error) {
-        if ((error as NodeJS.ErrnoException).code !== 'EAFNOSUPPORT') throw error;
-        return await app.listen({ host: '0.0.0.0', port });
+        throw listenFault(error, { host, port, hostName: 'HOST', portName: 'PORT' });
       }
     },
 
