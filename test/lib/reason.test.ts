@@ -3,7 +3,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { expect, it } from 'vitest';
 import { reasonOf } from '../../src/lib/reason.ts';
-import { keygate } from './support/command-line.ts';
+import { keygate } from '../support/command-line.ts';
 
 it('tells the causes of a fault in one line, each of them once', () => {
   const disk = new Error('the disk\n  is full');
