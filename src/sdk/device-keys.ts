@@ -52,7 +52,10 @@ export interface SignedPreKeySlot {
 export interface DeviceKeys {
   /** Null where this device has none yet. */
   identity(): Promise<WireIdentity | null>;
-  /** Makes and keeps a new identity key and registration id. */
+  /**
+   * Makes and keeps a new identity key and a registration id, another one than before: by it peers learn that the device
+   * was set up anew.
+   */
   createIdentity(): Promise<void>;
   signedPreKey: SignedPreKeySlot;
   oneTimePreKeys: PreKeyPool<WireOneTimePreKey>;
