@@ -575,7 +575,7 @@ function areSwitches(query: URLSearchParams, name: string): boolean {
 
 /** What comes after the hosts: a database and a query. The text of a fault repeats none of it. */
 function redisPathFault(url: string): string | null {
-  const [, hosts = '', path = '', search] = /^[^:]*:\/\/([^/?]*)([^?]*)(.*)$/.exec(url) ?? [];
+  const [, hosts = '', path = '', search] = /^[^:]*:\/\/(?:[^@/]*@)?([^/?]*)([^?]*)(.*)$/.exec(url) ?? [];
   const query = new URLSearchParams(search);
   const databases = [path.replace(/^\//, '') || '0', ...query.getAll('db')];
   if (databases.some((database) => !/^\d{1,9}$/.test(database))) {

@@ -187,6 +187,7 @@ describe('configuration', () => {
     'redis://cache',
     'redis://cache/',
     'redis://cache:6379/15',
+    'redis://:a,b@cache:6379/1',
     'rediss://user:p%2Fw@cache:6379/1?cluster=false',
     'redis://[::1]:6379/2',
     'redis://cache?cluster=true',
