@@ -513,7 +513,7 @@ describe('a database that Redis refuses', () => {
     refused.disconnect();
     expect(seen).not.toContain('ready');
     expect(await admin.keys('*')).toEqual([]);
-    expect(warnings).toEqual([{ link: 'test', error: 'ERR DB index is out of range' }]);
+    expect(warnings).toContainEqual({ link: 'test', error: 'ERR DB index is out of range' });
   });
 
   it('lets no bus start, and leaves nothing behind of it', async () => {
@@ -542,7 +542,23 @@ describe('a database that Redis refuses', () => {
     expect(node.bus.trouble()).toBeNull();
     await node.bus.acquire({ device: device('alice'), fence: 1 });
     expect(await admin.keys('*')).toEqual([]);
+    const there = new Redis(`${redis.url}/15`);
+    expect(await there.keys('*')).toHaveLength(1);
+    there.disconnect();
     await node.stop();
+  });
+
+  it('that is refused is told also after Redis had been away', async () => {
+    const warnings: { error?: string }[] = [];
+    const log: Log = { ...silentLog, warn: (facts) => void warnings.push(facts) };
+    await redis.kill('SIGKILL');
+    const refused = link({ url: url(), log });
+    await eventually(() => expect(warnings[0]?.error).toContain('ECONNREFUSED'));
+    await redis.restart();
+    await eventually(() =>
+      expect(warnings.map(({ error }) => error)).toContain('ERR DB index is out of range'),
+    );
+    refused.disconnect();
   });
 });
 

@@ -128,6 +128,9 @@ function inTurn(nodes: readonly Node[], tls: RedisOptions['tls']): NonNullable<R
   };
 }
 
+/** Reasons may differ in a number, say, without an end. */
+const REASONS_TOLD_MAX = 8;
+
 /** Redis has no such database, or none for this user: it would refuse it again. */
 export class RefusedDatabaseError extends Error {
   override readonly name = 'RefusedDatabaseError';
@@ -140,9 +143,10 @@ export function refusalOf(link: RedisLink): Promise<never> {
   return refusals.get(link)!;
 }
 
-/** Says once that a link is broken, and once that it works again; one without its database never works. */
+/** Says why a link is broken, and once that it works again; one without its database never works. */
 function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: string; log: Log }): Link {
-  let isTroubleLogged = false;
+  /** What was said since it last worked: each reason once, however often it is tried. */
+  const told = new Set<string>();
   let refuse: (error: RefusedDatabaseError) => void = () => {};
   const refusal = new Promise<never>((_, reject) => {
     refuse = reject;
@@ -161,13 +165,13 @@ function reporting<Link extends RedisLink>(link: Link, { name, log }: { name: st
         refuse(new RefusedDatabaseError(`Redis refuses database ${command.args[0]} of REDIS_URL: ${reason}`));
       }
     }
-    if (isTroubleLogged) return;
-    isTroubleLogged = true;
+    if (told.has(reason) || told.size === REASONS_TOLD_MAX) return;
+    told.add(reason);
     log.warn({ link: name, error: reason }, 'the link to Redis is broken');
   });
   link.on('ready', () => {
-    if (isTroubleLogged) log.info({ link: name }, 'the link to Redis works again');
-    isTroubleLogged = false;
+    if (told.size > 0) log.info({ link: name }, 'the link to Redis works again');
+    told.clear();
   });
   return link;
 }
