@@ -5,6 +5,7 @@ import type { AddressInfo } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { environment, parseConfig } from '../src/config.ts';
+import { httpRoutes } from '../src/protocol/http-routes.ts';
 import { FRAME_BYTES_MAX } from '../src/protocol/limits.ts';
 
 interface Instruction {
@@ -194,7 +195,16 @@ describe('compose.yaml', () => {
   });
 
   it('has a proxy that asks no second gateway for a claim whose answer was lost', () => {
-    const [, api] = /location \/api\/ \{([^}]*)\}/.exec(readFileSync('deploy/nginx.conf', 'utf8')) ?? [];
-    expect(api).toContain('proxy_next_upstream off;');
+    const [, pattern = '', settings] =
+      /location ~ (\S+) \{([^}]*)\}/.exec(readFileSync('deploy/nginx.conf', 'utf8')) ?? [];
+    expect(settings).toContain('proxy_next_upstream off;');
+    // Of all routes it is the one that claims.
+    const paths = Object.entries(httpRoutes).map(([name, { path }]) => [
+      name,
+      path.replace(':userId', 'alice'),
+    ]);
+    expect(paths.flatMap(([name, path]) => (new RegExp(pattern).test(path!) ? [name] : []))).toEqual([
+      'requestBundle',
+    ]);
   });
 });
