@@ -135,20 +135,15 @@ function nextSignal(): Promise<NodeJS.Signals> {
   });
 }
 
-function tokenCommand(): string {
-  return `${commandLine()} token --user alice --device 1`;
-}
-
 /** As another shell has to say it, whose environment knows nothing of this one's. */
 function tokenHint(config: Config): string {
   const { keys } = config.tokens;
+  const tokenCommand = `${commandLine()} token --user alice --device 1`;
   switch (keys.kind) {
     case 'secret':
-      return `JWT_SECRET=… ${tokenCommand()}`;
+      return `JWT_SECRET=… ${settings('JWT_ISSUER', 'JWT_AUDIENCE')}${tokenCommand}`;
     case 'secretFile':
-      return process.env.DATA_DIR === undefined
-        ? tokenCommand()
-        : `DATA_DIR='${process.env.DATA_DIR}' ${tokenCommand()}`;
+      return `${settings('DATA_DIR', 'JWT_ISSUER', 'JWT_AUDIENCE')}${tokenCommand}`;
     case 'publicKey':
       return 'from whoever holds the private half of JWT_PUBLIC_KEY';
     case 'jwks':
@@ -156,6 +151,14 @@ function tokenHint(config: Config): string {
     default:
       return unreachable(keys);
   }
+}
+
+/** Those variables that are set, as a shell takes them in front of a command. */
+function settings(...names: string[]): string {
+  return names
+    .filter((name) => (process.env[name] ?? '') !== '')
+    .map((name) => `${name}='${process.env[name]!.replaceAll("'", "'\\''")}' `)
+    .join('');
 }
 
 async function printToken(values: Values): Promise<void> {
