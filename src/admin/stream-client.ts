@@ -46,7 +46,7 @@ export async function readStream(options: StreamClientOptions): Promise<void> {
       reason = `${origin} ended the stream`;
     } catch (error) {
       if (error instanceof RefusedForGoodError) throw error;
-      reason = reasonOf(error, origin);
+      reason = lossReason(error, origin);
     }
     if (signal.aborted) return;
     const delayMs = Math.min(RETRY_DELAY_MAX_MS, RETRY_DELAY_MIN_MS * 2 ** Math.min(failures++, 10));
@@ -112,7 +112,7 @@ function whoAnswers(body: unknown): string {
     : 'has no inspector: is it the second listener of a gateway?';
 }
 
-function reasonOf(error: unknown, origin: string): string {
+function lossReason(error: unknown, origin: string): string {
   const { message, cause } = error instanceof Error ? error : { message: String(error), cause: undefined };
   if (!(cause instanceof Error)) return `${origin}: ${message}`;
   const reason = 'code' in cause ? String(cause.code) : cause.message;

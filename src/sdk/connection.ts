@@ -19,7 +19,7 @@ export type LinkState = 'offline' | 'connecting' | 'online' | 'displaced' | 'clo
 /** Why a token is asked for: a connection, one that runs out, or one that the gateway refused. */
 export type TokenReason = 'connect' | 'expiring' | 'refused';
 
-/** Why there is no connection, in words that hold no secret. */
+/** Why there is no connection. No text of the kit's own holds a token. */
 export interface Trouble {
   /** The contract's where the gateway refused; `NO_TOKEN` where the application gave none, else `UNREACHABLE`. */
   code: string;
@@ -144,7 +144,7 @@ export function createLink(options: LinkOptions): Link {
   socket.on('connect_error', (error: Error & { data?: ErrorObject }) => {
     refusal = error.data ?? refusal;
     if (error.data?.retryAfterMs !== undefined) notBeforeMs = clock.nowMs() + error.data.retryAfterMs;
-    fail(error.data ?? unreachable(reasonOf(error)));
+    fail(error.data ?? unreachableGateway(transportReason(error)));
   });
 
   socket.on('disconnect', () => {
@@ -195,7 +195,7 @@ export function createLink(options: LinkOptions): Link {
     cancelTimer();
     cancelTimer = clock.after(ANSWER_WAIT_MAX_MS, () => {
       const silence = `no answer within ${ANSWER_WAIT_MAX_MS / 1_000} s`;
-      fail(hasToken ? unreachable(silence) : withoutToken(silence));
+      fail(hasToken ? unreachableGateway(silence) : withoutToken(silence));
     });
     askForToken(refusal === null || refusal.retryable ? 'connect' : 'refused').then(
       (token) => {
@@ -406,7 +406,7 @@ export function createLink(options: LinkOptions): Link {
   return link;
 }
 
-function unreachable(reason: string): Trouble {
+function unreachableGateway(reason: string): Trouble {
   return { code: 'UNREACHABLE', message: `the gateway can’t be reached: ${reason}` };
 }
 
@@ -416,9 +416,15 @@ function withoutToken(reason: string): Trouble {
   return { code: 'NO_TOKEN', message: `getToken: ${safe}` };
 }
 
-/** Engine.IO says no more than "websocket error"; Node's socket knows why, a browser tells nobody. */
-function reasonOf(error: Error & { description?: { message?: string } }): string {
-  return (error.description?.message || error.message).trim();
+/**
+ * Engine.IO says no more than "websocket error". Node's socket knows why, though of a name with several addresses it
+ * gives a code only; a browser tells nobody.
+ */
+function transportReason(
+  error: Error & { description?: { message?: string; error?: { code?: string } } },
+): string {
+  const { message, error: cause } = error.description ?? {};
+  return (message || cause?.code || error.message).trim();
 }
 
 /**
