@@ -17,7 +17,7 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { FolderInUseError, isEmbeddedMade, startEmbeddedPostgres } from './backends/postgres/embedded.ts';
-import { examinePostgres, READ_ONLY, troubleOfPostgres } from './backends/postgres/examine.ts';
+import { examinePostgres, troubleOfPostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
@@ -270,14 +270,14 @@ async function examineDatabase(config: Config): Promise<PostgresFindings> {
     return { database };
   });
   try {
-    const { version, versionNumber, nowMs, isReadOnly } = await examinePostgres(examiner.database);
+    const { version, versionNumber, nowMs, trouble } = await examinePostgres(examiner.database);
     const clockDifferenceMs = nowMs - systemClock.nowMs();
     return {
       version,
       isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
       clockDifferenceMs,
       missingMigrations: await missingMigrations(examiner.database),
-      trouble: isReadOnly ? READ_ONLY : null,
+      trouble,
     };
   } finally {
     await examiner.close();

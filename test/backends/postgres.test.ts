@@ -91,6 +91,21 @@ for (const { started, open } of engines) {
   }));
 }
 
+describe('connections', () => {
+  it('that a failover left with a server which takes no changes are replaced', async () => {
+    const { url, drop } = await createDatabase();
+    const address = { kind: 'url', url } as const;
+    await migrateDatabase(address);
+    const { database } = openNode(address);
+    const change = () => database.run((db) => db.execute(sql`UPDATE devices SET revision = revision`));
+    await database.run((db) => db.execute(sql`SET default_transaction_read_only = on`));
+    await expect(change()).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+    await change();
+    await database.close();
+    await drop();
+  });
+});
+
 describe('a queue', () => {
   it('gives what appears late under a number below all that were read', async () => {
     const { url, drop } = await createDatabase();

@@ -1,5 +1,7 @@
 /** What a client is told while PostgreSQL is away, and what it costs when the connections are all taken. */
 import { randomUUID } from 'node:crypto';
+import { writeFile } from 'node:fs/promises';
+import { join } from 'node:path';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, someone } from '../support/flow.ts';
@@ -55,34 +57,29 @@ describe('while PostgreSQL is killed', () => {
   });
 });
 
-describe('while PostgreSQL is read-only, as a standby is that a failover left', () => {
+describe('while PostgreSQL is a standby', () => {
   it('what is to be stored is UNAVAILABLE, also a connection, readyz and the log say why, and all of it recovers', async () => {
     const alice = await enrol(gateway(), someone(), FEW_KEYS);
     const bob = await enrol(gateway(), someone(), FEW_KEYS);
-    const operator = await stage.sql.reserve();
-    await operator`SET default_transaction_read_only = off`;
-    const switchReadOnly = async (to: 'on' | 'off'): Promise<void> => {
-      const [{ name }] = await operator<[{ name: string }]>`SELECT current_database() AS name`;
-      await operator.unsafe(`ALTER DATABASE "${name}" SET default_transaction_read_only = ${to}`);
-      await operator`
-        SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keygate'`;
-    };
-    await switchReadOnly('on');
+    const [{ data_directory: dir }] = await stage.sql<[{ data_directory: string }]>`SHOW data_directory`;
+    await stage.postgres.kill('SIGINT');
+    await writeFile(join(dir, 'standby.signal'), '');
+    await stage.postgres.restart();
     const sent = message(bob);
     await eventually(async () => {
-      const reply = await alice.client.ask('sendMessages', sent);
-      expect(reply).toMatchObject(UNAVAILABLE);
+      expect(await alice.client.ask('sendMessages', sent)).toMatchObject(UNAVAILABLE);
       expect(await gateway().output()).toContain('read-only transaction');
     });
     const claim = { claimId: randomUUID(), userId: bob.address.userId };
     expect(await alice.client.ask('requestBundle', claim)).toMatchObject(UNAVAILABLE);
     await expect(gateway().connect(someone())).rejects.toMatchObject({ error: { code: 'UNAVAILABLE' } });
-    const { status, text } = await stage.readiness(gateway());
-    expect(status).toBe(503);
-    expect(text).toContain('"postgres":"PostgreSQL is read-only');
+    await eventually(async () => {
+      const { status, text } = await stage.readiness(gateway());
+      expect(status).toBe(503);
+      expect(text).toContain('"postgres":"PostgreSQL is read-only');
+    });
 
-    await switchReadOnly('off');
-    operator.release();
+    await stage.sql`SELECT pg_promote()`;
     await eventually(async () =>
       expect(await alice.client.ask('sendMessages', sent)).toMatchObject({ ok: true }),
     );

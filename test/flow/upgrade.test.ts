@@ -116,6 +116,16 @@ describe('migrations', () => {
     await sql.end();
   });
 
+  it('say that PostgreSQL is read-only where it is, as a standby', async () => {
+    const url = await emptyDatabase();
+    const sql = postgres(url, { max: 1, onnotice: () => {} });
+    await sql.unsafe(
+      `ALTER DATABASE ${new URL(url).pathname.slice(1)} SET default_transaction_read_only = on`,
+    );
+    await expect(migrateDatabase({ kind: 'url', url })).rejects.toThrow('PostgreSQL is read-only');
+    await sql.end();
+  });
+
   it('stand in nobody’s way while a table is held, and are applied when it is free', async () => {
     const url = await emptyDatabase();
     await migrateBefore(url, '0006_idle_devices');

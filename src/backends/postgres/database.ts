@@ -59,6 +59,8 @@ const QUERY_TIMEOUT_MS = 10_000;
 const STATEMENT_TIMEOUT_MS = 8_000;
 /** One cause is logged so often, however many requests it fails. */
 const OUTAGE_REPORT_PERIOD_MS = 15_000;
+/** New connections are no better where the server itself is read-only: they are not made at every request. */
+const LEAVE_READ_ONLY_PERIOD_MS = 5_000;
 /** No transaction of ours waits for anything but its next statement: one that does belongs to a frozen process, and holds rows. */
 const IDLE_IN_TRANSACTION_MS = 3_000;
 /**
@@ -147,6 +149,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
       if (!(error instanceof NoSlotError || isOutage(error))) throw error;
       reportOutage(error);
+      if (codeOf(error) === READ_ONLY_TRANSACTION) leaveReadOnly();
       throw unavailable(error);
     }
   }
@@ -161,6 +164,16 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     if (closed || nowMs < (reportedMs.get(code) ?? 0) + OUTAGE_REPORT_PERIOD_MS) return;
     reportedMs.set(code, nowMs);
     log.warn({ code, reason: reasonOf(error) }, 'PostgreSQL did not do what it was asked');
+  }
+
+  let leftReadOnlyMs = Number.NEGATIVE_INFINITY;
+
+  /** After a failover its address may lead to another server, while these connections stay with the one that was fenced. */
+  function leaveReadOnly(): void {
+    const nowMs = clock.nowMs();
+    if (nowMs < leftReadOnlyMs + LEAVE_READ_ONLY_PERIOD_MS) return;
+    leftReadOnlyMs = nowMs;
+    recycle('PostgreSQL is read-only');
   }
 
   let endingStalled = false;
@@ -327,6 +340,7 @@ function unavailable(cause: unknown): GatewayError {
 }
 
 const STATEMENT_TIMED_OUT = '57014';
+export const READ_ONLY_TRANSACTION = '25006';
 const OUTAGE_CODES = new Set([
   'CONNECTION_CLOSED',
   'CONNECTION_ENDED',
@@ -342,8 +356,9 @@ const OUTAGE_CODES = new Set([
   'ENOTFOUND',
   'EAI_AGAIN',
   STATEMENT_TIMED_OUT,
-  // A standby, or made read-only; no connections allowed.
-  '25006',
+  // A standby, or made so.
+  READ_ONLY_TRANSACTION,
+  // The database takes no connections.
   '55000',
   // Deadlock; serialization; lock not available.
   '40P01',

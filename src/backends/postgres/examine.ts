@@ -8,9 +8,11 @@ export interface PostgresFacts {
   /** As `server_version_num`: 140000 is 14.0. */
   versionNumber: number;
   nowMs: number;
-  /** A standby is, and what was made so: nothing can be stored. */
-  isReadOnly: boolean;
+  /** What keeps it from serving, though it can be reached: a line, or null. */
+  trouble: string | null;
 }
+
+export const READ_ONLY = 'PostgreSQL is read-only: a standby, or made so';
 
 /** @throws GatewayError UNAVAILABLE where it can't be reached */
 export async function examinePostgres(database: Database): Promise<PostgresFacts> {
@@ -31,18 +33,15 @@ export async function examinePostgres(database: Database): Promise<PostgresFacts
     version: row!.version,
     versionNumber: row!.version_number,
     nowMs: row!.now_ms,
-    isReadOnly: row!.is_read_only,
+    trouble: row!.is_read_only ? READ_ONLY : null,
   };
 }
 
 /** @returns what keeps it from serving, in a line; null where nothing does */
 export async function troubleOfPostgres(database: Database): Promise<string | null> {
   try {
-    const { isReadOnly } = await examinePostgres(database);
-    return isReadOnly ? READ_ONLY : null;
+    return (await examinePostgres(database)).trouble;
   } catch (error) {
     return reasonOf(error);
   }
 }
-
-export const READ_ONLY = 'PostgreSQL is read-only: a standby, or made so';

@@ -13,8 +13,10 @@ import {
   type Database,
   isPrepared,
   type PostgresAddress,
+  READ_ONLY_TRANSACTION,
   type Transaction,
 } from './database.ts';
+import { READ_ONLY } from './examine.ts';
 
 /** Both from `src` and from `dist`. */
 const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
@@ -54,6 +56,7 @@ export async function migrateDatabase(
         });
         return;
       } catch (error) {
+        if (codeOf(error) === READ_ONLY_TRANSACTION) throw new Error(READ_ONLY, { cause: error });
         if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
         if (systemClock.nowMs() + pauseMs >= deadlineMs) {
           throw new Error(
