@@ -203,9 +203,10 @@ export async function openOperator(
       },
       async revoke(device) {
         const { bus, locks } = openEngines(config, { clock: systemClock, log, timing: {}, undo });
+        // First of all: nothing that Redis refuses keeps a device from being revoked.
+        const { data } = await revokeDevice({ store, locks, clock: systemClock }, device);
         await bus.start({ onPoke() {}, onDisplaced() {}, onGap() {} });
         undo.push(() => bus.stop());
-        const { data } = await revokeDevice({ store, locks, clock: systemClock }, device);
         bus.poke([device]);
         await createBounces({
           messages,
