@@ -112,9 +112,13 @@ describe('keygate load-test', () => {
       stdout += chunk;
     });
     let stderr = '';
+    let isInterrupted = false;
     child.stderr.setEncoding('utf8').on('data', (chunk: string) => {
       stderr += chunk;
-      if (/achieved \d/.test(stderr)) child.kill('SIGINT');
+      // Once, since a second one ends it at once; and not before there is something to report.
+      if (isInterrupted || !/achieved [1-9]/.test(stderr)) return;
+      isInterrupted = true;
+      child.kill('SIGINT');
     });
     const code = await new Promise((resolve) => child.on('close', resolve));
     expect(stderr).toMatch(/^preparing: 0 of 5 devices\n/);
