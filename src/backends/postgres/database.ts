@@ -154,25 +154,27 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     }
   }
 
-  /** When each was reported last, by the code that PostgreSQL or the driver gave it. */
-  const reportedMs = new Map<string, number>();
+  /** Codes, of PostgreSQL or the driver, that were reported within the period. Timers end it: a clock may be set back. */
+  const reported = new Set<string>();
 
   /** Clients are told to try again; whoever runs the gateway has to know what stands in the way. */
   function reportOutage(error: unknown): void {
     const code = codeOf(error) ?? 'none';
-    const nowMs = clock.nowMs();
-    if (closed || nowMs < (reportedMs.get(code) ?? 0) + OUTAGE_REPORT_PERIOD_MS) return;
-    reportedMs.set(code, nowMs);
+    if (closed || reported.has(code)) return;
+    reported.add(code);
+    clock.after(OUTAGE_REPORT_PERIOD_MS, () => reported.delete(code));
     log.warn({ code, reason: reasonOf(error) }, 'PostgreSQL did not do what it was asked');
   }
 
-  let leftReadOnlyMs = Number.NEGATIVE_INFINITY;
+  let hasLeftReadOnly = false;
 
   /** After a failover its address may lead to another server, while these connections stay with the one that was fenced. */
   function leaveReadOnly(): void {
-    const nowMs = clock.nowMs();
-    if (nowMs < leftReadOnlyMs + LEAVE_READ_ONLY_PERIOD_MS) return;
-    leftReadOnlyMs = nowMs;
+    if (hasLeftReadOnly) return;
+    hasLeftReadOnly = true;
+    clock.after(LEAVE_READ_ONLY_PERIOD_MS, () => {
+      hasLeftReadOnly = false;
+    });
     recycle('PostgreSQL is read-only');
   }
 
