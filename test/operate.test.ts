@@ -197,6 +197,20 @@ describe('keygate doctor', () => {
   });
 });
 
+it('keygate revoke revokes also where Redis refuses the database, and says that it does', async () => {
+  const args = ['revoke', '--user', 'lost', '--device', '1'];
+  const { code, stderr } = await keygate(args, { ...env, REDIS_URL: new URL('/99', redisUrl()).href });
+  expect({ code, stderr }).toEqual({
+    code: 1,
+    stderr: 'keygate: Redis refuses database 99 of REDIS_URL: ERR DB index is out of range\n',
+  });
+  const sql = postgres(gateway.databaseUrl, { max: 1, onnotice: () => {} });
+  expect(
+    await sql`SELECT 1 FROM devices WHERE user_id = 'lost' AND device_id = 1 AND revoked_at IS NOT NULL`,
+  ).toHaveLength(1);
+  await sql.end();
+});
+
 it.each([['stats'], ['sweep'], ['restored'], ['revoke', '--user', 'alice', '--device', '1']])(
   'keygate %s makes no store where there is none: the folder was mistaken',
   async (...args) => {
