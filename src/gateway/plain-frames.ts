@@ -7,6 +7,7 @@
  */
 import { isUtf8 } from 'node:buffer';
 import type { Socket as TcpSocket } from 'node:net';
+import { ownOf, readIntoOneBuffer } from './read-buffer.ts';
 
 /** What is looked at of the library's WebSocket. */
 export interface LibraryWebSocket {
@@ -69,10 +70,12 @@ export function readPlainFrames(
       at = end;
       onText(chunk.toString(isAscii ? 'latin1' : 'utf8', start, end), end - start);
     }
-    if (at < chunk.length) pass.call(tcp, at === 0 ? chunk : chunk.subarray(at));
+    // The library keeps what it can't read yet.
+    if (at < chunk.length) pass.call(tcp, ownOf(at === 0 ? chunk : chunk.subarray(at)));
   };
   // As `once` does it: the library's own removal of its listener, when it has read enough, finds ours.
   tcp.on('data', Object.assign(read, { listener: pass }));
+  readIntoOneBuffer(tcp);
 }
 
 /** @returns the text as a frame, a byte in each character; null where it is the library's to send */

@@ -2,7 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import type { AddressInfo, Socket as TcpSocket } from 'node:net';
 import fc from 'fast-check';
 import { Server, type ServerOptions, type Socket } from 'socket.io';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
@@ -154,7 +154,9 @@ describe('requests', () => {
 
 describe('the short way', () => {
   let io: Server;
+  let url: string;
   let peer: RawPeer;
+  let second: RawPeer | null = null;
   let socket: Socket;
   let frames: Frames;
   const requests: RequestFrame[] = [];
@@ -171,7 +173,8 @@ describe('the short way', () => {
     });
     const connected = once(io, 'connection');
     await new Promise<void>((listening) => server.listen(0, '127.0.0.1', listening));
-    peer = await openAdmittedPeer(`http://127.0.0.1:${(server.address() as AddressInfo).port}`, 'any');
+    url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+    peer = await openAdmittedPeer(url, 'any');
     [socket] = (await connected) as [Socket];
     frames = new Frames(socket, { clock: systemClock, unreadBytesMax: UNREAD_BYTES_MAX, onTooSlow });
     frames.serve((request) => {
@@ -181,6 +184,8 @@ describe('the short way', () => {
   };
   afterEach(async () => {
     peer.destroy();
+    second?.destroy();
+    second = null;
     await io.close();
   });
   const library = () => (socket.conn.transport as unknown as { socket: LibraryWebSocket }).socket;
@@ -198,6 +203,54 @@ describe('the short way', () => {
     await peer.write(text('423["three"]'));
     expect(await peer.seen('433[{}]')).toBe(true);
     expect(write).toHaveBeenCalledOnce();
+  });
+
+  /** Another client of the same server. */
+  async function startSecond(): Promise<{ other: RawPeer; tcp: TcpSocket }> {
+    const connected = once(io, 'connection') as Promise<[Socket]>;
+    const other = await openAdmittedPeer(url, 'any');
+    second = other;
+    const [its] = await connected;
+    const others = new Frames(its, { clock: systemClock, unreadBytesMax: UNREAD_BYTES_MAX, onTooSlow() {} });
+    others.serve(({ id }) => others.reply(id, '{}'));
+    return {
+      other,
+      tcp: (its.conn.transport as unknown as { socket: LibraryWebSocket }).socket._socket!,
+    };
+  }
+
+  it('reads all sockets into one buffer, and what the library keeps of it is its own', async () => {
+    await start();
+    const { other, tcp: othersTcp } = await startSecond();
+    const buffers = new Set<ArrayBufferLike>();
+    for (const tcp of [library()._socket!, othersTcp]) {
+      tcp.on('data', (chunk: Buffer) => buffers.add(chunk.buffer));
+    }
+    const request = text(`421["one",{"x":"${'x'.repeat(50)}"}]`);
+    const half = once(library()._socket!, 'data');
+    await peer.write(request.subarray(0, 40));
+    await half;
+    await other.write(text(`421["other",{"y":"${'y'.repeat(90)}"}]`));
+    expect(await other.seen('431[{}]')).toBe(true);
+    await peer.write(request.subarray(40));
+    expect(await peer.seen('431[{}]')).toBe(true);
+    expect(requests.map(({ event, args }) => ({ event, args }))).toEqual([
+      { event: 'one', args: [{ x: 'x'.repeat(50) }] },
+    ]);
+    expect(buffers.size).toBe(1);
+  });
+
+  it('reads no more of a socket that is paused, until it goes on', async () => {
+    await start();
+    const { other } = await startSecond();
+    const tcp = library()._socket!;
+    tcp.pause();
+    await peer.write(text('421["one"]'));
+    await other.write(text('421["other"]'));
+    expect(await other.seen('431[{}]')).toBe(true);
+    expect(requests).toEqual([]);
+    tcp.resume();
+    expect(await peer.seen('431[{}]')).toBe(true);
   });
 
   it('writes at once what is sent in one turn, and before what goes by Socket.IO', async () => {
