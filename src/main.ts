@@ -2,6 +2,7 @@
 /** The command line. Answers go to stdout, faults and the log to stderr; 0 is success, 1 failure, 2 wrong usage. */
 import { basename, relative } from 'node:path';
 import { parseArgs } from 'node:util';
+import { setFlagsFromString } from 'node:v8';
 import {
   answer,
   BadNewsError,
@@ -95,6 +96,7 @@ async function main(args: readonly string[]): Promise<number> {
 }
 
 async function serve(): Promise<void> {
+  keepYoungWhatIsShortLived();
   const config = parseConfig(process.env);
   const log = createLogger(config.logLevel);
   endOnUncaught(log);
@@ -115,6 +117,15 @@ async function serve(): Promise<void> {
   );
   log.info({ signal: await signal }, 'stopping');
   await gateway.stop();
+}
+
+/**
+ * What a burst of results is made of lives through a collection or two, and V8 concludes from it that its like is long-lived:
+ * it makes such objects where little is collected, and they keep there, dead, what they refer to. Under messages that
+ * was 37 MB a second instead of 11, and a tenth of the process's time.
+ */
+function keepYoungWhatIsShortLived(): void {
+  setFlagsFromString('--no-allocation-site-pretenuring');
 }
 
 /** The first one; from then on, the next ends the process at once. */
