@@ -89,15 +89,21 @@ export const gatewayDrained: Fault = async ({ stage, random, actions, broken }) 
 export function reconnectsAtOnce(idleCount: number): Fault {
   return async ({ stage, actions, prefix }) => {
     const idle: Socket[] = [];
+    let isOver = false;
     try {
       for (let i = 0; i < idleCount; i++) {
         const token = await tokenFor({ userId: `${prefix}idle${i}`, deviceId: 1 });
-        idle.push(
-          io(stage.clientLink.url, {
-            ...{ transports: ['websocket'], auth: { token }, forceNew: true },
-            ...{ reconnectionDelay: 10, reconnectionDelayMax: 2_000 },
-          }),
-        );
+        const socket = io(stage.clientLink.url, {
+          ...{ transports: ['websocket'], auth: { token }, forceNew: true },
+          ...{ reconnectionDelay: 10, reconnectionDelayMax: 2_000 },
+        });
+        socket.on('connect_error', (error: Error & { data?: { retryAfterMs?: number } }) => {
+          // What the gateway refuses, as it does without its store, Socket.IO does not try again by itself.
+          const retryAfterMs = error.data?.retryAfterMs;
+          if (socket.active || retryAfterMs === undefined) return;
+          setTimeout(() => isOver || socket.connect(), retryAfterMs);
+        });
+        idle.push(socket);
       }
       const allConnected = (): boolean => idle.every((socket) => socket.connected);
       await eventually(allConnected, { ...WAIT, that: `${idleCount} connections` });
@@ -109,6 +115,7 @@ export function reconnectsAtOnce(idleCount: number): Fault {
       });
       await actions(10);
     } finally {
+      isOver = true;
       for (const socket of idle) socket.disconnect();
     }
   };
