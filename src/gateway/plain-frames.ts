@@ -39,7 +39,11 @@ const MEDIUM = 126;
 const WORDS_PAY_FROM = 128;
 const NOT_ASCII = 0x80808080;
 
-/** @param onText gets each text and its length in UTF-8, in the order in which they came; does not throw */
+/**
+ * Chunks of the socket are heard out of one buffer from now on, by all who listen for them.
+ *
+ * @param onText gets each text and its length in UTF-8, in the order in which they came; does not throw
+ */
 export function readPlainFrames(
   webSocket: LibraryWebSocket,
   onText: (text: string, bytes: number) => void,

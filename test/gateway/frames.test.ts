@@ -237,7 +237,19 @@ describe('the short way', () => {
     expect(requests.map(({ event, args }) => ({ event, args }))).toEqual([
       { event: 'one', args: [{ x: 'x'.repeat(50) }] },
     ]);
-    expect(buffers.size).toBe(1);
+    expect([...buffers].map(({ byteLength }) => byteLength)).toEqual([64 * 1024]);
+  });
+
+  it('gives the library memory of its own of no more than it keeps', async () => {
+    await start();
+    const receiver = library()._receiver as unknown as { write(chunk: Buffer): boolean };
+    const write = vi.spyOn(receiver, 'write');
+    await peer.write(PING);
+    await peer.write(text('421["one"]'));
+    expect(await peer.seen('431[{}]')).toBe(true);
+    const chunk = write.mock.calls[0]![0];
+    expect(chunk.subarray(0, PING.length)).toEqual(PING);
+    expect(chunk.buffer.byteLength).toBe(chunk.length);
   });
 
   it('reads no more of a socket that is paused, until it goes on', async () => {
