@@ -96,7 +96,6 @@ async function main(args: readonly string[]): Promise<number> {
 }
 
 async function serve(): Promise<void> {
-  keepYoungWhatIsShortLived();
   const config = parseConfig(process.env);
   const log = createLogger(config.logLevel);
   endOnUncaught(log);
@@ -105,6 +104,7 @@ async function serve(): Promise<void> {
   const signal = nextSignal();
   // Loaded only here: the other commands answer without waiting for the whole gateway.
   const { createGateway } = await import('./compose.ts');
+  keepYoungWhatIsShortLived();
   const gateway = await createGateway(config, { log });
   print(
     [
@@ -120,9 +120,9 @@ async function serve(): Promise<void> {
 }
 
 /**
- * What a burst of results is made of lives through a collection or two, and V8 concludes from it that its like is long-lived:
- * it makes such objects where little is collected, and they keep there, dead, what they refer to. Under messages that
- * was 37 MB a second instead of 11, and a tenth of the process's time.
+ * What a burst of results is made of lives through a collection or two, and V8 concludes from it that its like lives long:
+ * it makes such objects where little is collected, and there they keep, dead, what they refer to. Under messages, 37 MB a
+ * second came to lie there, where 11 do without.
  */
 function keepYoungWhatIsShortLived(): void {
   setFlagsFromString('--no-allocation-site-pretenuring');
