@@ -1,6 +1,6 @@
 /**
  * One buffer that all sockets are read into, one chunk after the other. Node makes 64 KiB of memory for each chunk and
- * gives most of it back, which takes a tenth of a claim's time. It has this as `onread` for the sockets that a process
+ * gives most of it back, which takes up to a tenth of a claim's time. It has this as `onread` for the sockets that a process
  * opens itself; for those that it accepts it is switched on here by the same means.
  *
  * @see https://nodejs.org/docs/latest-v20.x/api/net.html#new-netsocketoptions
