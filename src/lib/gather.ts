@@ -1,4 +1,5 @@
 /** Group commit: while a batch is under way the next one gathers, so a lone item never waits for a timer. */
+import { steadyClock } from './clock.ts';
 
 export interface Gatherer<Item, Result> {
   /**
@@ -12,6 +13,11 @@ export interface GathererOptions<Item, Result, Prepared> {
   batchMax: number;
   /** A batch holds no more than `max` in all, but for an item that weighs more alone. */
   weight?: { of(item: Item): number; max: number };
+  /**
+   * Between two batches some turns of the event loop pass, unless a full one waits. For items that come one in a turn,
+   * as connections do: by itself a batch would hold what came within a round trip, which is one or two.
+   */
+  lingers?: boolean;
   /** Fetches what a batch needs before it runs, as locks are. */
   prepare?(items: Item[]): Promise<Prepared>;
   /**
@@ -26,10 +32,14 @@ interface Waiting<Item, Result> {
   reject(error: unknown): void;
 }
 
+/** Of an idle event loop they take microseconds; of a busy one, no more than the time. */
+const LINGER_TURNS_MAX = 16;
+const LINGER_MAX_MS = 10;
+
 export function createGatherer<Item, Result, Prepared = void>(
   options: GathererOptions<Item, Result, Prepared>,
 ): Gatherer<Item, Result> {
-  const { batchMax, weight, prepare, run } = options;
+  const { batchMax, weight, lingers = false, prepare, run } = options;
   let waiting: Waiting<Item, Result>[] = [];
   /** A batch is under way, or begins with the end of this turn. */
   let isBusy = false;
@@ -49,12 +59,24 @@ export function createGatherer<Item, Result, Prepared = void>(
     return batch;
   }
 
+  async function linger(): Promise<void> {
+    const endMs = steadyClock.nowMs() + LINGER_MAX_MS;
+    for (let turns = 0; turns < LINGER_TURNS_MAX; turns++) {
+      if (waiting.length >= batchMax || steadyClock.nowMs() >= endMs) return;
+      await new Promise((resolve) => setImmediate(resolve));
+    }
+  }
+
   async function work(): Promise<void> {
     let handOnLast = (): void => {};
     while (waiting.length > 0) {
       const handOn = await carryOut(takeBatch(), handOnLast);
-      handOnLast = () => setImmediate(handOn);
       if (waiting.length === 0) handOn();
+      else if (!lingers) handOnLast = () => setImmediate(handOn);
+      else {
+        handOn();
+        await linger();
+      }
     }
     isBusy = false;
   }

@@ -107,3 +107,31 @@ it('takes no more into a batch than may be in one, but for an item that is too h
   expect(await Promise.all(all)).toEqual([4, 6, 1, 20, 3]);
   expect(batches.map((batch) => batch.items)).toEqual([[4, 6], [1], [20], [3]]);
 });
+
+it('lingers for some turns between two batches, so that what comes one in a turn is gathered; not where a full one waits', async () => {
+  const { batches, run } = heldBatches<number>();
+  const gatherer = createGatherer({ batchMax: 4, lingers: true, run });
+  const heard: number[] = [];
+  const submit = (item: number) => gatherer.submit(item).then((result) => heard.push(result));
+  const all = [submit(1)];
+  await turn();
+  // The first never waits, and its result waits for no other batch.
+  expect(batches.map((batch) => batch.items)).toEqual([[1]]);
+  all.push(submit(2));
+  batches[0]!.end();
+  await turn();
+  expect(heard).toEqual([1]);
+  all.push(submit(3));
+  await turn();
+  expect(batches).toHaveLength(1);
+  all.push(submit(4), submit(5), submit(6));
+  await turn();
+  await turn();
+  expect(batches.map((batch) => batch.items)).toEqual([[1], [2, 3, 4, 5]]);
+  batches[1]!.end();
+  // Alone it goes too, some turns later.
+  while (batches.length < 3) await turn();
+  batches[2]!.end();
+  await Promise.all(all);
+  expect(heard).toEqual([1, 2, 3, 4, 5, 6]);
+});

@@ -76,6 +76,7 @@ export function createMessageStore(database: Database): MessageStore {
 
   const connects = createGatherer<DeviceAddress, Connected>({
     batchMax: CONNECT_BATCH,
+    lingers: true,
     async run(connecting) {
       const rows = await database.hot(connectStatement, {
         ords: numberArray(connecting.map((_, ord) => ord)),
