@@ -77,7 +77,12 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       allowRequest: (request, allow) => {
         heedErrors(request.socket);
         admitUpgrade(request).then(
-          () => allow(null, true),
+          () => {
+            // The answer and the engine's first packet leave in one write.
+            request.socket.cork();
+            allow(null, true);
+            process.nextTick(uncork, request.socket);
+          },
           (error: unknown) => refuseUpgrade(request.socket, refusalOf(error)),
         );
       },
@@ -244,6 +249,10 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
  */
 function heedErrors(socket: TcpSocket): void {
   socket.on('error', destroy);
+}
+
+function uncork(socket: TcpSocket): void {
+  socket.uncork();
 }
 
 function destroy(this: TcpSocket): void {

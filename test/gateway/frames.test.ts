@@ -2,14 +2,24 @@
 import { randomBytes } from 'node:crypto';
 import { once } from 'node:events';
 import { createServer } from 'node:http';
-import type { AddressInfo, Socket as TcpSocket } from 'node:net';
+import { type AddressInfo, Socket as TcpSocket } from 'node:net';
 import fc from 'fast-check';
 import { Server, type ServerOptions, type Socket } from 'socket.io';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import {
+  afterAll,
+  afterEach,
+  beforeAll,
+  beforeEach,
+  describe,
+  expect,
+  it,
+  type MockInstance,
+  vi,
+} from 'vitest';
 import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
 import { type LibraryWebSocket, plainFrame } from '../../src/gateway/plain-frames.ts';
 import { systemClock } from '../../src/lib/clock.ts';
-import { frame, OPCODE, openAdmittedPeer, type RawPeer } from '../hostile/raw-peer.ts';
+import { frame, OPCODE, openAdmittedPeer, openWebSocketPeer, type RawPeer } from '../hostile/raw-peer.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
 
 const FIRST_ID = 1;
@@ -59,6 +69,17 @@ describe('requests', () => {
   }
   beforeEach(connect);
   afterEach(() => peer.destroy());
+
+  it('come after the answer to the upgrade and the engine’s first packet, which leave in one write', async () => {
+    const writes = vi.spyOn(TcpSocket.prototype, '_writev' as never) as unknown as MockInstance<
+      (chunks: { chunk: string | Buffer }[]) => void
+    >;
+    const newcomer = await openWebSocketPeer(gateway.url);
+    newcomer.destroy();
+    const [answer] = writes.mock.calls.map(([chunks]) => chunks.map(({ chunk }) => String(chunk)).join(''));
+    writes.mockRestore();
+    expect(answer).toMatch(/^HTTP\/1\.1 101 (?:.+\r\n)+\r\n.*"maxPayload"/);
+  });
 
   /** Sends the bytes in pieces and resolves, when all of `ids` are answered, to the numbers of all answers. */
   async function answeredTo(pieces: readonly Buffer[], ids: readonly number[]): Promise<number[]> {
