@@ -159,7 +159,7 @@ WITH wanted AS MATERIALIZED (
   ) AS a (ord, user_id, first_device_id, last_device_id, except_device_id, claimer_user_id, claimer_device_id, claim_id,
           spares${parts.wants})
   CROSS JOIN LATERAL (
-    SELECT v.ctid AS row_place, v.device_id, v.revision, v.identity_version, v.identity_canonical
+    SELECT v.ctid AS row_place, v.user_id, v.device_id, v.revision, v.identity_version, v.identity_canonical
     FROM ${devices} v
     WHERE v.user_id = a.user_id AND v.device_id BETWEEN a.first_device_id AND a.last_device_id
       AND v.device_id <> a.except_device_id AND v.identity_key IS NOT NULL AND v.signed_prekey_id IS NOT NULL
@@ -175,10 +175,10 @@ WITH wanted AS MATERIALIZED (
     LIMIT 1
   ) c ON true
   WINDOW of_device AS (
-    PARTITION BY a.user_id, d.device_id ORDER BY c.claim_id IS NOT NULL, a.spares, a.ord
+    PARTITION BY d.user_id, d.device_id ORDER BY c.claim_id IS NOT NULL, a.spares, a.ord
     ROWS BETWEEN UNBOUNDED PRECEDING AND UNBOUNDED FOLLOWING
   )
-  ORDER BY a.user_id, d.device_id
+  ORDER BY d.user_id, d.device_id
 ),
 -- Each device once: all its requests are claimed for, or none.
 locked AS MATERIALIZED (

@@ -19,6 +19,11 @@ import {
   uuid,
 } from 'drizzle-orm/pg-core';
 
+/**
+ * Text of an index, in the order of its bytes whatever the database's own: an order of letters takes a third more of
+ * PostgreSQL's time, and a newer system library that sorts otherwise would leave rows that the index no longer finds.
+ */
+const indexedText = customType<{ data: string }>({ dataType: () => 'text COLLATE "C"' });
 const bytea = customType<{ data: Uint8Array; driverData: Uint8Array }>({ dataType: () => 'bytea' });
 /** A set of ids that costs one range for each run of neighbours. */
 const int8multirange = customType<{ data: string }>({ dataType: () => 'int8multirange' });
@@ -34,7 +39,7 @@ export const ENVELOPE_KIND = { message: 0, bounce: 1 } as const;
 export const devices = pgTable(
   'devices',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     registrationId: integer('registration_id'),
     identityKey: bytea('identity_key'),
@@ -78,7 +83,7 @@ export const devices = pgTable(
 export const signedPreKeys = pgTable(
   'signed_prekeys',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     kind: smallint('kind').notNull(),
     keyId: bigNumber('key_id').notNull(),
@@ -99,7 +104,7 @@ export const signedPreKeys = pgTable(
 export const oneTimePreKeys = pgTable(
   'one_time_prekeys',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     kind: smallint('kind').notNull(),
     /** The order of upload; never a timestamp, which two keys could share. */
@@ -118,9 +123,9 @@ export const oneTimePreKeys = pgTable(
 export const prekeyClaims = pgTable(
   'prekey_claims',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
-    claimerUserId: text('claimer_user_id').notNull(),
+    claimerUserId: indexedText('claimer_user_id').notNull(),
     claimerDeviceId: smallint('claimer_device_id').notNull(),
     claimId: uuid('claim_id').notNull(),
     identityVersion: bigNumber('identity_version').notNull(),
@@ -154,7 +159,7 @@ export const prekeyClaims = pgTable(
 export const usedPreKeyIds = pgTable(
   'used_prekey_ids',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     identityCanonical: bytea('identity_canonical').notNull(),
     kind: smallint('kind').notNull(),
@@ -183,13 +188,13 @@ export const connectionFence = pgSequence('connection_fence');
 export const messages = pgTable(
   'messages',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     sequence: bigNumber('sequence').notNull(),
     id: uuid('id').notNull(),
     kind: smallint('kind').notNull(),
     /** The sender of a message; the recipient that a bounce tells of. */
-    peerUserId: text('peer_user_id').notNull(),
+    peerUserId: indexedText('peer_user_id').notNull(),
     peerDeviceId: smallint('peer_device_id').notNull(),
     messageId: uuid('message_id').notNull(),
     type: smallint('type'),
@@ -218,10 +223,10 @@ export const messages = pgTable(
 export const messageReceipts = pgTable(
   'message_receipts',
   {
-    userId: text('user_id').notNull(),
+    userId: indexedText('user_id').notNull(),
     deviceId: smallint('device_id').notNull(),
     kind: smallint('kind').notNull(),
-    peerUserId: text('peer_user_id').notNull(),
+    peerUserId: indexedText('peer_user_id').notNull(),
     peerDeviceId: smallint('peer_device_id').notNull(),
     messageId: uuid('message_id').notNull(),
     sequence: bigNumber('sequence').notNull(),
@@ -249,6 +254,6 @@ export const messageReceipts = pgTable(
 
 /** Secrets that every node must share, each made once. */
 export const sharedSecrets = pgTable('shared_secrets', {
-  name: text('name').primaryKey(),
+  name: indexedText('name').primaryKey(),
   value: bytea('value').notNull(),
 });

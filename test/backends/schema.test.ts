@@ -1,4 +1,7 @@
-/** What a distributed PostgreSQL needs of the schema: every row belongs to one user, and so does every rule about rows. */
+/**
+ * What every PostgreSQL needs of the schema, and a distributed one: no index depends on an order of letters; every row
+ * belongs to one user, and so does every rule about rows.
+ */
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
@@ -46,4 +49,15 @@ describe('the schema can be sharded by user id', () => {
   it('no row points at another table: nothing has to be on the same shard but what is of one user', async () => {
     expect(await sql`SELECT conname FROM pg_constraint WHERE contype = 'f'`).toHaveLength(0);
   });
+});
+
+it('every index compares text by its bytes, whatever the order of letters of the database', async () => {
+  const columns = await sql<{ index: string; collation: string }[]>`
+    SELECT i.indexrelid::regclass::text AS "index", l.collname AS "collation"
+    FROM pg_index i
+    JOIN pg_class c ON c.oid = i.indrelid AND c.relnamespace = 'public'::regnamespace
+    CROSS JOIN unnest(i.indcollation) AS k (oid)
+    JOIN pg_collation l ON l.oid = k.oid`;
+  expect(columns.length).toBeGreaterThan(10);
+  expect(columns.filter(({ collation }) => collation !== 'C')).toEqual([]);
 });
