@@ -259,9 +259,16 @@ export function isPrepared(address: PostgresAddress): boolean {
 
 function openPools(address: PostgresAddress): Pools {
   const prepare = isPrepared(address);
+  // Whatever the server, the database or the role has them at.
   const settings = {
-    // Whatever the server's default is: what is acknowledged is on disk.
+    // What is acknowledged is on disk.
     synchronous_commit: 'on',
+    // A statement sees what was committed before it began, also where one before it in the transaction waited for a lock.
+    default_transaction_isolation: 'read committed',
+    // The forms that the driver reads, and a time's milliseconds whole.
+    bytea_output: 'hex',
+    datestyle: 'ISO',
+    extra_float_digits: 1,
     statement_timeout: STATEMENT_TIMEOUT_MS,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
   };

@@ -1,0 +1,56 @@
+/** A database whose defaults somebody chose for something else: the gateway's own connections hold to what they need. */
+import { randomUUID } from 'node:crypto';
+import postgres from 'postgres';
+import { expect, it } from 'vitest';
+import { createDatabase } from '../support/engines.ts';
+import { contents, enrol, open, startGateway } from '../support/gateway.ts';
+
+const CLAIMERS = 8;
+const PRE_KEYS = [1, 2, 3, 4, 5, 6];
+
+it.each([
+  ['default_transaction_isolation', 'serializable'],
+  ['bytea_output', 'escape'],
+  ['datestyle', 'German'],
+  ['extra_float_digits', '-6'],
+])('where %s is %s keys are claimed once, messages arrive, and times are told', async (name, value) => {
+  const database = await createDatabase();
+  const sql = postgres(database.url, { max: 1, onnotice: () => {} });
+  await sql.unsafe(`ALTER DATABASE ${sql.options.database} SET ${name} = '${value}'`);
+  await sql.end();
+  const gateway = await startGateway({ databaseUrl: database.url });
+  try {
+    const bob = await enrol(gateway, { userId: 'bob', deviceId: 1 }, { oneTimePreKeys: PRE_KEYS.length });
+    // All that is stored is compared with what was uploaded.
+    await open(bob);
+    const others = await Promise.all(
+      Array.from({ length: CLAIMERS }, (_, nth) => enrol(gateway, { userId: `other-${nth}`, deviceId: 1 })),
+    );
+    const bundles = await Promise.all(
+      others.map(({ client }) => client.call('requestBundle', { claimId: randomUUID(), userId: 'bob' })),
+    );
+    const keyIds = bundles.map(({ devices }) => devices[0]!.oneTimePreKey?.keyId ?? 'none');
+    expect(keyIds.filter((keyId) => keyId !== 'none').sort()).toEqual(PRE_KEYS);
+
+    const [{ client }] = others as [(typeof others)[0]];
+    const message = {
+      messageId: randomUUID(),
+      userId: 'bob',
+      envelopes: [
+        { deviceId: 1, registrationId: bob.device.registrationId, type: 3 as const, content: 'aGk=' },
+      ],
+    };
+    const sent = await client.call('sendMessages', message);
+    await expect.poll(() => contents(bob.client)).toEqual(['hi']);
+    // What it was stored at is read back to the millisecond.
+    expect((await client.call('sendMessages', message)).storedAt).toBe(sent.storedAt);
+    const { availablePreKeys, lastUpdated } = await bob.client.call('keyStats');
+    expect({ availablePreKeys, lastUpdated }).toEqual({
+      availablePreKeys: 0,
+      lastUpdated: expect.any(String),
+    });
+  } finally {
+    await gateway.stop();
+    await database.drop();
+  }
+});
