@@ -1,4 +1,5 @@
 /** An upgrade without downtime: nodes of the version before go on beside new ones, on the schema of the new ones. */
+import { randomBytes, randomUUID } from 'node:crypto';
 import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
@@ -14,7 +15,7 @@ import { silentLog } from '../../src/lib/log.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { undoAfterEach } from '../support/flow.ts';
-import { enrol, send, startGateway } from '../support/gateway.ts';
+import { contents, enrol, open, send, startGateway } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 
 const undo = undoAfterEach();
@@ -127,6 +128,37 @@ describe('migrations', () => {
     );
     await expect(migrateDatabase({ kind: 'url', url })).rejects.toThrow('PostgreSQL is read-only');
     await sql.end();
+  });
+
+  it('need no right to change the schema where none is missing, and say who must run them where one is', async () => {
+    const url = await emptyDatabase();
+    const sql = postgres(url, { max: 1, onnotice: () => {} });
+    const role = `server_${randomBytes(6).toString('hex')}`;
+    await sql.unsafe(`CREATE ROLE ${role} LOGIN`);
+    undo.push(async () => {
+      await sql.unsafe(`DROP OWNED BY ${role}; DROP ROLE ${role}`);
+      await sql.end();
+    });
+    const databaseUrl = Object.assign(new URL(url), { username: role }).href;
+    await expect(migrateDatabase({ kind: 'url', url: databaseUrl })).rejects.toThrow(
+      /this role may not change it \(permission denied .*\): run keygate migrate with the DATABASE_URL of one that may/,
+    );
+    await migrateDatabase({ kind: 'url', url });
+    for (const right of [
+      'SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA public',
+      'USAGE ON ALL SEQUENCES IN SCHEMA public',
+      'USAGE ON SCHEMA drizzle',
+      'SELECT ON ALL TABLES IN SCHEMA drizzle',
+    ])
+      await sql.unsafe(`GRANT ${right} TO ${role}`);
+    const gateway = await startGateway({ databaseUrl });
+    undo.push(() => gateway.stop());
+    const [alice, bob] = [await enrol(gateway, ALICE), await enrol(gateway, { userId: 'bob', deviceId: 1 })];
+    await open(alice);
+    await bob.client.call('requestBundle', { claimId: randomUUID(), userId: 'alice' });
+    await send(bob.client, alice, 'hello');
+    await eventually(() => expect(contents(alice.client)).toEqual(['hello']));
+    await alice.client.call('resetKeys');
   });
 
   it('stand in nobody’s way while a table is held, and are applied when it is free', async () => {

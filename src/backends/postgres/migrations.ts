@@ -7,13 +7,16 @@ import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import { systemClock } from '../../lib/clock.ts';
+import { reasonOf } from '../../lib/reason.ts';
 import {
   codeOf,
   connect,
   type Database,
   isPrepared,
   type PostgresAddress,
+  type Queryable,
   READ_ONLY_TRANSACTION,
+  select,
   type Transaction,
 } from './database.ts';
 import { READ_ONLY } from './examine.ts';
@@ -28,18 +31,19 @@ const PAUSE_MS = 5_000;
 const TABLE_WAIT_MAX_MS = 2_000;
 const LOCK_TIMED_OUT = '55P03';
 const DEADLOCKED = '40P01';
+const NOT_ALLOWED = '42501';
 /** A node that stands still in the midst of it holds up the others no longer. */
 const IDLE_MAX_MS = 30_000;
 const dialect = new PgDialect();
 
 /**
  * Brings the schema up to date, by all migrations that are missing or by none. Safe from several nodes at once: they wait
- * for each other.
+ * for each other. Where none is missing, nothing is asked for that only the schema's owner may do.
  *
  * @param options.waitMaxMs how long to wait for another node that migrates, or for whoever holds a table
  * @param options.pauseMs between two tries to have a table
  * @returns once every migration of this version is applied
- * @throws Error where it has waited for so long; nothing has changed then
+ * @throws Error where it has waited for so long, or may not change the schema; nothing has changed then
  */
 export async function migrateDatabase(
   address: PostgresAddress,
@@ -48,15 +52,23 @@ export async function migrateDatabase(
   const deadlineMs = systemClock.nowMs() + waitMaxMs;
   const client = connect(address, { max: 1, prepare: isPrepared(address), connection: {} });
   try {
+    const db = drizzle(client);
+    if (await isInStep(db)) return;
     for (;;) {
       const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
       try {
-        await drizzle(client).transaction((tx) => migrateWithin(tx, leftMs), {
+        await db.transaction((tx) => migrateWithin(tx, leftMs), {
           isolationLevel: 'read committed',
         });
         return;
       } catch (error) {
         if (codeOf(error) === READ_ONLY_TRANSACTION) throw new Error(READ_ONLY, { cause: error });
+        if (codeOf(error) === NOT_ALLOWED) {
+          throw new Error(
+            `the schema is not up to date, and this role may not change it (${reasonOf(error)}): run keygate migrate with the DATABASE_URL of one that may`,
+            { cause: error },
+          );
+        }
         if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
         if (systemClock.nowMs() + pauseMs >= deadlineMs) {
           throw new Error(
@@ -70,6 +82,17 @@ export async function migrateDatabase(
   } finally {
     await client.end({ timeout: 5 });
   }
+}
+
+/** @throws Error where PostgreSQL is read-only: it could serve nothing */
+async function isInStep(db: Queryable): Promise<boolean> {
+  if ((await missingOf(db)) > 0) return false;
+  const [row] = await select<{ is_read_only: boolean }>(
+    db,
+    sql`SELECT current_setting('transaction_read_only') = 'on' AS is_read_only`,
+  );
+  if (row!.is_read_only) throw new Error(READ_ONLY);
+  return true;
 }
 
 /**
@@ -109,19 +132,21 @@ const NOT_THERE = ['3F000', '42P01'];
  *   version goes on beside newer ones, since migrations only add
  */
 export async function missingMigrations(database: Database): Promise<number> {
-  const newest = await newestApplied(database).catch((error: unknown) => {
+  return await database.run(missingOf);
+}
+
+async function missingOf(db: Queryable): Promise<number> {
+  const newest = await newestApplied(db).catch((error: unknown) => {
     if (NOT_THERE.includes(codeOf(error) ?? '')) return 0;
     throw error;
   });
   return (await known).filter((when) => when > newest).length;
 }
 
-async function newestApplied(database: Database): Promise<number> {
-  const [row] = await database.run(
-    async (db) =>
-      (await db.execute(sql`
-        SELECT coalesce(max(created_at), 0)::float8 AS newest
-        FROM drizzle.__drizzle_migrations`)) as unknown as { newest: number }[],
+async function newestApplied(db: Queryable): Promise<number> {
+  const [row] = await select<{ newest: number }>(
+    db,
+    sql`SELECT coalesce(max(created_at), 0)::float8 AS newest FROM drizzle.__drizzle_migrations`,
   );
   return row!.newest;
 }
