@@ -2,11 +2,12 @@
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { inspect } from 'node:util';
 import { Redis } from 'ioredis';
-import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, vi } from 'vitest';
+import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import { createRedisBus, type RedisBus, type RedisBusTiming } from '../../src/backends/redis/bus.ts';
 import { connectSubscriber } from '../../src/backends/redis/connect.ts';
 import { examineRedis } from '../../src/backends/redis/examine.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
+import { createRedisRelay } from '../../src/backends/redis/relay.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
@@ -15,6 +16,7 @@ import { keygate } from '../support/command-line.ts';
 import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { testEnvironment } from '../support/gateway.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 const QUICK: Partial<RedisBusTiming> = { probeMs: 100, probeWaitMaxMs: 500 };
 
@@ -54,10 +56,13 @@ interface Node {
   stop(): Promise<void>;
 }
 
-async function startNode(options: { url?: string; timing?: Partial<RedisBusTiming> } = {}): Promise<Node> {
+async function startNode(
+  options: { url?: string; log?: Log; timing?: Partial<RedisBusTiming> } = {},
+): Promise<Node> {
   const [commands, subscriber] = [link(options), link(options)];
   const timing = { ...QUICK, ...options.timing };
-  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log: silentLog, timing });
+  const log = options.log ?? silentLog;
+  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log, timing });
   const heard = recorder();
   await bus.start(heard);
   return {
@@ -458,6 +463,52 @@ describe('what is told of a Redis that can not be used', () => {
       .catch((error: Error) => error)
       .finally(() => asking.disconnect());
   };
+
+  it('is what its user may not do, once, until it may', async () => {
+    const url = redis.url.replace('//', '//narrow:sesame@');
+    await admin.acl('SETUSER', 'narrow', 'on', '>sesame', 'resetchannels', '~other:*', '+@all');
+    onTestFinished(async () => void (await admin.acl('DELUSER', 'narrow')));
+    expect(String(await examined(url))).toMatch(
+      /^Error: this user may not run a script on keygate:\*: NOPERM/,
+    );
+    await admin.acl('SETUSER', 'narrow', '~keygate:*');
+    expect(String(await examined(url))).toMatch(/^Error: this user may not use channels keygate:\*: NOPERM/);
+
+    const warnings: object[] = [];
+    const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };
+    const node = await startNode({ url, log, timing: { startWaitMaxMs: 300 } });
+    onTestFinished(() => node.stop());
+    expect(node.bus.trouble()).toMatch(/^Redis refuses the subscription: NOPERM/);
+    await admin.acl('SETUSER', 'narrow', '&keygate:*');
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    expect(warnings).toEqual([
+      { text: 'bus: Redis refuses the subscription', reason: expect.stringMatching(/^NOPERM/) },
+      { text: expect.stringContaining('starting without Redis') },
+    ]);
+    expect(await examined(url)).toMatchObject({ version: expect.any(String) });
+  });
+
+  it('is asked again for the inspector’s channels, on the same connection', async () => {
+    await admin.acl('SETUSER', 'narrow', 'on', '>sesame', 'resetchannels', '+@all');
+    onTestFinished(async () => void (await admin.acl('DELUSER', 'narrow')));
+    const [commands, subscriber] = [link(), link({ url: redis.url.replace('//', '//narrow:sesame@') })];
+    await ready(commands, subscriber);
+    let losses = 0;
+    subscriber.on('close', () => losses++);
+    const clock = createManualClock();
+    const relay = createRedisRelay({ nodeId: 'one', commands, subscriber, clock });
+    onTestFinished(() => relay.stop().then(() => commands.disconnect()));
+    await relay.start(() => {});
+    await admin.acl('SETUSER', 'narrow', '&keygate:*');
+    expect(losses).toBe(0);
+    await clock.advance(15_000);
+    await eventually(async () =>
+      expect(await admin.pubsub('CHANNELS', 'keygate:inspector*')).toEqual(
+        expect.arrayContaining(['keygate:inspector', 'keygate:inspector:one']),
+      ),
+    );
+    expect(losses).toBe(0);
+  });
 
   it('is its own reason', async () => {
     expect(await examined(redis.url)).toMatchObject({ version: expect.stringMatching(/^\d+\./) });

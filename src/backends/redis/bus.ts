@@ -13,7 +13,9 @@ import { addressKey } from '../../protocol/ids.ts';
 import { channelOf, publish } from './channels.ts';
 import {
   CALL_WAIT_MAX_MS,
+  isRefusal,
   isUp,
+  linkFault,
   type RedisLink,
   RefusedDatabaseError,
   recycle,
@@ -65,6 +67,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
   let isStopped = false;
   let isSubscribed = false;
   let isSubscribing = false;
+  /** Why Redis refused the last subscription; null where it did not. */
+  let refusedBecause: string | null = null;
   /** The link is connected, and yet the node's own poke did not come back. */
   let isDeaf = false;
   /** A connection was lost since the listener was last told to look at everything. */
@@ -122,14 +126,24 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     }
   }
 
+  /** Redis may let this user do everything but listen: nothing else would ever tell. */
+  function noteRefusal(error: unknown): void {
+    if (!isRefusal(error)) return;
+    const reason = linkFault(error);
+    if (refusedBecause !== reason) log.warn({ reason }, 'bus: Redis refuses the subscription');
+    refusedBecause = reason;
+  }
+
   async function subscribe(): Promise<void> {
     if (isSubscribed || isSubscribing || isStopped) return;
     isSubscribing = true;
     try {
       await within(Promise.resolve(subscriber.subscribe(channel)), CALL_WAIT_MAX_MS, clock);
       isSubscribed = isUp(subscriber);
-    } catch {
+      refusedBecause = null;
+    } catch (error) {
       // The next connection, or the next probe, tries again.
+      noteRefusal(error);
     }
     isSubscribing = false;
     await restore();
@@ -268,7 +282,11 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
 
     trouble() {
       if (!isUp(commands)) return 'no connection to Redis';
-      if (!isSubscribed) return 'not subscribed at Redis';
+      if (!isSubscribed) {
+        return refusedBecause === null
+          ? 'not subscribed at Redis'
+          : `Redis refuses the subscription: ${refusedBecause}`;
+      }
       if (isDeaf) return 'Redis is connected but delivers nothing';
       return null;
     },

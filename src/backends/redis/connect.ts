@@ -4,7 +4,7 @@
  */
 import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
-import { AbstractConnector, Cluster, Redis, type RedisOptions } from 'ioredis';
+import { AbstractConnector, Cluster, Redis, type RedisOptions, ReplyError } from 'ioredis';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 
@@ -183,6 +183,11 @@ export function linkFault(error: Error): string {
   const { message } = lastNodeError instanceof Error ? lastNodeError : error;
   // What knows no HELLO repeats it with the password.
   return message.replace(/,? *with args beginning with.*/s, '');
+}
+
+/** Whether Redis has answered, with a refusal. */
+export function isRefusal(error: unknown): error is Error {
+  return error instanceof ReplyError;
 }
 
 function linkOptions({ name, retryDelayMaxMs }: { name: string; retryDelayMaxMs: number }) {

@@ -10,7 +10,7 @@ export interface RedisFacts {
 
 const WAIT_MAX_MS = 5_000;
 
-/** @throws Error where it can't be reached, with the reason */
+/** @throws Error where it can't be reached or used, with the reason */
 export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
   if (link.status !== 'ready') {
     const patience = AbortSignal.timeout(WAIT_MAX_MS);
@@ -22,9 +22,24 @@ export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
   }
   const [seconds, microseconds] = await link.time();
   const info = await link.info('server');
+  await tryRights(link);
   return {
     version: /redis_version:(\S+)/.exec(info)?.[1] ?? 'unknown',
     nowMs: Number(seconds) * 1000 + Number(microseconds) / 1000,
+  };
+}
+
+/** A user may log in and be allowed nothing of what the gateway does. @throws Error with Redis' own reason */
+async function tryRights(link: RedisLink): Promise<void> {
+  await link
+    .eval(`return redis.call('GET', KEYS[1])`, 1, 'keygate:doctor')
+    .catch(refusedTo('run a script on keygate:*'));
+  await link.publish('keygate:doctor', '').catch(refusedTo('use channels keygate:*'));
+}
+
+function refusedTo(what: string): (error: Error) => never {
+  return (error) => {
+    throw new Error(`this user may not ${what}: ${linkFault(error)}`);
   };
 }
 

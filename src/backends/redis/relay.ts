@@ -1,9 +1,11 @@
 /** The relay of many nodes: one channel for all and one for each, on a link that nothing else waits for. */
 import type { Clock } from '../../lib/clock.ts';
 import type { Relay } from '../../ports/relay.ts';
-import { isUp, type RedisLink, within } from './connect.ts';
+import { isRefusal, isUp, type RedisLink, within } from './connect.ts';
 
 const SUBSCRIBE_WAIT_MAX_MS = 2_000;
+/** A user that may not listen asks again so much later. */
+const REFUSED_WAIT_MS = 15_000;
 const MESSAGE_LENGTH_MAX = 4 * 1024 * 1024;
 const EVERY_NODE = 'keygate:inspector';
 
@@ -32,10 +34,16 @@ export function createRedisRelay(parts: {
     try {
       const subscribed = Promise.resolve(subscriber.subscribe(EVERY_NODE, channelOf(nodeId)));
       await within(subscribed, SUBSCRIBE_WAIT_MAX_MS, clock);
-    } catch {
+    } catch (error) {
       // A connection that is lost tries again when it is back; one that only says nothing is made anew.
-      if (!isStopped && isUp(subscriber)) subscriber.disconnect(true);
+      if (isStopped || !isUp(subscriber)) return;
+      if (isRefusal(error)) clock.after(REFUSED_WAIT_MS, subscribeIfUp);
+      else subscriber.disconnect(true);
     }
+  }
+
+  function subscribeIfUp(): void {
+    if (!isStopped && isUp(subscriber)) void subscribe();
   }
 
   const onReady = (): void => void subscribe();
