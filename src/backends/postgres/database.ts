@@ -93,6 +93,9 @@ export const HOT_PLAN_SETTINGS = {
   jit: 'off',
 } as const;
 
+/** A connection that was ended while it idled costs the request that finds it so. The driver leaves out a number of 0. */
+export const NEVER_IDLE = { idle_session_timeout: '0' } as const;
+
 const dialect = new PgDialect();
 
 /**
@@ -271,6 +274,7 @@ function openPools(address: PostgresAddress): Pools {
     extra_float_digits: 1,
     statement_timeout: STATEMENT_TIMEOUT_MS,
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
+    ...NEVER_IDLE,
   };
   // Drizzle changes how its client parses dates: the hot statements get one of their own.
   const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? settings : {} });

@@ -13,6 +13,7 @@ import {
   connect,
   type Database,
   isPrepared,
+  NEVER_IDLE,
   type PostgresAddress,
   type Queryable,
   READ_ONLY_TRANSACTION,
@@ -50,7 +51,8 @@ export async function migrateDatabase(
   { waitMaxMs = WAIT_MAX_MS, pauseMs = PAUSE_MS }: { waitMaxMs?: number; pauseMs?: number } = {},
 ): Promise<void> {
   const deadlineMs = systemClock.nowMs() + waitMaxMs;
-  const client = connect(address, { max: 1, prepare: isPrepared(address), connection: {} });
+  const prepare = isPrepared(address);
+  const client = connect(address, { max: 1, prepare, connection: prepare ? NEVER_IDLE : {} });
   try {
     const db = drizzle(client);
     if (await isInStep(db)) return;
