@@ -65,13 +65,19 @@ export interface LoadOptions {
   backlog?: string | undefined;
 }
 
+/** As people write numbers, and no other form that JavaScript reads. */
+const typedNumber = z
+  .string()
+  .regex(/^\d{1,15}(\.\d{1,15})?$/, 'must be a number')
+  .transform(Number);
+
 const typedOptions = z.object({
   scenario: z.enum(SCENARIO_NAMES).default('chat'),
-  devices: z.coerce.number().pipe(devices).optional(),
-  rate: z.coerce.number().pipe(rate).optional(),
+  devices: typedNumber.pipe(devices).optional(),
+  rate: typedNumber.pipe(rate).optional(),
   duration: duration.optional(),
-  'content-bytes': z.coerce.number().pipe(contentBytes).optional(),
-  backlog: z.coerce.number().pipe(backlog).optional(),
+  'content-bytes': typedNumber.pipe(contentBytes).optional(),
+  backlog: typedNumber.pipe(backlog).optional(),
 });
 
 /** @throws UsageError */

@@ -52,6 +52,8 @@ describe('the options of a load test', () => {
     [{ devices: '0' }, /--devices/],
     [{ devices: '1.5' }, /--devices/],
     [{ devices: '' }, /--devices/],
+    [{ devices: '0x3' }, /--devices: must be a number/],
+    [{ rate: '1e3' }, /--rate: must be a number/],
     [{ devices: '1' }, /two devices/],
     [{ rate: 'fast' }, /--rate/],
     [{ rate: '-1' }, /--rate/],
