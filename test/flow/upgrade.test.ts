@@ -9,9 +9,12 @@ import postgres from 'postgres';
 import { describe, expect, it } from 'vitest';
 import { openDatabase } from '../../src/backends/postgres/database.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
-import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
+import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
+import { migrateDatabase, missingMigrations } from '../../src/backends/postgres/migrations.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
+import { reasonOf } from '../../src/lib/reason.ts';
+import { GatewayError } from '../../src/protocol/errors.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { undoAfterEach } from '../support/flow.ts';
@@ -141,7 +144,7 @@ describe('migrations', () => {
     });
     const databaseUrl = Object.assign(new URL(url), { username: role }).href;
     await expect(migrateDatabase({ kind: 'url', url: databaseUrl })).rejects.toThrow(
-      /this role may not change it \(permission denied .*\): run keygate migrate with the DATABASE_URL of one that may/,
+      /this role may not bring the schema up to date, or not see that it is \(permission denied .*\): run keygate migrate/,
     );
     await migrateDatabase({ kind: 'url', url });
     for (const right of [
@@ -182,6 +185,70 @@ describe('migrations', () => {
     const applied = await sql`SELECT created_at::float8 AS at FROM drizzle.__drizzle_migrations ORDER BY id`;
     expect(applied.map(({ at }) => at)).toEqual(journal.entries.map(({ when }) => when));
     await sql.end();
+  });
+
+  it('leave no statement behind that a running gateway has prepared: each gets its own rows, or is asked again', async () => {
+    const url = await emptyDatabase();
+    await migrateBefore(url, '0008_text_in_byte_order');
+    const sql = postgres(url, { max: 1, onnotice: () => {} });
+    undo.push(() => sql.end());
+    await sql`
+      INSERT INTO devices (user_id, device_id, registration_id, identity_key, key_version, fence, revoked_at)
+      SELECT 'of-' || n, 1, 7, '\\x01', n, n, now() FROM generate_series(1, 20) n`;
+    const database = openDatabase({ address: { kind: 'url', url }, clock: systemClock, log: silentLog });
+    undo.push(() => database.close());
+    const store = createMessageStore(database);
+    const ask = async (n: number): Promise<unknown> => {
+      const device = { userId: `of-${n}`, deviceId: 1 };
+      const page = { nowMs: systemClock.nowMs(), inFlight: [], envelopesMax: 10, bytesMax: 1_000 };
+      const [proof, read, revoked] = await Promise.all([
+        store.prove(device),
+        store.read({ device, fence: n }, page),
+        store.revokedSince(0, 100),
+      ]);
+      return [proof!.keyVersion, read!.proof.keyVersion, read!.envelopes, revoked.length];
+    };
+    // On every connection of the pool.
+    const askAll = () => Promise.all(Array.from({ length: 20 }, (_, nth) => ask(nth + 1)));
+    const right = Array.from({ length: 20 }, (_, nth) => [nth + 1, nth + 1, [], 20]);
+    expect(await askAll()).toEqual(right);
+    await migrateDatabase({ kind: 'url', url });
+    await eventually(async () => {
+      const answers = await askAll().catch((error: unknown) => {
+        if (error instanceof GatewayError && error.code === 'UNAVAILABLE') return null;
+        throw error;
+      });
+      if (answers !== null) expect(answers).toEqual(right);
+      return answers !== null;
+    });
+  });
+
+  it('change nothing where the role may not end the connections of running gateways, and say so', async () => {
+    const url = await emptyDatabase();
+    const sql = postgres(url, { max: 1, onnotice: () => {} });
+    const role = `owner_${randomBytes(6).toString('hex')}`;
+    await sql.unsafe(`CREATE ROLE ${role} LOGIN`);
+    undo.push(async () => {
+      await sql.unsafe(`REASSIGN OWNED BY ${role} TO CURRENT_USER; DROP OWNED BY ${role}; DROP ROLE ${role}`);
+      await sql.end();
+    });
+    await sql.unsafe(`ALTER DATABASE ${sql.options.database} OWNER TO ${role}`);
+    const ownerUrl = Object.assign(new URL(url), { username: role }).href;
+    await migrateBefore(ownerUrl, '0008_text_in_byte_order');
+    // A gateway of a role that this one may do nothing to.
+    const database = openDatabase({ address: { kind: 'url', url }, clock: systemClock, log: silentLog });
+    await createMessageStore(database).prove(ALICE);
+    const migrating = (): Promise<void> => migrateDatabase({ kind: 'url', url: ownerUrl });
+    const refusal = await migrating().then(() => '', reasonOf);
+    expect(refusal).toContain('gateways are running whose connections this role may not end');
+    expect(await missingMigrations(database)).toBe(1);
+    await database.close();
+    await eventually(() =>
+      migrating().then(
+        () => true,
+        () => false,
+      ),
+    );
   });
 
   it('count the devices that are there as used at the upgrade: when they were served last is unknown', async () => {

@@ -52,13 +52,18 @@ export async function migrateDatabase(
 ): Promise<void> {
   const deadlineMs = systemClock.nowMs() + waitMaxMs;
   const prepare = isPrepared(address);
-  const client = connect(address, { max: 1, prepare, connection: prepare ? NEVER_IDLE : {} });
+  const client = connect(address, {
+    max: 1,
+    prepare,
+    // By another name than a gateway's connections: a migration may end those.
+    connection: { application_name: 'keygate migrate', ...(prepare ? NEVER_IDLE : {}) },
+  });
   try {
     const db = drizzle(client);
-    if (await isInStep(db)) return;
     for (;;) {
       const leftMs = Math.max(1, deadlineMs - systemClock.nowMs());
       try {
+        if (await isInStep(db)) return;
         await db.transaction((tx) => migrateWithin(tx, leftMs), {
           isolationLevel: 'read committed',
         });
@@ -67,7 +72,7 @@ export async function migrateDatabase(
         if (codeOf(error) === READ_ONLY_TRANSACTION) throw new Error(READ_ONLY, { cause: error });
         if (codeOf(error) === NOT_ALLOWED) {
           throw new Error(
-            `the schema is not up to date, and this role may not change it (${reasonOf(error)}): run keygate migrate with the DATABASE_URL of one that may`,
+            `this role may not bring the schema up to date, or not see that it is (${reasonOf(error)}): run keygate migrate with the DATABASE_URL of one that may, and let this one read schema drizzle`,
             { cause: error },
           );
         }
@@ -103,6 +108,8 @@ async function isInStep(db: Queryable): Promise<boolean> {
  */
 async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> {
   await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${waitMaxMs}`));
+  // What the role has for a gateway's statements: an index may take minutes to build.
+  await tx.execute(sql`SET LOCAL statement_timeout = 0`);
   await tx.execute(sql.raw(`SET LOCAL idle_in_transaction_session_timeout = ${IDLE_MAX_MS}`));
   await tx.execute(sql`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`);
   await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${Math.min(waitMaxMs, TABLE_WAIT_MAX_MS)}`));

@@ -194,7 +194,7 @@ export const messages = pgTable(
     id: uuid('id').notNull(),
     kind: smallint('kind').notNull(),
     /** The sender of a message; the recipient that a bounce tells of. */
-    peerUserId: indexedText('peer_user_id').notNull(),
+    peerUserId: text('peer_user_id').notNull(),
     peerDeviceId: smallint('peer_device_id').notNull(),
     messageId: uuid('message_id').notNull(),
     type: smallint('type'),
