@@ -14,6 +14,8 @@ it.each([
   ['datestyle', 'German'],
   ['extra_float_digits', '-6'],
   ['idle_session_timeout', '1ms'],
+  ['lock_timeout', '1ms'],
+  ['statement_timeout', '3ms'],
 ])('where %s is %s keys are claimed once, messages arrive, and times are told', async (name, value) => {
   const database = await createDatabase();
   const sql = postgres(database.url, { max: 1, onnotice: () => {} });

@@ -93,7 +93,7 @@ export const HOT_PLAN_SETTINGS = {
   jit: 'off',
 } as const;
 
-/** A connection that was ended while it idled costs the request that finds it so. The driver leaves out a number of 0. */
+/** A connection that was ended while it idled costs the request that finds it so. As a text: the driver leaves out the number 0. */
 export const NEVER_IDLE = { idle_session_timeout: '0' } as const;
 
 const dialect = new PgDialect();
@@ -273,6 +273,8 @@ function openPools(address: PostgresAddress): Pools {
     datestyle: 'ISO',
     extra_float_digits: 1,
     statement_timeout: STATEMENT_TIMEOUT_MS,
+    // Who waited for that long has the sessions ended that stand still; who gave up earlier would not.
+    lock_timeout: '0',
     idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
     ...NEVER_IDLE,
   };
