@@ -485,6 +485,11 @@ describe('what is told of a Redis that can not be used', () => {
       { text: 'bus: Redis refuses the subscription', reason: expect.stringMatching(/^NOPERM/) },
       { text: expect.stringContaining('starting without Redis') },
     ]);
+    await admin.acl('SETUSER', 'narrow', '-subscribe');
+    expect(String(await examined(url))).toMatch(
+      /^Error: this user may not listen on channels keygate:\*: NOPERM/,
+    );
+    await admin.acl('SETUSER', 'narrow', '+subscribe');
     expect(await examined(url)).toMatchObject({ version: expect.any(String) });
   });
 
@@ -499,15 +504,24 @@ describe('what is told of a Redis that can not be used', () => {
     const relay = createRedisRelay({ nodeId: 'one', commands, subscriber, clock });
     onTestFinished(() => relay.stop().then(() => commands.disconnect()));
     await relay.start(() => {});
-    await admin.acl('SETUSER', 'narrow', '&keygate:*');
     expect(losses).toBe(0);
+    // However often the connection was lost meanwhile, it asks once.
+    for (let count = 1; count <= 3; count++) {
+      subscriber.disconnect(true);
+      await eventually(() => expect(losses).toBe(count));
+      await ready(subscriber);
+      // Answered behind the refusal.
+      await subscriber.ping();
+    }
+    await eventually(() => expect(clock.timerCount()).toBe(1));
+    await admin.acl('SETUSER', 'narrow', '&keygate:*');
     await clock.advance(15_000);
     await eventually(async () =>
       expect(await admin.pubsub('CHANNELS', 'keygate:inspector*')).toEqual(
         expect.arrayContaining(['keygate:inspector', 'keygate:inspector:one']),
       ),
     );
-    expect(losses).toBe(0);
+    expect(losses).toBe(3);
   });
 
   it('is its own reason', async () => {

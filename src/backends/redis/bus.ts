@@ -140,6 +140,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     try {
       await within(Promise.resolve(subscriber.subscribe(channel)), CALL_WAIT_MAX_MS, clock);
       isSubscribed = isUp(subscriber);
+      if (refusedBecause !== null) log.info({}, 'bus: Redis allows the subscription');
       refusedBecause = null;
     } catch (error) {
       // The next connection, or the next probe, tries again.
@@ -282,6 +283,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
 
     trouble() {
       if (!isUp(commands)) return 'no connection to Redis';
+      if (!isUp(subscriber)) return 'no connection to Redis to listen on';
       if (!isSubscribed) {
         return refusedBecause === null
           ? 'not subscribed at Redis'

@@ -1,7 +1,7 @@
 /** What `keygate doctor` asks Redis. */
 import { once } from 'node:events';
 import { Cluster } from 'ioredis';
-import { linkFault, type RedisLink } from './connect.ts';
+import { isRefusal, linkFault, type RedisLink } from './connect.ts';
 
 export interface RedisFacts {
   version: string;
@@ -10,7 +10,10 @@ export interface RedisFacts {
 
 const WAIT_MAX_MS = 5_000;
 
-/** @throws Error where it can't be reached or used, with the reason */
+/**
+ * @param link of nobody else: it listens in the end
+ * @throws Error where it can't be reached or used, with the reason
+ */
 export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
   if (link.status !== 'ready') {
     const patience = AbortSignal.timeout(WAIT_MAX_MS);
@@ -35,10 +38,13 @@ async function tryRights(link: RedisLink): Promise<void> {
     .eval(`return redis.call('GET', KEYS[1])`, 1, 'keygate:doctor')
     .catch(refusedTo('run a script on keygate:*'));
   await link.publish('keygate:doctor', '').catch(refusedTo('use channels keygate:*'));
+  // Last: a link that listens does nothing else.
+  await link.subscribe('keygate:doctor').catch(refusedTo('listen on channels keygate:*'));
 }
 
 function refusedTo(what: string): (error: Error) => never {
   return (error) => {
+    if (!isRefusal(error)) throw error;
     throw new Error(`this user may not ${what}: ${linkFault(error)}`);
   };
 }

@@ -1,5 +1,5 @@
 /** The relay of many nodes: one channel for all and one for each, on a link that nothing else waits for. */
-import type { Clock } from '../../lib/clock.ts';
+import type { Clock, Timer } from '../../lib/clock.ts';
 import type { Relay } from '../../ports/relay.ts';
 import { isRefusal, isUp, type RedisLink, within } from './connect.ts';
 
@@ -22,6 +22,7 @@ export function createRedisRelay(parts: {
   const { nodeId, commands, subscriber, clock } = parts;
   let onMessage: (from: string, text: string) => void = () => {};
   let isStopped = false;
+  let again: Timer | null = null;
 
   function hear(_channel: string, message: string): void {
     if (message.length > MESSAGE_LENGTH_MAX) return;
@@ -31,19 +32,17 @@ export function createRedisRelay(parts: {
   }
 
   async function subscribe(): Promise<void> {
+    again?.cancel();
+    if (isStopped || !isUp(subscriber)) return;
     try {
       const subscribed = Promise.resolve(subscriber.subscribe(EVERY_NODE, channelOf(nodeId)));
       await within(subscribed, SUBSCRIBE_WAIT_MAX_MS, clock);
     } catch (error) {
       // A connection that is lost tries again when it is back; one that only says nothing is made anew.
       if (isStopped || !isUp(subscriber)) return;
-      if (isRefusal(error)) clock.after(REFUSED_WAIT_MS, subscribeIfUp);
+      if (isRefusal(error)) again = clock.after(REFUSED_WAIT_MS, () => void subscribe());
       else subscriber.disconnect(true);
     }
-  }
-
-  function subscribeIfUp(): void {
-    if (!isStopped && isUp(subscriber)) void subscribe();
   }
 
   const onReady = (): void => void subscribe();
@@ -74,6 +73,7 @@ export function createRedisRelay(parts: {
 
     async stop() {
       isStopped = true;
+      again?.cancel();
       subscriber.off('message', hear);
       subscriber.off('ready', onReady);
       subscriber.disconnect();
