@@ -110,7 +110,13 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
    * What is judged before the connection becomes a WebSocket. A page of a foreign origin learns no more than that it
    * failed: that is how browsers tell of a refused upgrade, while every later refusal bears an error object.
    */
-  async function admitUpgrade({ headers, socket }: IncomingMessage): Promise<void> {
+  async function admitUpgrade({ url = '', headers, socket }: IncomingMessage): Promise<void> {
+    // The engine itself would say so behind an answer that has been given.
+    if (!/[?&]EIO=4(&|$)/.test(url)) {
+      throw badRequest([
+        { path: [], message: 'speak protocol 4 of Engine.IO, as clients of Socket.IO 3 and later do' },
+      ]);
+    }
     // A WebSocket knows no CORS: without this, any page could connect with what it has got hold of.
     if (!parts.isOriginAllowed(headers.origin)) {
       throw new GatewayError('FORBIDDEN', 'this origin is not allowed');

@@ -640,6 +640,23 @@ describe('beside Socket.IO', () => {
     expect((await client.call('keyStatus')).keyVersion).toBe(0);
   });
 
+  it.each(['', 'EIO=3&', 'EIO=44&'])(
+    'refuses an upgrade with "%s" before it is answered',
+    async (protocol) => {
+      const asked = [
+        `GET /socket.io/?${protocol}transport=websocket HTTP/1.1`,
+        'Host: x',
+        'Upgrade: websocket',
+        'Connection: Upgrade',
+        'Sec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==',
+        'Sec-WebSocket-Version: 13',
+      ];
+      const answer = await raw(gateway.url, `${asked.join('\r\n')}\r\n\r\n`);
+      expect(answer).toMatch(/^HTTP\/1\.1 400 /);
+      expect(answer).toContain('protocol 4 of Engine.IO');
+    },
+  );
+
   it('tells a client that polls how a socket is opened', async () => {
     for (const [method, status] of [
       ['GET', 400],
