@@ -1,5 +1,5 @@
 /** Group commit: while a batch is under way the next one gathers, so a lone item never waits for a timer. */
-import { steadyClock } from './clock.ts';
+import type { Clock } from './clock.ts';
 
 export interface Gatherer<Item, Result> {
   /**
@@ -14,10 +14,11 @@ export interface GathererOptions<Item, Result, Prepared> {
   /** A batch holds no more than `max` in all, but for an item that weighs more alone. */
   weight?: { of(item: Item): number; max: number };
   /**
-   * Between two batches some turns of the event loop pass, unless a full one waits. For items that come one in a turn,
-   * as connections do: by itself a batch would hold what came within a round trip, which is one or two.
+   * Between two batches some turns of the event loop pass, and no more of this clock's time than a few milliseconds, unless
+   * a full one waits. For items that come one in a turn, as connections do: by itself a batch would hold what came within
+   * a round trip, which is one or two.
    */
-  lingers?: boolean;
+  lingersBy?: Clock;
   /** Fetches what a batch needs before it runs, as locks are. */
   prepare?(items: Item[]): Promise<Prepared>;
   /**
@@ -39,7 +40,7 @@ const LINGER_MAX_MS = 10;
 export function createGatherer<Item, Result, Prepared = void>(
   options: GathererOptions<Item, Result, Prepared>,
 ): Gatherer<Item, Result> {
-  const { batchMax, weight, lingers = false, prepare, run } = options;
+  const { batchMax, weight, lingersBy, prepare, run } = options;
   let waiting: Waiting<Item, Result>[] = [];
   /** A batch is under way, or begins with the end of this turn. */
   let isBusy = false;
@@ -59,10 +60,10 @@ export function createGatherer<Item, Result, Prepared = void>(
     return batch;
   }
 
-  async function linger(): Promise<void> {
-    const endMs = steadyClock.nowMs() + LINGER_MAX_MS;
+  async function linger(clock: Clock): Promise<void> {
+    const endMs = clock.nowMs() + LINGER_MAX_MS;
     for (let turns = 0; turns < LINGER_TURNS_MAX; turns++) {
-      if (waiting.length >= batchMax || steadyClock.nowMs() >= endMs) return;
+      if (waiting.length >= batchMax || clock.nowMs() >= endMs) return;
       await new Promise((resolve) => setImmediate(resolve));
     }
   }
@@ -72,10 +73,10 @@ export function createGatherer<Item, Result, Prepared = void>(
     while (waiting.length > 0) {
       const handOn = await carryOut(takeBatch(), handOnLast);
       if (waiting.length === 0) handOn();
-      else if (!lingers) handOnLast = () => setImmediate(handOn);
+      else if (lingersBy === undefined) handOnLast = () => setImmediate(handOn);
       else {
         handOn();
-        await linger();
+        await linger(lingersBy);
       }
     }
     isBusy = false;

@@ -1,5 +1,6 @@
 import { expect, it } from 'vitest';
 import { createGatherer } from '../../src/lib/gather.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 /** A runner whose batches end when the test says so. */
 function heldBatches<Item>() {
@@ -110,7 +111,7 @@ it('takes no more into a batch than may be in one, but for an item that is too h
 
 it('lingers for some turns between two batches, so that what comes one in a turn is gathered; not where a full one waits', async () => {
   const { batches, run } = heldBatches<number>();
-  const gatherer = createGatherer({ batchMax: 4, lingers: true, run });
+  const gatherer = createGatherer({ batchMax: 4, lingersBy: createManualClock(), run });
   const heard: number[] = [];
   const submit = (item: number) => gatherer.submit(item).then((result) => heard.push(result));
   const all = [submit(1)];

@@ -3,6 +3,7 @@
  * What is gathered into one statement is decided here; the statements have a file for each kind.
  */
 import { randomUUID } from 'node:crypto';
+import { steadyClock } from '../../lib/clock.ts';
 import { createGatherer } from '../../lib/gather.ts';
 import type {
   DeviceProof,
@@ -76,7 +77,7 @@ export function createMessageStore(database: Database): MessageStore {
 
   const connects = createGatherer<DeviceAddress, Connected>({
     batchMax: CONNECT_BATCH,
-    lingers: true,
+    lingersBy: steadyClock,
     async run(connecting) {
       const rows = await database.hot(connectStatement, {
         ords: numberArray(connecting.map((_, ord) => ord)),

@@ -135,7 +135,7 @@ export function createLeases(parts: LeasesParts): Leases {
   /** What connects at once is announced at once. */
   const acquisitions = createGatherer<HeldLease, void>({
     batchMax: LEASES_PER_BATCH_MAX,
-    lingers: true,
+    lingersBy: clock,
     async run(batch) {
       // Those that ended while they waited are nobody's any more.
       const held = batch.filter((lease) => leases.get(lease.key) === lease);
@@ -165,7 +165,7 @@ export function createLeases(parts: LeasesParts): Leases {
   /** What disconnects at once is given up at once. */
   const releases = createGatherer<Lease, void>({
     batchMax: LEASES_PER_BATCH_MAX,
-    lingers: true,
+    lingersBy: clock,
     async run(batch) {
       const each = batch.map((lease) => ({ key: leaseKey(addressKey(lease.device)), arg: lease.fence }));
       await runOnEach(commands, GIVE_UP, [nodeId, leaseMs], each);
