@@ -2,7 +2,9 @@
 import { randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { expect, it } from 'vitest';
+import type { RequestData } from '../../src/protocol/events.ts';
 import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
 import { contents, enrol, open, startGateway } from '../support/gateway.ts';
 
 const CLAIMERS = 8;
@@ -18,9 +20,10 @@ it.each([
   ['statement_timeout', '3ms'],
 ])('where %s is %s keys are claimed once, messages arrive, and times are told', async (name, value) => {
   const database = await createDatabase();
-  const sql = postgres(database.url, { max: 1, onnotice: () => {} });
-  await sql.unsafe(`ALTER DATABASE ${sql.options.database} SET ${name} = '${value}'`);
-  await sql.end();
+  const holder = postgres(database.url, { max: 2, onnotice: () => {} });
+  // Both of its connections are from before.
+  await Promise.all([holder`SELECT pg_sleep(0)`, holder`SELECT pg_sleep(0)`]);
+  await holder.unsafe(`ALTER DATABASE ${holder.options.database} SET ${name} = '${value}'`);
   const gateway = await startGateway({ databaseUrl: database.url });
   try {
     const bob = await enrol(gateway, { userId: 'bob', deviceId: 1 }, { oneTimePreKeys: PRE_KEYS.length });
@@ -29,9 +32,21 @@ it.each([
     const others = await Promise.all(
       Array.from({ length: CLAIMERS }, (_, nth) => enrol(gateway, { userId: `other-${nth}`, deviceId: 1 })),
     );
-    const bundles = await Promise.all(
-      others.map(({ client }) => client.call('requestBundle', { claimId: randomUUID(), userId: 'bob' })),
-    );
+    let claiming: Promise<RequestData<'requestBundle'>[]> | undefined;
+    // While another transaction has the device, a claim waits for it.
+    await holder.begin(async (tx) => {
+      await tx`SELECT 1 FROM devices WHERE user_id = 'bob' FOR UPDATE`;
+      claiming = Promise.all(
+        others.map(({ client }) => client.call('requestBundle', { claimId: randomUUID(), userId: 'bob' })),
+      );
+      const isWaiting = async (): Promise<boolean> =>
+        (
+          await holder`SELECT 1 FROM pg_stat_activity
+                       WHERE datname = current_database() AND wait_event_type = 'Lock'`
+        ).length > 0;
+      await Promise.race([claiming, eventually(isWaiting)]);
+    });
+    const bundles = await claiming!;
     const keyIds = bundles.map(({ devices }) => devices[0]!.oneTimePreKey?.keyId ?? 'none');
     expect(keyIds.filter((keyId) => keyId !== 'none').sort()).toEqual(PRE_KEYS);
 
@@ -54,6 +69,7 @@ it.each([
     });
   } finally {
     await gateway.stop();
+    await holder.end();
     await database.drop();
   }
 });
