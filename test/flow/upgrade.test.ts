@@ -77,7 +77,7 @@ describe('migrations', () => {
         const now = after.tables[name];
         expect(Object.keys(after.tables)).toContain(name);
         for (const [column, { type }] of Object.entries(table.columns)) {
-          // In which order text is sorted changes no value.
+          // A collation changes no value. What it does to prepared statements, 0008's own test below has.
           expect(now!.columns[column]!.type.replace(' COLLATE "C"', ''), `${name}.${column}`).toBe(
             type.replace(' COLLATE "C"', ''),
           );
