@@ -30,7 +30,7 @@ import { examineRedis } from './backends/redis/examine.ts';
 import { createRedisLocks } from './backends/redis/locks.ts';
 import { createRedisRateLimiter } from './backends/redis/rate-limiter.ts';
 import { createRedisRelay } from './backends/redis/relay.ts';
-import type { Config } from './config.ts';
+import type { Config, StoreConfig } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { type Bounces, createBounces } from './delivery/bounce.ts';
 import { createCourier } from './delivery/courier.ts';
@@ -129,7 +129,7 @@ export async function createGateway(
 }
 
 /** Brings the schema of the configured store up to date, starting the embedded one for it. */
-export async function migrateDatabase(config: Config): Promise<void> {
+export async function migrateDatabase(config: StoreConfig): Promise<void> {
   const { store } = config;
   if (store.kind === 'url') return await migrate({ kind: 'url', url: store.url });
   const postgres = await startEmbeddedPostgres({ dataDir: store.dataDir, log: silentLog });
@@ -162,7 +162,7 @@ export interface Operator {
  * @throws Error where the store can't be reached, is behind, or is an embedded one that is in use or was never made
  */
 export async function openOperator(
-  config: Config,
+  config: StoreConfig,
   { migrates, log = silentLog }: { migrates: boolean; log?: Log },
 ): Promise<Operator> {
   const { store: where } = config;
@@ -551,7 +551,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
 }
 
 async function openStore(
-  config: Config,
+  config: StoreConfig,
   { log, undo }: Pick<Frame, 'log' | 'undo'>,
 ): Promise<PostgresAddress> {
   const { store } = config;
@@ -570,7 +570,7 @@ async function openStore(
 }
 
 function openEngines(
-  config: Config,
+  config: StoreConfig,
   { clock, log, timing, undo }: Pick<Frame, 'clock' | 'log' | 'timing' | 'undo'>,
 ): { bus: Bus; locks: DeviceLocks; limiter: RateLimiter; trouble(): string | null } {
   const limits = limitsOf(config);
@@ -606,14 +606,14 @@ function openEngines(
 }
 
 /** Those that are switched on. */
-function limitsOf(config: Config): Limit[] {
+function limitsOf(config: StoreConfig): Limit[] {
   return (Object.keys(LIMIT_WINDOWS_MS) as RateName[])
     .map((name) => ({ name, points: config.limits[name], windowMs: LIMIT_WINDOWS_MS[name] }))
     .filter(({ points }) => points > 0);
 }
 
 /** Nodes talk about what they see on a link of its own: a viewer that wants much must not delay a poke. */
-function openRelay(config: Config, { log, undo }: Pick<Frame, 'log' | 'undo'>): Relay {
+function openRelay(config: StoreConfig, { log, undo }: Pick<Frame, 'log' | 'undo'>): Relay {
   const nodeId = `${hostname().slice(0, 40)}-${randomBytes(6).toString('hex')}`;
   if (config.redisUrl === null) return createInProcessRelay(nodeId);
   const url = config.redisUrl;

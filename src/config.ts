@@ -64,6 +64,9 @@ export interface Config {
   warnings: readonly string[];
 }
 
+/** What a command needs that sees no token. */
+export type StoreConfig = Omit<Config, 'tokens'>;
+
 /** Every fault of the environment at once; a line names its variable and never repeats a secret. */
 export class ConfigError extends Error {
   readonly problems: readonly string[];
@@ -307,6 +310,15 @@ const KEY_VARIABLES = ['JWT_SECRET', 'JWT_PUBLIC_KEY', 'JWT_JWKS_URL'] as const 
  * @throws ConfigError with one line for each problem
  */
 export function parseConfig(env: NodeJS.ProcessEnv): Config {
+  return read(env, { verifiesTokens: true });
+}
+
+/** The same for what works on the store alone: whoever only migrates, say, need not be given the key to every device. */
+export function parseStoreConfig(env: NodeJS.ProcessEnv): StoreConfig {
+  return read(env, { verifiesTokens: false });
+}
+
+function read(env: NodeJS.ProcessEnv, { verifiesTokens }: { verifiesTokens: boolean }): Config {
   const given = new Map<string, string>();
   for (const [name, value] of Object.entries(env)) {
     if (value !== undefined && value !== '') given.set(name, value);
@@ -315,6 +327,7 @@ export function parseConfig(env: NodeJS.ProcessEnv): Config {
   const problems = [
     ...(parsed.error?.issues ?? []).map((issue) => problemLine(String(issue.path[0]), issue.message, given)),
     ...contradictions(given),
+    ...(verifiesTokens ? missingKey(given) : []),
     ...unknownVariables(given),
   ];
   if (parsed.data !== undefined) problems.push(...collisions(parsed.data));
@@ -420,13 +433,15 @@ function contradictions(given: ReadonlyMap<string, string>): string[] {
   if (keySources.length > 1) {
     problems.push(`${keySources.join(' and ')} are set: tokens are verified in one way only`);
   }
-  if (keySources.length === 0 && given.has('DATABASE_URL')) {
-    problems.push(`one of ${KEY_VARIABLES.join(', ')} must be set with DATABASE_URL`);
-  }
   if (given.has('JWT_ALGORITHMS') && !given.has('JWT_JWKS_URL')) {
     problems.push('JWT_ALGORITHMS goes with JWT_JWKS_URL only: a single key has one algorithm');
   }
   return problems;
+}
+
+function missingKey(given: ReadonlyMap<string, string>): string[] {
+  const isMissing = given.has('DATABASE_URL') && !KEY_VARIABLES.some((name) => given.has(name));
+  return isMissing ? [`one of ${KEY_VARIABLES.join(', ')} must be set with DATABASE_URL`] : [];
 }
 
 function collisions(values: z.output<typeof environment>): string[] {

@@ -14,7 +14,7 @@ import {
   print,
   type Values,
 } from './command.ts';
-import { type Config, ConfigError, parseConfig } from './config.ts';
+import { type Config, ConfigError, parseConfig, parseStoreConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { stayAwake, systemClock } from './lib/clock.ts';
 import { reasonOf } from './lib/reason.ts';
@@ -245,7 +245,7 @@ function timeOf(text: string): number {
 }
 
 async function migrate(): Promise<void> {
-  const config = parseConfig(process.env);
+  const config = parseStoreConfig(process.env);
   const { migrateDatabase } = await import('./compose.ts');
   await migrateDatabase(config);
   print('the database schema is up to date');

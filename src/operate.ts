@@ -11,7 +11,7 @@ import {
   type Values,
 } from './command.ts';
 import type { EngineFacts, Operator } from './compose.ts';
-import { type Config, parseConfig } from './config.ts';
+import { parseConfig, parseStoreConfig, type StoreConfig } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { messagesCut, sweepMessages } from './delivery/retention.ts';
 import { createIdleSweep, idleCut } from './keys/idle.ts';
@@ -111,9 +111,9 @@ device start afresh. Gateways without REDIS_URL notice within 15 seconds.
 async function withOperator(
   env: NodeJS.ProcessEnv,
   how: { migrates: boolean },
-  action: (operator: Operator, config: Config) => Promise<void>,
+  action: (operator: Operator, config: StoreConfig) => Promise<void>,
 ): Promise<void> {
-  const config = parseConfig(env);
+  const config = parseStoreConfig(env);
   // Loaded only here: help and faults of usage are told without waiting for it.
   const { openOperator } = await import('./compose.ts');
   const operator = await openOperator(config, how);

@@ -197,6 +197,18 @@ describe('keygate doctor', () => {
   });
 });
 
+it('works on the store without a key to verify tokens by', async () => {
+  const { JWT_SECRET, ...keyless } = env;
+  const device = ['--user', 'nobody', '--device', '1'];
+  for (const args of [['migrate'], ['stats'], ['sweep', '--dry-run'], ['revoke', ...device]]) {
+    expect(await keygate(args, keyless), args[0]).toMatchObject({ code: 0, stderr: '' });
+  }
+  expect(await keygate(['check-config'], keyless)).toMatchObject({
+    code: 1,
+    stderr: expect.stringContaining('one of JWT_SECRET, JWT_PUBLIC_KEY, JWT_JWKS_URL must be set'),
+  });
+});
+
 it('keygate revoke revokes also where Redis refuses the database, and says that it does', async () => {
   const args = ['revoke', '--user', 'lost', '--device', '1'];
   const { code, stderr } = await keygate(args, { ...env, REDIS_URL: new URL('/99', redisUrl()).href });
