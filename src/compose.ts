@@ -37,6 +37,7 @@ import { createCourier } from './delivery/courier.ts';
 import { noReports } from './delivery/reports.ts';
 import { sweepMessages } from './delivery/retention.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
+import { connectionsMax } from './gateway/bound-connections.ts';
 import { createSocketDoor } from './gateway/server.ts';
 import { createHttpDoor } from './http/door.ts';
 import { createBundleClaims } from './keys/claim-bundle.ts';
@@ -47,6 +48,7 @@ import { revokeDevice } from './keys/revoke.ts';
 import { createValidationProofs } from './keys/validation.ts';
 import { type Clock, every, systemClock } from './lib/clock.ts';
 import { type Log, silentLog } from './lib/log.ts';
+import { openFilesMax } from './lib/open-files.ts';
 import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
 import type { KeyStore } from './ports/key-store.ts';
@@ -495,6 +497,8 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     isOriginAllowed: (origin) => isOriginAllowed(config.origins, origin),
     clientAddressOf: createClientAddressOf(config.trustedProxies),
     limits,
+    log,
+    connectionsMax: connectionsMax(config.limits.connections, openFilesMax()),
     connectionsPerAddressMax: config.limits.connectionsPerAddress,
     framesPerSecondMax: config.limits.framesPerSocket,
     isDraining,

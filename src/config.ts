@@ -269,6 +269,10 @@ export const environment = z.object({
     3_000,
     'connections from one address, a minute; an IPv6 network of 64 bits is one',
   ),
+  LIMIT_CONNECTIONS: limit(
+    0,
+    'connections that are open at once on one node, those of HTTP with them; beyond it new ones are closed unread, as they are anyway where fewer than 256 file descriptors would be left',
+  ),
   LIMIT_CONNECTIONS_PER_ADDRESS: limit(
     5_000,
     'connections from one address that are open at once on one node',
@@ -365,6 +369,7 @@ function configOf(values: z.output<typeof environment>): Config {
       connectsPerDevice: values.LIMIT_CONNECTS_PER_DEVICE,
       connectsPerUser: values.LIMIT_CONNECTS_PER_USER,
       handshakesPerAddress: values.LIMIT_HANDSHAKES_PER_ADDRESS,
+      connections: values.LIMIT_CONNECTIONS,
       connectionsPerAddress: values.LIMIT_CONNECTIONS_PER_ADDRESS,
       framesPerSocket: values.LIMIT_FRAMES_PER_SOCKET,
     },

@@ -45,6 +45,7 @@ describe('configuration', () => {
         connectsPerDevice: 60,
         connectsPerUser: 600,
         handshakesPerAddress: 3_000,
+        connections: 0,
         connectionsPerAddress: 5_000,
         framesPerSocket: 1_000,
       },

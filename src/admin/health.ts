@@ -62,6 +62,7 @@ export async function startAdmin(options: {
     );
   });
   server.requestTimeout = 5_000;
+  server.maxConnections = CONNECTIONS_MAX;
   await new Promise<void>((resolve, reject) => {
     server.once('error', reject);
     server.listen(options.port, options.host, resolve);
@@ -79,6 +80,9 @@ export async function startAdmin(options: {
       }),
   };
 }
+
+/** Of whoever scrapes, probes and watches. */
+const CONNECTIONS_MAX = 128;
 
 const PAGE_HEADERS = {
   'cache-control': 'no-store',

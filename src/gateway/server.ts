@@ -6,6 +6,7 @@ import type { Duplex } from 'node:stream';
 import { type DefaultEventsMap, Server } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
+import type { Log } from '../lib/log.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import { FRAME_BYTES_MAX } from '../protocol/limits.ts';
 import type { ClientToServerEvents, ServerToClientEvents } from '../protocol/socket-types.ts';
@@ -14,6 +15,7 @@ import type { ClientAddressOf } from '../requests/client-address.ts';
 import { badRequest, type Dispatch, draining } from '../requests/dispatch.ts';
 import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
+import { boundConnections } from './bound-connections.ts';
 import { acceptConnection, type GatewaySocket, type SocketData } from './connection.ts';
 import { createFlow } from './flow.ts';
 import { boundedParser } from './parser.ts';
@@ -30,6 +32,9 @@ export interface SocketDoorParts {
   isOriginAllowed(origin: string | undefined): boolean;
   clientAddressOf: ClientAddressOf;
   limits: Limits;
+  log: Log;
+  /** Open connections of this node; null for no bound. */
+  connectionsMax: number | null;
   /** Open connections of one address on this node; 0 for no bound. */
   connectionsPerAddressMax: number;
   /** Frames of one connection in a second, over ten seconds; 0 for no bound. */
@@ -57,7 +62,10 @@ const GOODBYE_WAIT_MAX_MS = 1_000;
 const CROWDED_RETRY_MS = 10_000;
 
 export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
-  const { clock, observer } = parts;
+  const { clock, log, observer } = parts;
+  if (parts.connectionsMax !== null) {
+    boundConnections(parts.server, { max: parts.connectionsMax, clock, log, observer });
+  }
   const requestListeners = parts.server.listeners('request') as (() => void)[];
   const io = new Server<ClientToServerEvents, ServerToClientEvents, DefaultEventsMap, SocketData>(
     parts.server,

@@ -39,8 +39,8 @@ const CHANGES: ReadonlySet<RequestName> = new Set<RequestName>([
 
 /** Points per window. */
 export type RateName = keyof typeof LIMIT_WINDOWS_MS;
-/** Those that each node holds by itself are told here too: open connections of an address, frames of a socket. */
-export type LimitName = RateName | 'connectionsPerAddress' | 'framesPerSocket';
+/** Those that each node holds by itself are told here too: open connections, in all and of an address; frames of a socket. */
+export type LimitName = RateName | 'connections' | 'connectionsPerAddress' | 'framesPerSocket';
 
 export interface Limits {
   /**

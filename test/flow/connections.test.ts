@@ -447,6 +447,8 @@ async function openDoor(parts: Partial<SocketDoorParts> = {}) {
       limiter: createInProcessRateLimiter({ limits: [], clock: systemClock }),
       observer: createObserver(silentLog),
     }),
+    log: silentLog,
+    connectionsMax: null,
     connectionsPerAddressMax: 0,
     framesPerSecondMax: 0,
     isDraining: () => false,

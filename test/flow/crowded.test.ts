@@ -1,0 +1,97 @@
+/** More connections than a node may have: those that it has are served on, and it can still reach whatever it needs. */
+import { connect as connectTcp } from 'node:net';
+import postgres from 'postgres';
+import { expect, it } from 'vitest';
+import { connectionsMax } from '../../src/gateway/bound-connections.ts';
+import { openFilesMax } from '../../src/lib/open-files.ts';
+import { createDatabase } from '../support/engines.ts';
+import { eventually } from '../support/eventually.ts';
+import { gatewayFor, someone, undoAfterEach } from '../support/flow.ts';
+import { startGatewayProcess } from '../support/gateway-process.ts';
+
+const undo = undoAfterEach();
+
+/** Connections that say nothing. */
+async function hold(url: string, count: number) {
+  const { hostname, port } = new URL(url);
+  let closedCount = 0;
+  const sockets = Array.from({ length: count }, () => {
+    const socket = connectTcp(Number(port), hostname);
+    socket.on('error', () => {});
+    socket.on('close', () => {
+      closedCount += 1;
+    });
+    return socket.resume();
+  });
+  const release = (): void => {
+    for (const socket of sockets) socket.destroy();
+  };
+  undo.push(release);
+  return { closedCount: () => closedCount, release };
+}
+
+it('leaves a process the file descriptors that it needs for its store and its health page', async () => {
+  const database = await createDatabase();
+  undo.push(() => database.drop());
+  const through = ['sh', '-c', 'ulimit -n 300 && exec "$@"', 'sh'];
+  const gateway = await startGatewayProcess(
+    { databaseUrl: database.url },
+    { LOG_LEVEL: 'warn' },
+    { through },
+  );
+  undo.push(() => gateway.stop());
+  const client = await gateway.connect(someone());
+  const crowd = await hold(gateway.url, 400);
+  // Of the 300, half are kept for all else, where 256 would be too many.
+  await eventually(() => crowd.closedCount() >= 400 - 150 + 1, {
+    that: 'what is beyond the bound being closed',
+  });
+
+  expect((await fetch(`${gateway.adminUrl}/readyz`)).status).toBe(200);
+  const metrics = await (await fetch(`${gateway.adminUrl}/metrics`)).text();
+  expect(metrics).toMatch(/keygate_limits_hit_total\{limit="connections"\} \d{3}/);
+  expect(await gateway.output()).toContain('"connectionsMax":150');
+
+  const admin = postgres(database.url, { max: 1 });
+  await admin`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keygate'`;
+  await admin.end();
+  await eventually(async () => (await client.ask('keyStatus', {})).ok, {
+    that: 'the store being reached again',
+  });
+
+  crowd.release();
+  await eventually(
+    async () => {
+      const another = await gateway.connect(someone()).catch(() => null);
+      return (await another?.ask('keyStatus', {}))?.ok ?? false;
+    },
+    { that: 'another connection being taken' },
+  );
+});
+
+it('holds no more connections than it is told to', async () => {
+  const at = await gatewayFor(undo, { env: { LIMIT_CONNECTIONS: '2' } });
+  const first = await at.connect(someone());
+  const second = await at.connect(someone());
+  const crowd = await hold(at.url, 3);
+  await eventually(() => crowd.closedCount() === 3, { that: 'all others being closed' });
+  await second.call('keyStatus');
+  first.close();
+  await eventually(async () => (await at.connect(someone()).catch(() => null)) !== null, {
+    that: 'room being made',
+  });
+});
+
+it.each([
+  ['not bounded', 0, null, null],
+  ['bounded by the operator', 5_000, null, 5_000],
+  ['bounded by the operator below what the system allows', 5_000, 65_536, 5_000],
+  ['bounded by the system', 100_000, 65_536, 65_280],
+  ['bounded by a system that allows little', 0, 64, 32],
+])('where it is %s', (_, configured, openFiles, expected) => {
+  expect(connectionsMax(configured, openFiles)).toBe(expected);
+});
+
+it('knows how many files its process may have open', () => {
+  expect(openFilesMax()).toBeGreaterThan(0);
+});
