@@ -469,10 +469,12 @@ describe('what is told of a Redis that can not be used', () => {
     await admin.acl('SETUSER', 'narrow', 'on', '>sesame', 'resetchannels', '~other:*', '+@all');
     onTestFinished(async () => void (await admin.acl('DELUSER', 'narrow')));
     expect(String(await examined(url))).toMatch(
-      /^Error: this user may not run a script on keygate:\*: NOPERM/,
+      /^Error: Redis refuses a script that writes keygate:\*: NOPERM/,
     );
     await admin.acl('SETUSER', 'narrow', '~keygate:*');
-    expect(String(await examined(url))).toMatch(/^Error: this user may not use channels keygate:\*: NOPERM/);
+    expect(String(await examined(url))).toMatch(
+      /^Error: Redis refuses a message on channels keygate:\*: NOPERM/,
+    );
 
     const warnings: object[] = [];
     const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };
@@ -487,10 +489,30 @@ describe('what is told of a Redis that can not be used', () => {
     ]);
     await admin.acl('SETUSER', 'narrow', '-subscribe');
     expect(String(await examined(url))).toMatch(
-      /^Error: this user may not listen on channels keygate:\*: NOPERM/,
+      /^Error: Redis refuses a subscription to channels keygate:\*: NOPERM/,
     );
     await admin.acl('SETUSER', 'narrow', '+subscribe');
     expect(await examined(url)).toMatchObject({ version: expect.any(String) });
+  });
+
+  it('is that it stores nothing, until it does', async () => {
+    const warnings: object[] = [];
+    const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };
+    const node = await startNode({ log });
+    onTestFinished(() => node.stop());
+    await node.bus.acquire({ device: { userId: 'alice', deviceId: 1 }, fence: 1 });
+    await admin.config('SET', 'maxmemory', '1');
+    try {
+      expect(String(await examined(redis.url))).toMatch(
+        /^Error: Redis refuses a script that writes keygate:\*: OOM/,
+      );
+      expect(await node.bus.acquire({ device: { userId: 'bob', deviceId: 1 }, fence: 2 })).toBe(true);
+      expect(node.bus.trouble()).toMatch(/^Redis refuses leases: OOM/);
+    } finally {
+      await admin.config('SET', 'maxmemory', '0');
+    }
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    expect(warnings).toEqual([{ text: 'bus: Redis refuses leases', reason: expect.stringMatching(/^OOM/) }]);
   });
 
   it('is asked again for the inspector’s channels, on the same connection', async () => {

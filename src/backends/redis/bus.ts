@@ -94,6 +94,7 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
     nodeId,
     leaseMs: timing.leaseMs,
     clock,
+    log,
     onDisplaced: (lease) => tell((to) => to.onDisplaced(lease)),
     onRegained: (key) => pokes.lookHere(key),
     tellDisplaced(node, key, fence) {
@@ -290,7 +291,8 @@ export function createRedisBus({ commands, subscriber, clock, log, ...options }:
           : `Redis refuses the subscription: ${refusedBecause}`;
       }
       if (isDeaf) return 'Redis is connected but delivers nothing';
-      return null;
+      const refusal = leases.refusal();
+      return refusal === null ? null : `Redis refuses leases: ${refusal}`;
     },
 
     stop,

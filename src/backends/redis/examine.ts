@@ -32,20 +32,20 @@ export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
   };
 }
 
-/** A user may log in and be allowed nothing of what the gateway does. @throws Error with Redis' own reason */
+/** It may answer, and do nothing of what the gateway needs: for this user, or for anybody. @throws Error with Redis' own reason */
 async function tryRights(link: RedisLink): Promise<void> {
   await link
-    .eval(`return redis.call('GET', KEYS[1])`, 1, 'keygate:doctor')
-    .catch(refusedTo('run a script on keygate:*'));
-  await link.publish('keygate:doctor', '').catch(refusedTo('use channels keygate:*'));
+    .eval(`return redis.call('SET', KEYS[1], '', 'PX', 1)`, 1, 'keygate:doctor')
+    .catch(refused('a script that writes keygate:*'));
+  await link.publish('keygate:doctor', '').catch(refused('a message on channels keygate:*'));
   // Last: a link that listens does nothing else.
-  await link.subscribe('keygate:doctor').catch(refusedTo('listen on channels keygate:*'));
+  await link.subscribe('keygate:doctor').catch(refused('a subscription to channels keygate:*'));
 }
 
-function refusedTo(what: string): (error: Error) => never {
+function refused(what: string): (error: Error) => never {
   return (error) => {
     if (!isRefusal(error)) throw error;
-    throw new Error(`this user may not ${what}: ${linkFault(error)}`);
+    throw new Error(`Redis refuses ${what}: ${linkFault(error)}`);
   };
 }
 

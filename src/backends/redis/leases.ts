@@ -4,9 +4,10 @@
  */
 import type { Clock } from '../../lib/clock.ts';
 import { createGatherer } from '../../lib/gather.ts';
+import type { Log } from '../../lib/log.ts';
 import type { Lease } from '../../ports/bus.ts';
 import { addressKey } from '../../protocol/ids.ts';
-import { CALL_WAIT_MAX_MS, isUp, type RedisLink, within } from './connect.ts';
+import { CALL_WAIT_MAX_MS, isRefusal, isUp, linkFault, type RedisLink, within } from './connect.ts';
 import { runOnEach, script } from './scripts.ts';
 
 const ACQUIRE_WAIT_MAX_MS = 500;
@@ -71,6 +72,8 @@ export interface Leases {
   nodeLost(): void;
   /** What Redis confirmed until now may be gone. */
   connectionLost(): void;
+  /** Why Redis takes no leases, in its own words: it is full, say, or can't write to its disk. Null where it does. */
+  refusal(): string | null;
 
   /** Resolves when Redis knows, or can't be told. */
   giveUpAll(): Promise<void>;
@@ -81,6 +84,7 @@ export interface LeasesParts {
   nodeId: string;
   leaseMs: number;
   clock: Clock;
+  log: Log;
   /** A newer connection took a device over that this node served. */
   onDisplaced(lease: Lease): void;
   /** A lease was away from Redis, and pokes passed its device by until now. */
@@ -98,12 +102,13 @@ interface HeldLease extends Lease {
 }
 
 export function createLeases(parts: LeasesParts): Leases {
-  const { commands, nodeId, leaseMs, clock, onDisplaced, onRegained, tellDisplaced } = parts;
+  const { commands, nodeId, leaseMs, clock, log, onDisplaced, onRegained, tellDisplaced } = parts;
   const leases = new Map<string, HeldLease>();
   /** Some lease was not confirmed, though no connection was lost. */
   let isRenewalDue = false;
   /** Counts the connections of `commands`: what Redis confirmed over an older one may be gone. */
   let connection = 0;
+  let refusedBecause: string | null = null;
 
   function drop(lease: HeldLease): void {
     if (leases.get(lease.key) !== lease) return;
@@ -111,11 +116,24 @@ export function createLeases(parts: LeasesParts): Leases {
     if (!lease.isPending) onDisplaced({ device: lease.device, fence: lease.fence });
   }
 
+  /** Nothing else would ever tell: pokes and probes pass a Redis that stores nothing. */
+  function noteRefusal(error: unknown): never {
+    if (isRefusal(error)) {
+      const reason = linkFault(error);
+      if (refusedBecause === null) log.warn({ reason }, 'bus: Redis refuses leases');
+      refusedBecause = reason;
+    }
+    throw error;
+  }
+
   /** Puts leases into Redis, tells those that they displace, and drops those that were lost. */
   async function announce(batch: readonly HeldLease[], mode: 'acquire' | 'renew'): Promise<void> {
+    if (batch.length === 0) return;
     const sentIn = connection;
     const each = batch.map((lease) => ({ key: leaseKey(lease.key), arg: lease.fence }));
-    const answers = await runOnEach(commands, LEASE, [nodeId, leaseMs, mode], each);
+    const answers = await runOnEach(commands, LEASE, [nodeId, leaseMs, mode], each).catch(noteRefusal);
+    if (refusedBecause !== null) log.info({}, 'bus: Redis takes leases again');
+    refusedBecause = null;
     for (const [i, lease] of batch.entries()) {
       const answer = answers[i];
       if (typeof answer !== 'string') {
@@ -225,6 +243,8 @@ export function createLeases(parts: LeasesParts): Leases {
     connectionLost() {
       connection++;
     },
+
+    refusal: () => (leases.size === 0 ? null : refusedBecause),
 
     async giveUpAll() {
       for (const lease of leases.values()) giveUpSoon(lease);
