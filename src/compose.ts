@@ -17,7 +17,7 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { FolderInUseError, isEmbeddedMade, startEmbeddedPostgres } from './backends/postgres/embedded.ts';
-import { examinePostgres, troubleOfPostgres } from './backends/postgres/examine.ts';
+import { examinePostgres, troubleOfPostgres, troublesOfPostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
@@ -243,8 +243,8 @@ export interface EngineFacts {
 
 export interface PostgresFindings extends EngineFacts {
   missingMigrations: number;
-  /** What keeps it from serving, though it can be reached. */
-  trouble: string | null;
+  /** What keeps it from serving, though it can be reached, each in a line. */
+  troubles: readonly string[];
 }
 
 /**
@@ -273,14 +273,14 @@ async function examineDatabase(config: Config): Promise<PostgresFindings> {
     return { database };
   });
   try {
-    const { version, versionNumber, nowMs, trouble } = await examinePostgres(examiner.database);
+    const { version, versionNumber, nowMs } = await examinePostgres(examiner.database);
     const clockDifferenceMs = nowMs - systemClock.nowMs();
     return {
       version,
       isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
       clockDifferenceMs,
       missingMigrations: await missingMigrations(examiner.database),
-      trouble,
+      troubles: await troublesOfPostgres(examiner.database),
     };
   } finally {
     await examiner.close();
@@ -351,6 +351,8 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     }),
   );
   undo.push(() => database.close());
+  const troubles = await troublesOfPostgres(database);
+  if (troubles.length > 0) throw new Error(troubles.join('\n'));
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
   const { bus, locks, limiter, trouble } = openEngines(config, { clock, log, timing, undo });

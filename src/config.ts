@@ -116,7 +116,8 @@ export const environment = z.object({
         'may say ?prepare=true or ?prepare=false, nothing else of prepare',
       ),
   ).meta({
-    meaning: '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` for a pooler in transaction mode',
+    meaning:
+      '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` where a pooler (PgBouncer) is between',
     unset: 'not set: embedded',
   }),
   REDIS_URL: optional(

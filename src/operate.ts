@@ -272,10 +272,10 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
     const found = await examineStore(config);
     if (found === 'notMade') return [{ good: true, found: 'embedded: the first start makes it' }];
     if (found === 'inUse') return [{ good: true, found: 'embedded: a gateway runs on it' }];
-    const { missingMigrations, trouble, ...facts } = found;
+    const { missingMigrations, troubles, ...facts } = found;
     return [
       ...engineFindings('PostgreSQL', 14, facts),
-      ...(trouble === null ? [] : [{ good: false, found: trouble }]),
+      ...troubles.map((trouble) => ({ good: false, found: trouble })),
       missingMigrations === 0
         ? { good: true, found: 'the schema is in step' }
         : { good: false, found: `${missingMigrations} migrations are missing: run keygate migrate` },

@@ -4,7 +4,7 @@ import { existsSync, readFileSync } from 'node:fs';
 import { cpus, release, totalmem } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath } from 'node:url';
-import { findRedis } from '../support/redis-binary.ts';
+import { findRedis } from '../support/debian-binary.ts';
 
 export interface Setting {
   commit: string;

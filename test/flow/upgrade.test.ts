@@ -154,6 +154,23 @@ describe('migrations', () => {
       'SELECT ON ALL TABLES IN SCHEMA drizzle',
     ])
       await sql.unsafe(`GRANT ${right} TO ${role}`);
+
+    // What the role still lacks, it is told at the start and not by every request.
+    await sql.unsafe(
+      `REVOKE INSERT, DELETE ON messages FROM ${role}; REVOKE USAGE ON SEQUENCE connection_fence FROM ${role}`,
+    );
+    await expect(startGateway({ databaseUrl })).rejects.toThrow(
+      'this role has not been granted INSERT on messages, DELETE on messages, USAGE on connection_fence',
+    );
+    await sql.unsafe(
+      `GRANT INSERT, DELETE ON messages TO ${role}; GRANT USAGE ON SEQUENCE connection_fence TO ${role}`,
+    );
+    await sql.unsafe(`ALTER ROLE ${role} SET search_path = elsewhere`);
+    await expect(startGateway({ databaseUrl })).rejects.toThrow(
+      'this role sees no tables of Keygate: its search_path leads to another schema',
+    );
+    await sql.unsafe(`ALTER ROLE ${role} RESET search_path`);
+
     const gateway = await startGateway({ databaseUrl });
     undo.push(() => gateway.stop());
     const [alice, bob] = [await enrol(gateway, ALICE), await enrol(gateway, { userId: 'bob', deviceId: 1 })];
@@ -162,6 +179,32 @@ describe('migrations', () => {
     await send(bob.client, alice, 'hello');
     await eventually(() => expect(contents(alice.client)).toEqual(['hello']));
     await alice.client.call('resetKeys');
+  });
+
+  it('take longer than any other statement of their role may', async () => {
+    const url = await emptyDatabase();
+    const sql = postgres(url, { max: 2, onnotice: () => {} });
+    // Both of its connections are from before.
+    await Promise.all([sql`SELECT 1`, sql`SELECT 1`]);
+    const timeouts = await sql<{ name: string }[]>`
+      SELECT name FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')`;
+    for (const { name } of timeouts) {
+      await sql.unsafe(`ALTER DATABASE ${sql.options.database} SET ${name} = '1s'`);
+    }
+    let migrating: Promise<void> | undefined;
+    await sql.begin(async (tx) => {
+      await tx`SELECT pg_advisory_xact_lock(7217903411)`;
+      migrating = migrateDatabase({ kind: 'url', url });
+      const hasOutlivedThem = async (): Promise<boolean> =>
+        (
+          await sql`SELECT 1 FROM pg_stat_activity
+                    WHERE datname = current_database() AND application_name = 'keygate migrate'
+                      AND wait_event_type = 'Lock' AND clock_timestamp() - xact_start > interval '1.2 seconds'`
+        ).length > 0;
+      await Promise.race([migrating, eventually(hasOutlivedThem)]);
+    });
+    await migrating;
+    await sql.end();
   });
 
   it('stand in nobody’s way while a table is held, and are applied when it is free', async () => {

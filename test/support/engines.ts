@@ -13,9 +13,9 @@ import { npmBinaries, type PostgresBinaries } from '../../src/backends/postgres/
 import { type EngineUser, engineUserFor, letPass } from '../../src/backends/postgres/engine-user.ts';
 import { type GuardedProcess, startGuarded } from '../../src/backends/postgres/guarded-process.ts';
 import { initialise, startPostmaster } from '../../src/backends/postgres/postmaster.ts';
+import { type EngineBinary, findRedis, MissingEngineError } from './debian-binary.ts';
 import { eventually } from './eventually.ts';
 import { freePort } from './ports.ts';
-import { findRedis, MissingEngineError, type RedisBinary } from './redis-binary.ts';
 import { stopped } from './stopped.ts';
 
 export interface Engine {
@@ -167,7 +167,7 @@ export async function startRedisCluster({ nodeCount = 3 } = {}): Promise<RedisCl
   }
 }
 
-async function startRedisIn(dir: string, binary: RedisBinary, more: readonly string[]): Promise<Engine> {
+async function startRedisIn(dir: string, binary: EngineBinary, more: readonly string[]): Promise<Engine> {
   const logFile = join(dir, 'redis.log');
   const engine = await startOnFreePort(dir, async (port) => {
     const outputFd = openSync(logFile, 'a', 0o600);
@@ -265,7 +265,7 @@ async function systemBinaries(): Promise<PostgresBinaries | null> {
   return null;
 }
 
-async function startOnFreePort(
+export async function startOnFreePort(
   dir: string,
   start: (port: number) => Promise<GuardedProcess>,
 ): Promise<Omit<Engine, 'url'>> {
@@ -309,7 +309,7 @@ function withUrl<T extends object>(engine: Omit<Engine, 'url'>, url: string, mor
 }
 
 /** The folder stays when `start` succeeds: the engine removes it when it is stopped. */
-async function inTemporaryFolder<T>(start: (dir: string) => Promise<T>): Promise<T> {
+export async function inTemporaryFolder<T>(start: (dir: string) => Promise<T>): Promise<T> {
   const dir = await mkdtemp(join(await realpath(tmpdir()), 'keygate-test-'));
   try {
     return await start(dir);

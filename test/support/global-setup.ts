@@ -1,6 +1,7 @@
 /** Gives the run its shared engines, unless the environment already names some; without them the run fails. */
+
+import { MissingEngineError } from './debian-binary.ts';
 import { type Engine, startPostgres, startRedis } from './engines.ts';
-import { MissingEngineError } from './redis-binary.ts';
 
 /** The workers, and the processes that tests start, find the engines in the environment. */
 export default async function setup(): Promise<() => Promise<void>> {

@@ -5,7 +5,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { promisify } from 'node:util';
 import { engineUserFor, letPass } from '../../src/backends/postgres/engine-user.ts';
-import { MissingEngineError } from './redis-binary.ts';
+import { MissingEngineError } from './debian-binary.ts';
 
 export interface Certificate {
   /** PEM; what `NODE_EXTRA_CA_CERTS` names. */

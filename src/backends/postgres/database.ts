@@ -41,6 +41,8 @@ export interface Database {
   run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
   /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   hot<Row>(statement: HotStatement<Row>, values: Readonly<Record<string, unknown>>): Promise<Row[]>;
+  /** False where the URL says that nothing is prepared, and nothing set at connecting. */
+  readonly isPrepared: boolean;
   /** Queries that wait for a connection. */
   waitingCount(): number;
   /** Replaces both pools: what hangs on the old ones fails. */
@@ -93,8 +95,38 @@ export const HOT_PLAN_SETTINGS = {
   jit: 'off',
 } as const;
 
-/** A connection that was ended while it idled costs the request that finds it so. As a text: the driver leaves out the number 0. */
+/** A connection that was ended while it idled costs the request that finds it so. */
 export const NEVER_IDLE = { idle_session_timeout: '0' } as const;
+
+interface Setting {
+  /** What connections set. A text: the driver leaves out the number 0. */
+  value: string;
+  /** Whether what somebody else has set, in PostgreSQL's own unit, will do. */
+  suits(setting: string): boolean;
+}
+
+const exactly = (value: string): Setting => ({ value, suits: (setting) => setting === value });
+const bounded = (ms: number): Setting => ({
+  value: String(ms),
+  suits: (setting) => Number(setting) > 0 && Number(setting) <= QUERY_TIMEOUT_MS,
+});
+
+/** What the gateway depends on, whatever the server, the database or the role has. */
+export const SETTINGS: Readonly<Record<string, Setting>> = {
+  // What is acknowledged is on disk.
+  synchronous_commit: { value: 'on', suits: (setting) => setting !== 'off' },
+  // A statement sees what was committed before it began, also where one before it in the transaction waited for a lock.
+  default_transaction_isolation: exactly('read committed'),
+  // The forms that the driver reads, and a time's milliseconds whole.
+  bytea_output: exactly('hex'),
+  datestyle: { value: 'ISO', suits: (setting) => setting.startsWith('ISO') },
+  extra_float_digits: { value: '1', suits: (setting) => Number(setting) >= 1 },
+  statement_timeout: bounded(STATEMENT_TIMEOUT_MS),
+  // Who waited for that long has the sessions ended that stand still; who gave up earlier would not.
+  lock_timeout: exactly('0'),
+  idle_in_transaction_session_timeout: bounded(IDLE_IN_TRANSACTION_MS),
+  idle_session_timeout: exactly(NEVER_IDLE.idle_session_timeout),
+};
 
 const dialect = new PgDialect();
 
@@ -120,7 +152,7 @@ export async function select<Row>(db: Queryable, statement: SQL): Promise<Row[]>
  * Opens the pools; connections are made when they are first needed.
  *
  * @param address with `?prepare=false` in its URL, nothing is prepared and no setting is made at connecting, as a
- *   pooler in transaction mode requires
+ *   pooler requires
  */
 export function openDatabase(options: { address: PostgresAddress; clock: Clock; log: Log }): Database {
   const { address, clock, log } = options;
@@ -153,7 +185,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       if (!(error instanceof NoSlotError || isOutage(error))) throw error;
       reportOutage(error);
       if (codeOf(error) === READ_ONLY_TRANSACTION) leaveReadOnly();
-      throw unavailable(error);
+      throw unavailable(explained(error));
     }
   }
 
@@ -239,6 +271,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
             prepare: current.prepare,
           }) as unknown as Promise<never[]>,
       ),
+    isPrepared: pools.prepare,
     waitingCount: () => slots.client.waitingCount() + slots.hot.waitingCount(),
     recycle,
     async close() {
@@ -255,29 +288,14 @@ interface Pools {
   prepare: boolean;
 }
 
-/** Behind a pooler in transaction mode nothing is: its URL says so. */
+/** Behind a pooler nothing is: its URL says so. */
 export function isPrepared(address: PostgresAddress): boolean {
   return !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
 }
 
 function openPools(address: PostgresAddress): Pools {
   const prepare = isPrepared(address);
-  // Whatever the server, the database or the role has them at.
-  const settings = {
-    // What is acknowledged is on disk.
-    synchronous_commit: 'on',
-    // A statement sees what was committed before it began, also where one before it in the transaction waited for a lock.
-    default_transaction_isolation: 'read committed',
-    // The forms that the driver reads, and a time's milliseconds whole.
-    bytea_output: 'hex',
-    datestyle: 'ISO',
-    extra_float_digits: 1,
-    statement_timeout: STATEMENT_TIMEOUT_MS,
-    // Who waited for that long has the sessions ended that stand still; who gave up earlier would not.
-    lock_timeout: '0',
-    idle_in_transaction_session_timeout: IDLE_IN_TRANSACTION_MS,
-    ...NEVER_IDLE,
-  };
+  const settings = Object.fromEntries(Object.entries(SETTINGS).map(([name, { value }]) => [name, value]));
   // Drizzle changes how its client parses dates: the hot statements get one of their own.
   const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? settings : {} });
   const hot = connect(address, {
@@ -354,6 +372,16 @@ function unavailable(cause: unknown): GatewayError {
   });
 }
 
+/** What a pooler says to the settings of a connection is no news to whoever wrote it, and to nobody else of use. */
+export function explained(error: unknown): unknown {
+  if (codeOf(error) !== PROTOCOL_VIOLATED || !reasonOf(error).includes('startup parameter')) return error;
+  return new Error(`${SETTINGS_KEPT_OUT} (${reasonOf(error)}): add ?prepare=false to it`, { cause: error });
+}
+
+export const SETTINGS_KEPT_OUT =
+  'what a connection sets does not reach PostgreSQL: a pooler answers at DATABASE_URL';
+
+const PROTOCOL_VIOLATED = '08P01';
 const STATEMENT_TIMED_OUT = '57014';
 export const READ_ONLY_TRANSACTION = '25006';
 const OUTAGE_CODES = new Set([
@@ -375,6 +403,9 @@ const OUTAGE_CODES = new Set([
   READ_ONLY_TRANSACTION,
   // The database takes no connections.
   '55000',
+  // A transaction took too long, or stood still.
+  '25P03',
+  '25P04',
   // Deadlock; serialization; lock not available.
   '40P01',
   '40001',

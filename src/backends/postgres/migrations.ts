@@ -12,6 +12,7 @@ import {
   codeOf,
   connect,
   type Database,
+  explained,
   isPrepared,
   NEVER_IDLE,
   type PostgresAddress,
@@ -76,7 +77,7 @@ export async function migrateDatabase(
             { cause: error },
           );
         }
-        if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw error;
+        if (![LOCK_TIMED_OUT, DEADLOCKED].includes(codeOf(error) ?? '')) throw explained(error);
         if (systemClock.nowMs() + pauseMs >= deadlineMs) {
           throw new Error(
             `the schema could not be brought up to date within ${Math.ceil(waitMaxMs / 1000)} s: another node is migrating, or something holds a table`,
@@ -108,8 +109,9 @@ async function isInStep(db: Queryable): Promise<boolean> {
  */
 async function migrateWithin(tx: Transaction, waitMaxMs: number): Promise<void> {
   await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${waitMaxMs}`));
-  // What the role has for a gateway's statements: an index may take minutes to build.
-  await tx.execute(sql`SET LOCAL statement_timeout = 0`);
+  // What the role has for a gateway's statements: an index may take minutes to build. The second came with PostgreSQL 17.
+  await tx.execute(sql`
+    SELECT set_config(name, '0', true) FROM pg_settings WHERE name IN ('statement_timeout', 'transaction_timeout')`);
   await tx.execute(sql.raw(`SET LOCAL idle_in_transaction_session_timeout = ${IDLE_MAX_MS}`));
   await tx.execute(sql`SELECT pg_advisory_xact_lock(${MIGRATION_LOCK})`);
   await tx.execute(sql.raw(`SET LOCAL lock_timeout = ${Math.min(waitMaxMs, TABLE_WAIT_MAX_MS)}`));

@@ -1,7 +1,7 @@
-/** Finds a Redis server for the tests: on the path, or from Debian's packages unpacked into a private folder. */
+/** Finds what the tests need beside Node: on the path, or from Debian's packages unpacked into a private folder. */
 import { execFile } from 'node:child_process';
 import { constants } from 'node:fs';
-import { access, lstat, mkdir, mkdtemp, readdir, readFile, rename, rm } from 'node:fs/promises';
+import { access, chmod, lstat, mkdir, mkdtemp, readdir, readFile, rename, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { delimiter, join } from 'node:path';
 import { promisify } from 'node:util';
@@ -9,7 +9,7 @@ import { promisify } from 'node:util';
 const run = promisify(execFile);
 const DOWNLOAD_WAIT_MAX_MS = 120_000;
 
-export interface RedisBinary {
+export interface EngineBinary {
   command: string;
   env: Record<string, string>;
 }
@@ -19,27 +19,60 @@ export class MissingEngineError extends Error {
   override readonly name = 'MissingEngineError';
 }
 
+interface Engine {
+  /** Any of these will do. */
+  programs: readonly string[];
+  debian: DebianProgram;
+  /** One line that says what to install. */
+  advice: string;
+}
+
+interface DebianProgram {
+  package: string;
+  /** Where the package has its program. */
+  program: string;
+}
+
+const REDIS: Engine = {
+  programs: ['redis-server', 'valkey-server'],
+  debian: { package: 'redis-server', program: 'usr/bin/redis-server' },
+  advice: 'The tests need a real Redis: install redis-server (or valkey-server), or set TEST_REDIS_URL.',
+};
+
+const PGBOUNCER: Engine = {
+  programs: ['pgbouncer'],
+  debian: { package: 'pgbouncer', program: 'usr/sbin/pgbouncer' },
+  advice: 'The tests need a real PgBouncer: install pgbouncer.',
+};
+
 /** @throws MissingEngineError where there is no server and no Debian to take one from */
-export async function findRedis(): Promise<RedisBinary> {
+export function findRedis(): Promise<EngineBinary> {
+  return find(REDIS);
+}
+
+/** @throws MissingEngineError where there is none and no Debian to take one from */
+export function findPgBouncer(): Promise<EngineBinary> {
+  return find(PGBOUNCER);
+}
+
+async function find({ programs, debian, advice }: Engine): Promise<EngineBinary> {
   const folders = [
     ...(process.env.PATH ?? '').split(delimiter),
     '/usr/bin',
+    '/usr/sbin',
     '/usr/local/bin',
     '/opt/homebrew/bin',
   ];
-  for (const name of ['redis-server', 'valkey-server']) {
+  for (const name of programs) {
     for (const folder of folders.filter((path) => path !== '')) {
       const command = join(folder, name);
       if (await isExecutable(command)) return { command, env: {} };
     }
   }
   try {
-    return await unpackedRedis();
+    return await unpacked(debian);
   } catch (cause) {
-    throw new MissingEngineError(
-      'The tests need a real Redis: install redis-server (or valkey-server), or set TEST_REDIS_URL.',
-      { cause },
-    );
+    throw new MissingEngineError(advice, { cause });
   }
 }
 
@@ -47,16 +80,18 @@ export async function findRedis(): Promise<RedisBinary> {
  * Downloads Debian's package and unpacks it, without root and without touching the system; the next run finds
  * it where this one put it.
  */
-export async function unpackedRedis(cacheParent = tmpdir()): Promise<RedisBinary> {
+async function unpacked(wanted: DebianProgram): Promise<EngineBinary> {
   const release =
     (await readFile('/etc/os-release', 'utf8')).match(/^VERSION_CODENAME="?([\w-]+)/m)?.[1] ?? 'unknown';
   const uid = process.getuid?.() ?? 0;
-  const cache = join(cacheParent, `keygate-redis-${release}-${process.arch}-${uid}`);
+  const cache = join(tmpdir(), `keygate-${wanted.package}-${release}-${process.arch}-${uid}`);
   if (!(await isOurs(cache, uid))) {
     const part = await mkdtemp(`${cache}.part-`);
     try {
-      await downloadInto(part);
-      await binaryIn(part);
+      await downloadInto(part, wanted.package);
+      await binaryIn(part, wanted);
+      // Some programs are run by another user than root.
+      await chmod(part, 0o755);
       // Named when it is whole and known to run. Another run that was quicker has made the same.
       await rename(part, cache).catch((error: NodeJS.ErrnoException) => {
         if (error.code !== 'ENOTEMPTY' && error.code !== 'EEXIST') throw error;
@@ -66,7 +101,7 @@ export async function unpackedRedis(cacheParent = tmpdir()): Promise<RedisBinary
     }
     if (!(await isOurs(cache, uid))) throw new Error(`${cache} belongs to somebody else`);
   }
-  return binaryIn(cache);
+  return binaryIn(cache, wanted);
 }
 
 /** Names in the temporary folder are free for all: only what this user alone could write is run. */
@@ -76,7 +111,7 @@ async function isOurs(folder: string, uid: number): Promise<boolean> {
   return found.isDirectory() && found.uid === uid && (found.mode & 0o022) === 0;
 }
 
-async function downloadInto(folder: string): Promise<void> {
+async function downloadInto(folder: string, packageName: string): Promise<void> {
   const [lists, archives] = [join(folder, 'apt', 'lists'), join(folder, 'apt', 'archives')];
   for (const path of [lists, archives]) await mkdir(join(path, 'partial'), { recursive: true });
   const options = [
@@ -89,15 +124,15 @@ async function downloadInto(folder: string): Promise<void> {
   const apt = (...args: string[]) =>
     run('apt-get', ['-q', ...options, ...args], { timeout: DOWNLOAD_WAIT_MAX_MS });
   await apt('update');
-  await apt('install', '--download-only', '--no-install-recommends', '--yes', 'redis-server');
+  await apt('install', '--download-only', '--no-install-recommends', '--yes', packageName);
   for (const name of await readdir(archives)) {
     if (name.endsWith('.deb')) await run('dpkg-deb', ['-x', join(archives, name), folder]);
   }
   await rm(join(folder, 'apt'), { recursive: true, force: true });
 }
 
-async function binaryIn(folder: string): Promise<RedisBinary> {
-  const command = join(folder, 'usr', 'bin', 'redis-server');
+async function binaryIn(folder: string, { program }: DebianProgram): Promise<EngineBinary> {
+  const command = join(folder, program);
   const libraries = join(folder, 'usr', 'lib');
   const machines = await readdir(libraries).catch((): string[] => []);
   const env = { LD_LIBRARY_PATH: machines.map((name) => join(libraries, name)).join(':') };
