@@ -2,7 +2,7 @@
 import { randomBytes, randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { beforeEach, describe, expect, it } from 'vitest';
-import { HOT_PLAN_SETTINGS, SETTINGS } from '../../src/backends/postgres/database.ts';
+import { HOT_PLAN_SETTINGS, SETTINGS } from '../../src/backends/postgres/settings.ts';
 import { keygate } from '../support/command-line.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';

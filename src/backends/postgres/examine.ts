@@ -3,15 +3,9 @@ import { getTableName, is, type SQL, sql } from 'drizzle-orm';
 import { isPgSequence, PgTable } from 'drizzle-orm/pg-core';
 import { reasonOf } from '../../lib/reason.ts';
 import { textArray } from './array-literal.ts';
-import {
-  type Database,
-  HOT_PLAN_SETTINGS,
-  hotStatement,
-  SETTINGS,
-  SETTINGS_KEPT_OUT,
-  select,
-} from './database.ts';
+import { type Database, hotStatement, SETTINGS_KEPT_OUT, select } from './database.ts';
 import * as schema from './schema.ts';
+import { HOT_PLAN_SETTINGS, SETTINGS } from './settings.ts';
 
 const parts = Object.values(schema);
 const TABLES = parts.filter((part) => is(part, PgTable)).map(getTableName);

@@ -14,7 +14,6 @@ import {
   type Database,
   explained,
   isPrepared,
-  NEVER_IDLE,
   type PostgresAddress,
   type Queryable,
   READ_ONLY_TRANSACTION,
@@ -22,6 +21,7 @@ import {
   type Transaction,
 } from './database.ts';
 import { READ_ONLY } from './examine.ts';
+import { NEVER_IDLE } from './settings.ts';
 
 /** Both from `src` and from `dist`. */
 const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
