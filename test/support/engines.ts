@@ -167,16 +167,42 @@ export async function startRedisCluster({ nodeCount = 3 } = {}): Promise<RedisCl
   }
 }
 
-async function startRedisIn(dir: string, binary: EngineBinary, more: readonly string[]): Promise<Engine> {
-  const logFile = join(dir, 'redis.log');
-  const engine = await startOnFreePort(dir, async (port) => {
+function startRedisIn(dir: string, binary: EngineBinary, more: readonly string[]): Promise<Engine> {
+  return startEngine(dir, {
+    name: 'Redis',
+    binary,
+    argsFor: (port) => [
+      ...['--bind', '127.0.0.1', '--port', String(port), '--dir', dir, '--save', ''],
+      ...more,
+    ],
+    answers: answersPing,
+    urlFor: (port) => `redis://127.0.0.1:${port}`,
+  });
+}
+
+/** A program that serves a port, on a free one. */
+export async function startEngine(
+  dir: string,
+  engine: {
+    name: string;
+    binary: EngineBinary;
+    user?: EngineUser | null;
+    /** Called for each port that is tried. */
+    argsFor(port: number): readonly string[];
+    answers(port: number): Promise<boolean>;
+    urlFor(port: number): string;
+  },
+): Promise<Engine> {
+  const { name, binary, user = null } = engine;
+  const logFile = join(dir, 'engine.log');
+  const started = await startOnFreePort(dir, async (port) => {
     const outputFd = openSync(logFile, 'a', 0o600);
     const server = await startGuarded({
       command: binary.command,
-      args: [...['--bind', '127.0.0.1', '--port', String(port), '--dir', dir, '--save', ''], ...more],
+      args: [...engine.argsFor(port)],
       cwd: dir,
       env: binary.env,
-      user: null,
+      user,
       outputFd,
       stopSteps: [
         { signal: 'SIGTERM', waitMs: 3_000 },
@@ -186,12 +212,12 @@ async function startRedisIn(dir: string, binary: EngineBinary, more: readonly st
     }).finally(() => closeSync(outputFd));
     const isReady = await Promise.race([
       server.exited.then(() => false),
-      eventually(() => answersPing(port), { that: 'Redis answering' }),
+      eventually(() => engine.answers(port), { that: `${name} answering` }),
     ]);
-    if (!isReady) throw new Error(`Redis did not start: ${await readFile(logFile, 'utf8')}`);
+    if (!isReady) throw new Error(`${name} did not start: ${await readFile(logFile, 'utf8')}`);
     return server;
   });
-  return withUrl(engine, `redis://127.0.0.1:${engine.port}`, {});
+  return withUrl(started, engine.urlFor(started.port), {});
 }
 
 /** Makes an empty database on the suite's shared server (`TEST_DATABASE_URL`). */
@@ -265,7 +291,7 @@ async function systemBinaries(): Promise<PostgresBinaries | null> {
   return null;
 }
 
-export async function startOnFreePort(
+async function startOnFreePort(
   dir: string,
   start: (port: number) => Promise<GuardedProcess>,
 ): Promise<Omit<Engine, 'url'>> {
