@@ -17,7 +17,12 @@ import {
   type PostgresAddress,
 } from './backends/postgres/database.ts';
 import { FolderInUseError, isEmbeddedMade, startEmbeddedPostgres } from './backends/postgres/embedded.ts';
-import { examinePostgres, troubleOfPostgres, troublesOfPostgres } from './backends/postgres/examine.ts';
+import {
+  examinePostgres,
+  inALine,
+  shortcomingsOfPostgres,
+  troublesOfPostgres,
+} from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
 import { createMaintenance } from './backends/postgres/maintenance.ts';
@@ -280,11 +285,15 @@ async function examineDatabase(config: Config): Promise<PostgresFindings> {
       isNewEnough: versionNumber >= POSTGRES_VERSION_MIN,
       clockDifferenceMs,
       missingMigrations: await missingMigrations(examiner.database),
-      troubles: await troublesOfPostgres(examiner.database),
+      troubles: await faultsOfPostgres(examiner.database),
     };
   } finally {
     await examiner.close();
   }
+}
+
+async function faultsOfPostgres(database: Database): Promise<string[]> {
+  return [...(await troublesOfPostgres(database)), ...(await shortcomingsOfPostgres(database))];
 }
 
 /** The same of Redis; null where none is configured. */
@@ -351,7 +360,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     }),
   );
   undo.push(() => database.close());
-  const troubles = await troublesOfPostgres(database);
+  const troubles = await faultsOfPostgres(database);
   if (troubles.length > 0) throw new Error(troubles.join('\n'));
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
@@ -513,8 +522,9 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     {
       name: 'postgres',
       required: true,
-      check: async () => await troubleOfPostgres(database),
+      check: () => inALine(troublesOfPostgres, database),
     },
+    { name: 'postgresSetup', required: false, check: () => inALine(shortcomingsOfPostgres, database) },
     {
       name: 'migrations',
       required: true,

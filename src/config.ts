@@ -272,12 +272,9 @@ export const environment = z.object({
   ),
   LIMIT_CONNECTIONS: limit(
     0,
-    'connections that are open at once on one node, those of HTTP with them; beyond it new ones are closed unread, as they are anyway where fewer than 256 file descriptors would be left',
+    'connections that are open at once on one node, those of HTTP with them; beyond it new ones are closed unread, as they are anyway where too few file descriptors would be left',
   ),
-  LIMIT_CONNECTIONS_PER_ADDRESS: limit(
-    5_000,
-    'connections from one address that are open at once on one node',
-  ),
+  LIMIT_CONNECTIONS_PER_ADDRESS: limit(5_000, 'sockets from one address that are open at once on one node'),
   LIMIT_FRAMES_PER_SOCKET: limit(
     1_000,
     'frames of one connection a second, over ten seconds; beyond it the connection is cut',
@@ -332,7 +329,7 @@ function read(env: NodeJS.ProcessEnv, { verifiesTokens }: { verifiesTokens: bool
   const problems = [
     ...(parsed.error?.issues ?? []).map((issue) => problemLine(String(issue.path[0]), issue.message, given)),
     ...contradictions(given),
-    ...(verifiesTokens ? missingKey(given) : []),
+    ...(verifiesTokens ? tokenContradictions(given) : []),
     ...unknownVariables(given),
   ];
   if (parsed.data !== undefined) problems.push(...collisions(parsed.data));
@@ -435,19 +432,23 @@ function contradictions(given: ReadonlyMap<string, string>): string[] {
   if (given.has('REDIS_URL') && !given.has('DATABASE_URL')) {
     problems.push('REDIS_URL is set without DATABASE_URL: a shared bus over a private store would lie');
   }
+  return problems;
+}
+
+/** Of the variables that say how tokens are verified. */
+function tokenContradictions(given: ReadonlyMap<string, string>): string[] {
+  const problems: string[] = [];
   const keySources = KEY_VARIABLES.filter((name) => given.has(name));
   if (keySources.length > 1) {
     problems.push(`${keySources.join(' and ')} are set: tokens are verified in one way only`);
+  }
+  if (keySources.length === 0 && given.has('DATABASE_URL')) {
+    problems.push(`one of ${KEY_VARIABLES.join(', ')} must be set with DATABASE_URL`);
   }
   if (given.has('JWT_ALGORITHMS') && !given.has('JWT_JWKS_URL')) {
     problems.push('JWT_ALGORITHMS goes with JWT_JWKS_URL only: a single key has one algorithm');
   }
   return problems;
-}
-
-function missingKey(given: ReadonlyMap<string, string>): string[] {
-  const isMissing = given.has('DATABASE_URL') && !KEY_VARIABLES.some((name) => given.has(name));
-  return isMissing ? [`one of ${KEY_VARIABLES.join(', ')} must be set with DATABASE_URL`] : [];
 }
 
 function collisions(values: z.output<typeof environment>): string[] {

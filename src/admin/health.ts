@@ -37,7 +37,7 @@ export async function startAdmin(options: {
   inspector: RequestListener | null;
 }): Promise<Admin> {
   const pages = new Map(options.pages.map((page) => [page.path, page]));
-  const server = createServer((request, response) => {
+  const server = createServer({ connectionsCheckingInterval: CHECK_MS }, (request, response) => {
     const path = request.url?.split('?')[0];
     const answer = (status: number, body: object): void => {
       response.writeHead(status, { 'content-type': 'application/json', 'cache-control': 'no-store' });
@@ -82,7 +82,9 @@ export async function startAdmin(options: {
 }
 
 /** Of whoever scrapes, probes and watches. */
-const CONNECTIONS_MAX = 128;
+const CONNECTIONS_MAX = 64;
+/** How late a connection that says nothing is noticed: a health probe waits for no more than a few seconds. */
+const CHECK_MS = 1_000;
 
 const PAGE_HEADERS = {
   'cache-control': 'no-store',

@@ -1,5 +1,6 @@
 /** The HTTP door: the same requests as by socket, under the names and shapes of `protocol/http-routes.ts`. */
 import { randomUUID } from 'node:crypto';
+import { lookup } from 'node:dns/promises';
 import { METHODS, type Server } from 'node:http';
 import fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
 import type { Clock } from '../lib/clock.ts';
@@ -203,7 +204,8 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
 
     async listen(host, port) {
       try {
-        return await app.listen({ host: host ?? '::', port }).catch((error: NodeJS.ErrnoException) => {
+        const at = host === 'localhost' ? await oneAddressOf(host) : (host ?? '::');
+        return await app.listen({ host: at, port }).catch((error: NodeJS.ErrnoException) => {
           if (host !== null || error.code !== 'EAFNOSUPPORT') throw error;
           return app.listen({ host: '0.0.0.0', port });
         });
@@ -220,6 +222,11 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       grace.cancel();
     },
   };
+}
+
+/** The framework would listen at each address of this name, at all but one on a server that nothing here can bound. */
+async function oneAddressOf(host: string): Promise<string> {
+  return (await lookup(host, { verbatim: false })).address;
 }
 
 /** @returns undefined where there is none, which the authenticator refuses */

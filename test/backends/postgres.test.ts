@@ -106,6 +106,19 @@ describe('connections', () => {
   });
 });
 
+it('a transaction that took longer than its role may is no fault of the request', async () => {
+  const { url, drop } = await createDatabase();
+  const { database } = openNode({ kind: 'url', url });
+  const outlasted = database.run((db) =>
+    db.execute(
+      sql`DO $$ BEGIN RAISE 'terminating connection due to transaction timeout' USING ERRCODE = '25P04'; END $$`,
+    ),
+  );
+  await expect(outlasted).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+  await database.close();
+  await drop();
+});
+
 describe('a queue', () => {
   it('gives what appears late under a number below all that were read', async () => {
     const { url, drop } = await createDatabase();

@@ -5,7 +5,7 @@ import { createRedisBus, type RedisBus } from '../../src/backends/redis/bus.ts';
 import { connectRedis, connectSubscriber, type RedisLink } from '../../src/backends/redis/connect.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
 import { systemClock } from '../../src/lib/clock.ts';
-import { silentLog } from '../../src/lib/log.ts';
+import { type Log, silentLog } from '../../src/lib/log.ts';
 import { addressKey } from '../../src/protocol/ids.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
@@ -66,12 +66,12 @@ interface Node {
   stop(): Promise<void>;
 }
 
-async function startNode(): Promise<Node> {
+async function startNode(log: Log = silentLog): Promise<Node> {
   const commands = connectRedis(options());
   const bus = createRedisBus({
     commands,
     subscriber: connectSubscriber(options()),
-    ...{ clock: systemClock, log: silentLog, timing: { probeMs: 100, probeWaitMaxMs: 500 } },
+    ...{ clock: systemClock, log, timing: { probeMs: 100, probeWaitMaxMs: 500 } },
   });
   const heard = recorder();
   await bus.start(heard);
@@ -104,6 +104,27 @@ describe('over a Redis Cluster', () => {
     for (const [i, reads] of after.entries()) expect(reads - before[i]!).toBeLessThan(10);
     await mine.release();
     link.disconnect();
+  });
+
+  it('says once that one of three nodes stores nothing, until it does', async () => {
+    await emptied();
+    const told: string[] = [];
+    const note = (_: object, text: string): void => void told.push(text);
+    const node = await startNode({ ...silentLog, warn: note, info: note });
+    const full = new Redis(cluster.nodes[1]!.url);
+    try {
+      await full.config('SET', 'maxmemory', '1');
+      for (const [i, one] of devices.entries()) {
+        expect(await node.bus.acquire({ device: one, fence: i + 1 })).toBe(true);
+      }
+      expect(node.bus.trouble()).toMatch(/^Redis refuses leases: OOM/);
+    } finally {
+      await full.config('SET', 'maxmemory', '0');
+      full.disconnect();
+    }
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    expect(told).toEqual(['bus: Redis refuses leases', 'bus: Redis takes leases again']);
+    await node.stop();
   });
 
   it('goes on while one of three nodes is killed, and is whole again when it is back', async () => {

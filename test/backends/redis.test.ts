@@ -508,6 +508,7 @@ describe('what is told of a Redis that can not be used', () => {
       );
       expect(await node.bus.acquire({ device: { userId: 'bob', deviceId: 1 }, fence: 2 })).toBe(true);
       expect(node.bus.trouble()).toMatch(/^Redis refuses leases: OOM/);
+      expect(await node.bus.acquire({ device: { userId: 'carol', deviceId: 1 }, fence: 3 })).toBe(true);
     } finally {
       await admin.config('SET', 'maxmemory', '0');
     }

@@ -104,7 +104,7 @@ describe('in transaction mode, where nothing is prepared', () => {
                 WHERE datname = current_database() AND pid <> pg_backend_pid()`;
     const refusal = await refusalOf(through);
     expect(refusal).toMatch(
-      /^nothing is set by a connection where nothing is prepared, so the role must have it: /,
+      /^what connections do not set the role must have: .*; then RECONNECT in the pooler, if there is one$/,
     );
     expect(refusal.match(/SET \w+ = '\w+'/g)?.sort()).toEqual([
       "SET bytea_output = 'hex'",

@@ -167,9 +167,13 @@ describe('migrations', () => {
     );
     await sql.unsafe(`ALTER ROLE ${role} SET search_path = elsewhere`);
     await expect(startGateway({ databaseUrl })).rejects.toThrow(
-      'this role sees no tables of Keygate: its search_path leads to another schema',
+      'this role sees no tables or sequences of Keygate: its search_path leaves out their schema',
     );
     await sql.unsafe(`ALTER ROLE ${role} RESET search_path`);
+    // Rights in bulk are rights.
+    await sql.unsafe(
+      `REVOKE USAGE ON SEQUENCE connection_fence FROM ${role}; GRANT UPDATE ON SEQUENCE connection_fence TO ${role}`,
+    );
 
     const gateway = await startGateway({ databaseUrl });
     undo.push(() => gateway.stop());
@@ -179,6 +183,17 @@ describe('migrations', () => {
     await send(bob.client, alice, 'hello');
     await eventually(() => expect(contents(alice.client)).toEqual(['hello']));
     await alice.client.call('resetKeys');
+
+    // To a gateway that runs it is no reason to send its clients elsewhere.
+    await sql.unsafe(`REVOKE DELETE ON messages FROM ${role}`);
+    const ready = await fetch(`${gateway.adminUrl}/readyz`);
+    expect({ status: ready.status, body: await ready.json() }).toMatchObject({
+      status: 200,
+      body: {
+        status: 'degraded',
+        parts: { postgres: 'ok', postgresSetup: 'this role has not been granted DELETE on messages' },
+      },
+    });
   });
 
   it('take longer than any other statement of their role may', async () => {

@@ -1,6 +1,6 @@
 /** Gives the run its shared engines, unless the environment already names some; without them the run fails. */
 
-import { MissingEngineError } from './debian-binary.ts';
+import { findPgBouncer, MissingEngineError } from './debian-binary.ts';
 import { type Engine, startPostgres, startRedis } from './engines.ts';
 
 /** The workers, and the processes that tests start, find the engines in the environment. */
@@ -15,6 +15,8 @@ export default async function setup(): Promise<() => Promise<void>> {
   try {
     await share('TEST_DATABASE_URL', startPostgres);
     await share('TEST_REDIS_URL', startRedis);
+    // Downloaded here, where no test waits for it.
+    await findPgBouncer();
   } catch (error) {
     if (!(error instanceof MissingEngineError)) throw error;
     // A stack would bury the one line that helps.

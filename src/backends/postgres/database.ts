@@ -170,7 +170,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     try {
       const ended = await pools.client`
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-        WHERE datname = current_database() AND usename = current_user AND application_name = ${APPLICATION_NAME}
+        WHERE datname = current_database() AND usename = session_user AND application_name = ${APPLICATION_NAME}
           AND state = 'active' AND wait_event = 'ClientRead'
           AND query_start < clock_timestamp() - make_interval(secs => ${STALLED_AFTER_S})`;
       if (ended.length > 0)
@@ -323,7 +323,13 @@ function unavailable(cause: unknown): GatewayError {
 /** What a pooler says to the settings of a connection is no news to whoever wrote it, and to nobody else of use. */
 export function explained(error: unknown): unknown {
   if (codeOf(error) !== PROTOCOL_VIOLATED || !reasonOf(error).includes('startup parameter')) return error;
-  return new Error(`${SETTINGS_KEPT_OUT} (${reasonOf(error)}): add ?prepare=false to it`, { cause: error });
+  const isOurs = Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }).some((name) =>
+    reasonOf(error).includes(name),
+  );
+  const advice = isOurs
+    ? 'add ?prepare=false to it'
+    : 'take the parameter out of it, and give it to the role';
+  return new Error(`${SETTINGS_KEPT_OUT} (${reasonOf(error)}): ${advice}`, { cause: error });
 }
 
 export const SETTINGS_KEPT_OUT =
@@ -351,8 +357,7 @@ const OUTAGE_CODES = new Set([
   READ_ONLY_TRANSACTION,
   // The database takes no connections.
   '55000',
-  // A transaction took too long, or stood still.
-  '25P03',
+  // A transaction took longer than its role may.
   '25P04',
   // Deadlock; serialization; lock not available.
   '40P01',

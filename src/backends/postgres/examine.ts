@@ -5,7 +5,7 @@ import { reasonOf } from '../../lib/reason.ts';
 import { textArray } from './array-literal.ts';
 import { type Database, hotStatement, SETTINGS_KEPT_OUT, select } from './database.ts';
 import * as schema from './schema.ts';
-import { HOT_PLAN_SETTINGS, SETTINGS } from './settings.ts';
+import { HOT_PLAN_SETTINGS, SETTINGS, SETTINGS_LOOKED_AT } from './settings.ts';
 
 const parts = Object.values(schema);
 const TABLES = parts.filter((part) => is(part, PgTable)).map(getTableName);
@@ -32,26 +32,35 @@ export async function examinePostgres(database: Database): Promise<PostgresFacts
 }
 
 /**
- * @returns what keeps PostgreSQL from serving as it must though it can be reached, each in a line for its operator
+ * @returns what keeps PostgreSQL from serving though it can be reached, each in a line for its operator
  * @throws GatewayError UNAVAILABLE where it can't be reached
  */
 export async function troublesOfPostgres(database: Database): Promise<string[]> {
-  const [row] = await asked<{ is_read_only: boolean; role: string; is_hidden: boolean }>(
+  const [row] = await asked<{ is_read_only: boolean; is_hidden: boolean }>(
     database,
-    sql`SELECT current_setting('transaction_read_only') = 'on' AS is_read_only, current_user AS role,
-               to_regclass(${getTableName(schema.devices)}) IS NULL
-                 AND to_regclass('drizzle.__drizzle_migrations') IS NOT NULL AS is_hidden`,
+    sql`SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+               to_regclass('drizzle.__drizzle_migrations') IS NOT NULL AND EXISTS (
+                 SELECT FROM unnest(${textArray([getTableName(schema.devices), ...SEQUENCES])}::text[]) AS t (name)
+                 WHERE to_regclass(t.name) IS NULL) AS is_hidden`,
   );
   return [
     ...(row!.is_read_only ? [READ_ONLY] : []),
     ...(row!.is_hidden
       ? [
-          'this role sees no tables of Keygate: its search_path leads to another schema, or it may not use theirs',
+          'this role sees no tables or sequences of Keygate: its search_path leaves out their schema, or it may not use it',
         ]
       : []),
-    ...(await missingRights(database)),
-    ...(await missingSettings(database, row!.role)),
   ];
+}
+
+/**
+ * What must be put right before a gateway starts, and does not keep a running one from answering.
+ *
+ * @returns each in a line for the operator
+ * @throws GatewayError UNAVAILABLE where PostgreSQL can't be reached
+ */
+export async function shortcomingsOfPostgres(database: Database): Promise<string[]> {
+  return [...(await missingRights(database)), ...(await missingSettings(database))];
 }
 
 /** What a role that does not own the tables must have been granted. */
@@ -65,7 +74,8 @@ async function missingRights(database: Database): Promise<string[]> {
         UNION ALL
         SELECT 'USAGE on ' || s.name
         FROM unnest(${textArray(SEQUENCES)}::text[]) AS s (name)
-        WHERE NOT has_sequence_privilege(to_regclass(s.name), 'USAGE')`,
+        -- Either will do.
+        WHERE NOT has_sequence_privilege(to_regclass(s.name), 'USAGE, UPDATE')`,
   );
   return rows.length === 0
     ? []
@@ -78,35 +88,45 @@ const planStatement = hotStatement<{ mode: string }>(sql`SELECT current_setting(
  * A pooler may leave out what connections set, and swap the sessions on which statements are prepared; and where nothing
  * can be set, the role must have it.
  */
-async function missingSettings(database: Database, role: string): Promise<string[]> {
+async function missingSettings(database: Database): Promise<string[]> {
+  const lines: string[] = [];
   if (database.isPrepared) {
     const [row] = await database.hot(planStatement, {});
-    return row!.mode === HOT_PLAN_SETTINGS.plan_cache_mode
-      ? []
-      : [`${SETTINGS_KEPT_OUT} and leaves it out: add ?prepare=false to it`];
+    if (row!.mode !== HOT_PLAN_SETTINGS.plan_cache_mode) {
+      lines.push(`${SETTINGS_KEPT_OUT} and leaves it out: add ?prepare=false to it`);
+    }
   }
-  const rows = await asked<{ name: string; setting: string }>(
+  const needed = database.isPrepared ? SETTINGS_LOOKED_AT : { ...SETTINGS, ...SETTINGS_LOOKED_AT };
+  const rows = await asked<{ name: string; setting: string; role: string }>(
     database,
-    sql`SELECT lower(name) AS name, setting FROM pg_settings
-        WHERE lower(name) = ANY (${textArray(Object.keys(SETTINGS))}::text[])`,
+    sql`SELECT lower(name) AS name, setting,
+               format('%I IN DATABASE %I', session_user, current_database()) AS role
+        FROM pg_settings
+        WHERE lower(name) = ANY (${textArray(Object.keys(needed))}::text[])`,
   );
-  const wrong = rows.filter(({ name, setting }) => !SETTINGS[name]!.suits(setting));
-  if (wrong.length === 0) return [];
-  const commands = wrong.map(({ name }) => `ALTER ROLE "${role}" SET ${name} = '${SETTINGS[name]!.value}'`);
-  return [
-    `nothing is set by a connection where nothing is prepared, so the role must have it: ${commands.join('; ')}`,
-  ];
+  const commands = rows
+    .filter(({ name, setting }) => !needed[name]!.suits(setting))
+    .map(({ name, role }) => `ALTER ROLE ${role} SET ${name} = '${needed[name]!.value}'`);
+  if (commands.length > 0) {
+    lines.push(
+      `what connections do not set the role must have: ${commands.join('; ')}; then RECONNECT in the pooler, if there is one`,
+    );
+  }
+  return lines;
 }
 
 async function asked<Row>(database: Database, question: SQL): Promise<Row[]> {
   return await database.run((db) => select<Row>(db, question));
 }
 
-/** @returns what keeps it from serving, in a line; null where nothing does */
-export async function troubleOfPostgres(database: Database): Promise<string | null> {
+/** @returns what `look` finds, in a line; null where it finds nothing */
+export async function inALine(
+  look: (database: Database) => Promise<string[]>,
+  database: Database,
+): Promise<string | null> {
   try {
-    const troubles = await troublesOfPostgres(database);
-    return troubles.length === 0 ? null : troubles.join('; ');
+    const found = await look(database);
+    return found.length === 0 ? null : found.join('; ');
   } catch (error) {
     return reasonOf(error);
   }

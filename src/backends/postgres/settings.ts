@@ -32,9 +32,15 @@ interface Setting {
 }
 
 const exactly = (value: string): Setting => ({ value, suits: (setting) => setting === value });
-const bounded = (ms: number): Setting => ({
+const atMost = (ms: number): Setting => ({
   value: String(ms),
   suits: (setting) => Number(setting) > 0 && Number(setting) <= QUERY_TIMEOUT_MS,
+});
+
+/** Of a time-out that must not come before our own. */
+const never = (value: string): Setting => ({
+  value,
+  suits: (setting) => Number(setting) === 0 || Number(setting) >= QUERY_TIMEOUT_MS,
 });
 
 /** What the gateway depends on, whatever the server, the database or the role has. */
@@ -47,9 +53,12 @@ export const SETTINGS: Readonly<Record<string, Setting>> = {
   bytea_output: exactly('hex'),
   datestyle: { value: 'ISO', suits: (setting) => setting.startsWith('ISO') },
   extra_float_digits: { value: '1', suits: (setting) => Number(setting) >= 1 },
-  statement_timeout: bounded(STATEMENT_TIMEOUT_MS),
+  statement_timeout: atMost(STATEMENT_TIMEOUT_MS),
   // Who waited for that long has the sessions ended that stand still; who gave up earlier would not.
-  lock_timeout: exactly('0'),
-  idle_in_transaction_session_timeout: bounded(IDLE_IN_TRANSACTION_MS),
-  idle_session_timeout: exactly(NEVER_IDLE.idle_session_timeout),
+  lock_timeout: never('0'),
+  idle_in_transaction_session_timeout: atMost(IDLE_IN_TRANSACTION_MS),
+  idle_session_timeout: never(NEVER_IDLE.idle_session_timeout),
 };
+
+/** What can't be set by a connection, which fails where PostgreSQL does not know it: this one came with 17. */
+export const SETTINGS_LOOKED_AT: Readonly<Record<string, Setting>> = { transaction_timeout: never('0') };

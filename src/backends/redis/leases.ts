@@ -72,7 +72,7 @@ export interface Leases {
   nodeLost(): void;
   /** What Redis confirmed until now may be gone. */
   connectionLost(): void;
-  /** Why Redis takes no leases, in its own words: it is full, say, or can't write to its disk. Null where it does. */
+  /** Why Redis, or a node of a Cluster, takes no leases of this node: it is full, say. Null where it takes all of them. */
   refusal(): string | null;
 
   /** Resolves when Redis knows, or can't be told. */
@@ -109,6 +109,7 @@ export function createLeases(parts: LeasesParts): Leases {
   /** Counts the connections of `commands`: what Redis confirmed over an older one may be gone. */
   let connection = 0;
   let refusedBecause: string | null = null;
+  let refusalCount = 0;
 
   function drop(lease: HeldLease): void {
     if (leases.get(lease.key) !== lease) return;
@@ -117,13 +118,12 @@ export function createLeases(parts: LeasesParts): Leases {
   }
 
   /** Nothing else would ever tell: pokes and probes pass a Redis that stores nothing. */
-  function noteRefusal(error: unknown): never {
-    if (isRefusal(error)) {
-      const reason = linkFault(error);
-      if (refusedBecause === null) log.warn({ reason }, 'bus: Redis refuses leases');
-      refusedBecause = reason;
-    }
-    throw error;
+  function noteRefusal(error: unknown): void {
+    if (!isRefusal(error)) return;
+    refusalCount++;
+    const reason = linkFault(error);
+    if (refusedBecause === null) log.warn({ reason }, 'bus: Redis refuses leases');
+    refusedBecause = reason;
   }
 
   /** Puts leases into Redis, tells those that they displace, and drops those that were lost. */
@@ -131,9 +131,7 @@ export function createLeases(parts: LeasesParts): Leases {
     if (batch.length === 0) return;
     const sentIn = connection;
     const each = batch.map((lease) => ({ key: leaseKey(lease.key), arg: lease.fence }));
-    const answers = await runOnEach(commands, LEASE, [nodeId, leaseMs, mode], each).catch(noteRefusal);
-    if (refusedBecause !== null) log.info({}, 'bus: Redis takes leases again');
-    refusedBecause = null;
+    const answers = await runOnEach(commands, LEASE, [nodeId, leaseMs, mode], each, noteRefusal);
     for (const [i, lease] of batch.entries()) {
       const answer = answers[i];
       if (typeof answer !== 'string') {
@@ -165,12 +163,17 @@ export function createLeases(parts: LeasesParts): Leases {
   async function renewAll(): Promise<void> {
     if (!isUp(commands)) return;
     const all = [...leases.values()];
+    const refusalsBefore = refusalCount;
     for (let i = 0; i < all.length; i += LEASES_PER_BATCH_MAX) {
       const batch = all
         .slice(i, i + LEASES_PER_BATCH_MAX)
         .filter((lease) => leases.get(lease.key) === lease && !lease.isPending);
       await within(announce(batch, 'renew'), CALL_WAIT_MAX_MS, clock);
     }
+    // Not sooner: one node of a Cluster may refuse what the others take.
+    if (refusedBecause === null || refusalCount > refusalsBefore) return;
+    refusedBecause = null;
+    if (all.length > 0) log.info({}, 'bus: Redis takes leases again');
   }
 
   async function renew(): Promise<void> {
@@ -244,7 +247,7 @@ export function createLeases(parts: LeasesParts): Leases {
       connection++;
     },
 
-    refusal: () => (leases.size === 0 ? null : refusedBecause),
+    refusal: () => refusedBecause,
 
     async giveUpAll() {
       for (const lease of leases.values()) giveUpSoon(lease);

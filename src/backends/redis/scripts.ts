@@ -35,6 +35,7 @@ export async function run(
  * are single and the link's automatic pipelining sends them in one write per node.
  *
  * @param each for every key its own argument, after the common ones
+ * @param onFailed hears what each call failed with, also where others were answered
  * @returns the answers in the order of the keys; undefined for the keys of a call that failed
  * @throws what the first call failed with, where all of them did
  */
@@ -43,6 +44,7 @@ export async function runOnEach(
   body: Script,
   common: readonly (string | number)[],
   each: readonly { key: string; arg: string | number }[],
+  onFailed: (error: unknown) => void = () => {},
 ): Promise<unknown[]> {
   const sizeMax = link.isCluster ? 1 : KEYS_PER_CALL_MAX;
   const parts: (typeof each)[] = [];
@@ -50,7 +52,12 @@ export async function runOnEach(
   const answers = await answeredOf(
     parts.map(async (part) => {
       const keys = part.map((item) => item.key);
-      return { part, values: await run(link, body, keys, [...common, ...part.map((item) => item.arg)]) };
+      const args = [...common, ...part.map((item) => item.arg)];
+      const values = await run(link, body, keys, args).catch((error: unknown) => {
+        onFailed(error);
+        throw error;
+      });
+      return { part, values };
     }),
   );
   const answerByKey = new Map<string, unknown>();
