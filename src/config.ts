@@ -95,6 +95,28 @@ declare module 'zod' {
   }
 }
 
+const OF_ANOTHER_CLIENT = 'another client of PostgreSQL understands and this one does not';
+
+/** What stands in URLs that were made for other clients: PostgreSQL would refuse it without saying where it came from. */
+const FOREIGN_PARAMETERS: Readonly<Record<string, string>> = {
+  channel_binding: OF_ANOTHER_CLIENT,
+  gssencmode: OF_ANOTHER_CLIENT,
+  keepalives: OF_ANOTHER_CLIENT,
+  keepalives_idle: OF_ANOTHER_CLIENT,
+  keepalives_interval: OF_ANOTHER_CLIENT,
+  keepalives_count: OF_ANOTHER_CLIENT,
+  tcp_user_timeout: OF_ANOTHER_CLIENT,
+  pgbouncer: OF_ANOTHER_CLIENT,
+  connection_limit: OF_ANOTHER_CLIENT,
+  pool_timeout: OF_ANOTHER_CLIENT,
+  schema: OF_ANOTHER_CLIENT,
+  sslcert: OF_ANOTHER_CLIENT,
+  sslkey: OF_ANOTHER_CLIENT,
+  sslrootcert: 'NODE_EXTRA_CA_CERTS stands for here',
+};
+/** The authorities of the system, which are asked anyway. */
+const SYSTEM_AUTHORITIES = 'system';
+
 /**
  * Every variable with its check, its default and its meaning. A default of null means "not set"; what that stands for
  * may depend on the others.
@@ -114,7 +136,14 @@ export const environment = z.object({
       .refine(
         (url) => areSwitches(new URL(url).searchParams, 'prepare'),
         'may say ?prepare=true or ?prepare=false, nothing else of prepare',
-      ),
+      )
+      .superRefine((url, context) => {
+        for (const [name, value] of new URL(url).searchParams) {
+          const advice = FOREIGN_PARAMETERS[name];
+          if (advice !== undefined && value !== SYSTEM_AUTHORITIES)
+            context.addIssue(`must not have ${name}, which ${advice}: take it out`);
+        }
+      }),
   ).meta({
     meaning:
       '`postgres://…`, PostgreSQL 14 or newer; with `?prepare=false` where a pooler (PgBouncer) is between',

@@ -5,8 +5,22 @@ import type { Log } from './lib/log.ts';
 export const LOG_LEVELS = ['debug', 'info', 'warn', 'error', 'silent'] as const;
 export type LogLevel = (typeof LOG_LEVELS)[number];
 
-/** Written at once: the line that says why the process ends is never lost. */
+/** What can't be written now is written with a later line; more than this is not kept. */
+const UNWRITTEN_BYTES_MAX = 1024 * 1024;
+
+/**
+ * Written at once, so that the line that says why the process ends is there. Where nothing can be written, on a full disk
+ * or into a pipe that nobody reads, the process goes on all the same: whoever is served is worth more than the log.
+ */
 export function createLogger(level: LogLevel): Log {
+  const destination = pino.destination({
+    dest: process.stderr.fd,
+    sync: true,
+    maxLength: UNWRITTEN_BYTES_MAX,
+    // To try again at once would hold up everything else. Its types don't know the option.
+    ...{ retryEAGAIN: () => false },
+  });
+  destination.on('error', () => {});
   return pino(
     {
       level,
@@ -14,7 +28,7 @@ export function createLogger(level: LogLevel): Log {
       timestamp: pino.stdTimeFunctions.isoTime,
       formatters: { level: (label) => ({ level: label }), log: withPlainErrors },
     },
-    pino.destination({ dest: process.stderr.fd, sync: true }),
+    destination,
   );
 }
 

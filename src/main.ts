@@ -100,6 +100,12 @@ async function serve(): Promise<void> {
   const log = createLogger(config.logLevel);
   endOnUncaught(log);
   for (const warning of config.warnings) log.warn({}, warning);
+  // What is printed is told once, and nobody may be there to read it.
+  process.stdout.on('error', () => {});
+  if (process.env.DEBUG) {
+    delete process.env.DEBUG;
+    log.warn({}, 'DEBUG is not heeded: what libraries print with it holds tokens and passwords');
+  }
   // Listened for before the start, so that a signal during it is not lost.
   const signal = nextSignal();
   // Loaded only here: the other commands answer without waiting for the whole gateway.
@@ -130,7 +136,7 @@ function keepYoungWhatIsShortLived(): void {
 
 /** The first one; from then on, the next ends the process at once. */
 function nextSignal(): Promise<NodeJS.Signals> {
-  const signals = ['SIGTERM', 'SIGINT'] as const;
+  const signals = ['SIGTERM', 'SIGINT', 'SIGHUP'] as const;
   return new Promise((resolve) => {
     const endAtOnce = (signal: NodeJS.Signals): void => {
       process.off(signal, endAtOnce);

@@ -212,6 +212,16 @@ describe('configuration', () => {
     }
   });
 
+  it('names what another client’s DATABASE_URL has, which PostgreSQL would refuse', () => {
+    const url = `${DATABASE_URL}?sslmode=verify-full&channel_binding=require&sslrootcert=/etc/ca.pem`;
+    expect(problemsOf({ JWT_SECRET, DATABASE_URL: url })).toEqual([
+      'DATABASE_URL must not have channel_binding, which another client of PostgreSQL understands and this one does not: take it out',
+      'DATABASE_URL must not have sslrootcert, which NODE_EXTRA_CA_CERTS stands for here: take it out',
+    ]);
+    const ours = `${DATABASE_URL}?sslmode=verify-full&sslrootcert=system`;
+    expect(parseConfig({ JWT_SECRET, DATABASE_URL: ours }).store).toEqual({ kind: 'url', url: ours });
+  });
+
   it('tells every problem at once, and repeats no secret', () => {
     const problems = problemsOf({
       PORT: 'x',

@@ -1,4 +1,6 @@
-import { spawnSync } from 'node:child_process';
+import { spawn, spawnSync } from 'node:child_process';
+import { once } from 'node:events';
+import { closeSync, openSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
 
 /** What a process that runs `statements` with a log of `level` writes. */
@@ -36,6 +38,28 @@ describe('log', () => {
         at: expect.arrayContaining([expect.any(String)]),
         cause: { message: 'gone', code: '57P01' },
       },
+    });
+  });
+
+  describe('where nothing can be written', () => {
+    const script = `import { createLogger } from './src/logger.ts';
+      const log = createLogger('info');
+      for (let i = 0; i < 5_000; i++) log.info({ i }, 'x'.repeat(500));
+      console.log('went on');`;
+    const args = ['--import', 'tsx', '--input-type=module', '-e', script];
+
+    it.each(['a full disk', 'a pipe that nobody reads'])('as %s, the process goes on', async (where) => {
+      const full = openSync('/dev/full', 'w');
+      const stdio = ['ignore', 'pipe', where === 'a full disk' ? full : 'pipe'] as const;
+      const child = spawn(process.execPath, args, { stdio: [...stdio] });
+      try {
+        const [output] = await once(child.stdout!, 'data');
+        expect(String(output)).toBe('went on\n');
+        expect(await once(child, 'exit')).toEqual([0, null]);
+      } finally {
+        child.kill('SIGKILL');
+        closeSync(full);
+      }
     });
   });
 

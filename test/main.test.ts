@@ -1,5 +1,6 @@
 import { spawn } from 'node:child_process';
 import { generateKeyPairSync } from 'node:crypto';
+import { once } from 'node:events';
 import { readFileSync } from 'node:fs';
 import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
@@ -8,6 +9,9 @@ import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import { embeddedSecret, embeddedSecretFile } from '../src/embedded-secret.ts';
 import { systemClock } from '../src/lib/clock.ts';
 import { createAuthenticator } from '../src/requests/authenticate.ts';
+import { eventually } from './support/eventually.ts';
+import { connectClient } from './support/gateway.ts';
+import { freePort } from './support/ports.ts';
 
 const JWT_SECRET = 's'.repeat(32);
 const PUBLIC_KEY = generateKeyPairSync('ed25519')
@@ -190,25 +194,60 @@ describe('keygate serve', () => {
     expect(stderr.trim().split('\n')).toHaveLength(2);
   });
 
-  it.each(['SIGTERM', 'SIGINT'] as const)(
+  /** What it has printed when it serves. */
+  function printed(child: ReturnType<typeof start>['child']): Promise<string> {
+    return new Promise((resolve) => {
+      let text = '';
+      child.stdout.on('data', (chunk: string) => {
+        text += chunk;
+        if (/a token .*\n/.test(text)) resolve(text);
+      });
+      child.on('close', () => resolve(text));
+    });
+  }
+
+  it.each(['SIGTERM', 'SIGINT', 'SIGHUP'] as const)(
     'prints where it listens, and ends with 0 on %s',
     async (signal) => {
       const { child, end } = start(['serve'], { PORT: '0', ADMIN_PORT: '0' });
-      const printed = await new Promise<string>((resolve) => {
-        let text = '';
-        child.stdout.on('data', (chunk: string) => {
-          text += chunk;
-          if (/a token .*\n/.test(text)) resolve(text);
-        });
-        child.on('close', () => resolve(text));
-      });
-      expect(printed).toMatch(/gateway {2}http:\/\/127\.0\.0\.1:\d+\n/);
-      expect(printed).toMatch(/inspect {2}http:\/\/127\.0\.0\.1:\d+\/\n/);
+      const text = await printed(child);
+      expect(text).toMatch(/gateway {2}http:\/\/127\.0\.0\.1:\d+\n/);
+      expect(text).toMatch(/inspect {2}http:\/\/127\.0\.0\.1:\d+\/\n/);
       // For another shell, which knows of no DATA_DIR.
-      expect(printed).toMatch(/a token {2}DATA_DIR='(.*)' \S.* token --user alice --device 1\n/);
-      expect(printed).toContain(`DATA_DIR='${folder}' `);
+      expect(text).toMatch(/a token {2}DATA_DIR='(.*)' \S.* token --user alice --device 1\n/);
+      expect(text).toContain(`DATA_DIR='${folder}' `);
       child.kill(signal);
       expect((await end).code).toBe(0);
     },
   );
+
+  it('serves, and ends with 0, where nothing that it says can be written', async () => {
+    const port = String(await freePort());
+    const child = spawn(
+      'sh',
+      ['-c', 'exec "$@" >/dev/full 2>&1', 'sh', process.execPath, '--import', 'tsx', 'src/main.ts', 'serve'],
+      { env: { PATH: process.env.PATH, DATA_DIR: folder, PORT: '0', ADMIN_PORT: port }, stdio: 'ignore' },
+    );
+    const ended = once(child, 'exit');
+    try {
+      await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status === 200);
+      child.kill('SIGTERM');
+      expect(await ended).toEqual([0, null]);
+    } finally {
+      child.kill('SIGKILL');
+    }
+  });
+
+  it('lets no library print what clients bring, whatever DEBUG says', async () => {
+    const { child, end } = start(['serve'], { PORT: '0', ADMIN_PORT: '0', DEBUG: '*' });
+    const [, url] = /gateway {2}(\S+)/.exec(await printed(child)) ?? [];
+    const token = (await keygate(['token', '--user', 'alice', '--device', '1'])).stdout.trim();
+    const client = await connectClient(url!, token);
+    await client.call('keyStatus');
+    client.close();
+    child.kill('SIGTERM');
+    const { code, stderr } = await end;
+    expect({ code, isTold: stderr.includes(token) }).toEqual({ code: 0, isTold: false });
+    expect(stderr).toContain('DEBUG is not heeded');
+  });
 });

@@ -2,19 +2,22 @@
 import { type ChildProcess, spawn } from 'node:child_process';
 import { once } from 'node:events';
 import { existsSync, readdirSync, readFileSync, readlinkSync, statSync } from 'node:fs';
-import { chmod, cp, link, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
+import { chmod, chown, cp, link, mkdir, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises';
 import { createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { fileURLToPath, pathToFileURL } from 'node:url';
 import postgres from 'postgres';
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { npmBinaries } from '../../src/backends/postgres/binaries.ts';
 import {
   type EmbeddedPostgres,
   EmbeddedStartError,
   startEmbeddedPostgres,
 } from '../../src/backends/postgres/embedded.ts';
+import { engineUserFor, letPass } from '../../src/backends/postgres/engine-user.ts';
 import { ownFolder } from '../../src/backends/postgres/folder-ownership.ts';
+import { initialise, makeFolderFor } from '../../src/backends/postgres/postmaster.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import { eventually } from '../support/eventually.ts';
 
@@ -223,6 +226,27 @@ describe('the embedded PostgreSQL', () => {
     expect(isRunning(stranger.pid!)).toBe(true);
   });
 
+  it('starts where the power failed before anything stood in the pid file', async () => {
+    await (await start()).stop();
+    await writeFile(join(dataDir, 'postgres', 'postmaster.pid'), '');
+    expect(await query(await start(), 'SELECT 1 AS one')).toEqual([{ one: 1 }]);
+  });
+
+  it('takes no folder for whole in which its database could not be made', async () => {
+    const user = await engineUserFor(dataDir);
+    await makeFolderFor(null, dataDir);
+    if (user !== null) await letPass(user, dataDir);
+    const databaseDir = join(dataDir, 'postgres');
+    const making = initialise({
+      binaries: (await npmBinaries({ dataDir, user }))!,
+      ...{ user, databaseDir, isHidden: false, role: 'keygate', durable: false },
+      // There is one of this name already.
+      database: 'postgres',
+    });
+    await expect(making).rejects.toThrow('already exists');
+    expect(existsSync(databaseDir)).toBe(false);
+  });
+
   it('says in one sentence that another gateway has the folder, and leaves that one running', async () => {
     const first = await start();
     const error = await refusal();
@@ -381,6 +405,16 @@ describe('the ownership of a folder', () => {
       owners[0]!.release();
     }
     expect(readdirSync(dataDir)).toHaveLength(1);
+  });
+
+  it('is open to the folder’s owner, also after root had it', async () => {
+    await mkdir(dataDir);
+    const isRoot = process.getuid?.() === 0;
+    if (isRoot) await chown(dataDir, 65_534, 65_534);
+    const ownership = await ownFolder(dataDir);
+    const [socket] = readdirSync(dataDir);
+    expect(statSync(join(dataDir, socket!)).uid).toBe(statSync(dataDir).uid);
+    ownership!.release();
   });
 
   it('is not a dead owner’s whose socket a child still holds that it had forked when it was killed', async () => {

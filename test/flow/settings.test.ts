@@ -73,3 +73,30 @@ it.each([
     await database.drop();
   }
 });
+
+it('where DATABASE_URL names others, and its host by an address of IPv6, the gateway’s own are in force', async () => {
+  const database = await createDatabase();
+  const url = new URL(database.url);
+  url.hostname = '[::ffff:127.0.0.1]';
+  for (const [name, value] of [
+    ['application_name', 'app'],
+    ['statement_timeout', '1'],
+    ['Lock_Timeout', '1'],
+    ['synchronous_commit', 'off'],
+  ] as const) {
+    url.searchParams.set(name, value);
+  }
+  const gateway = await startGateway({ databaseUrl: url.href });
+  const admin = postgres(database.url, { max: 1 });
+  try {
+    await enrol(gateway, { userId: 'alice', deviceId: 1 });
+    const sessions = await admin`
+      SELECT DISTINCT application_name FROM pg_stat_activity
+      WHERE datname = current_database() AND pid <> pg_backend_pid()`;
+    expect([...sessions]).toEqual([{ application_name: 'keygate' }]);
+  } finally {
+    await admin.end();
+    await gateway.stop();
+    await database.drop();
+  }
+});

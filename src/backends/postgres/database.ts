@@ -286,6 +286,7 @@ export function connect(
   if (address.kind === 'socket') {
     return postgres({
       ...common,
+      ssl: false,
       host: address.socketDir,
       port: address.port,
       user: address.user,
@@ -293,8 +294,23 @@ export function connect(
     });
   }
   const url = new URL(address.url);
-  url.searchParams.delete('prepare');
-  return postgres(url.toString(), { ...common, ...tlsByAddress(url) });
+  // The driver would send all of it to PostgreSQL, and let it win over what is set here.
+  for (const name of [...url.searchParams.keys()]) {
+    if (NOT_THE_URLS.has(name.toLowerCase())) url.searchParams.delete(name);
+  }
+  return postgres(url.toString(), { ...common, ...addressV6(url), ...tlsByAddress(url) });
+}
+
+const NOT_THE_URLS = new Set([
+  ...['prepare', 'application_name'],
+  ...Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }),
+]);
+
+/** The driver cuts a host at its first colon, and takes lists as they are, which its types don't know. */
+function addressV6({ hostname, port }: URL): { host?: string; port?: number } {
+  const [, host] = /^\[(.*)\]$/.exec(hostname) ?? [];
+  if (host === undefined) return {};
+  return { host: [host], port: [Number(port) || 5432] } as unknown as { host: string; port: number };
 }
 
 /** What `sslmode` says where no certificate is looked at. */

@@ -3,7 +3,7 @@
  * it, which stops answering in the moment that process dies, however it dies.
  */
 import { randomBytes } from 'node:crypto';
-import { link, mkdir, readdir, rm } from 'node:fs/promises';
+import { chown, link, mkdir, readdir, rm, stat } from 'node:fs/promises';
 import { connect, createServer } from 'node:net';
 import { join } from 'node:path';
 
@@ -37,12 +37,24 @@ export async function ownFolder(folder: string): Promise<FolderOwnership | null>
     server.listen(join(folder, newcomer), resolve);
   });
   server.unref();
-  const isOwner = await takeNumber(folder, newcomer).catch((error: unknown) => {
-    server.close();
-    throw error;
-  });
+  const isOwner = await openToItsOwner(folder, newcomer)
+    .then(() => takeNumber(folder, newcomer))
+    .catch((error: unknown) => {
+      server.close();
+      throw error;
+    });
   if (!isOwner) server.close();
   return isOwner ? { release: () => server.close() } : null;
+}
+
+/** Whoever starts as root once must not shut the folder's owner out. */
+async function openToItsOwner(folder: string, newcomer: string): Promise<void> {
+  if (process.getuid?.() !== 0) return;
+  const { uid, gid } = await stat(folder);
+  await chown(join(folder, newcomer), uid, gid).catch((error: NodeJS.ErrnoException) => {
+    // An owner has cleared it away.
+    if (error.code !== 'ENOENT') throw error;
+  });
 }
 
 async function takeNumber(folder: string, newcomer: string): Promise<boolean> {

@@ -125,7 +125,8 @@ export async function initialise(options: {
   const sync = options.durable ? 'on' : 'off';
   await runIn(
     binaries.postgres,
-    ['--single', '-D', partAsSeen, '-c', `fsync=${sync}`, 'postgres'],
+    // By itself it ends with 0 whatever became of the statement.
+    ['--single', '-D', partAsSeen, '-c', `fsync=${sync}`, '-c', 'exit_on_error=on', 'postgres'],
     `CREATE DATABASE "${database}";\n`,
   );
   await rename(part, databaseDir);
@@ -183,6 +184,8 @@ export async function endOrphan(databaseDir: string): Promise<void> {
   const pidFile = join(databaseDir, 'postmaster.pid');
   const text = await readFile(pidFile, 'utf8').catch(() => null);
   if (text === null) return;
+  // The power failed between its making and its writing: PostgreSQL, which is still to start here, would not.
+  if (text === '') return void (await rm(pidFile));
   const [pidText, , , port, socketDir] = text.split('\n');
   const pid = Number(pidText);
   if (!Number.isInteger(pid) || pid <= 1) return;
