@@ -106,15 +106,20 @@ describe('connections', () => {
   });
 });
 
-it('a transaction that took longer than its role may is no fault of the request', async () => {
+it.each([
+  ['25P04', 'terminating connection due to transaction timeout', { code: 'UNAVAILABLE' }],
+  [
+    '42704',
+    'unrecognized configuration parameter "idle_session_timeout"',
+    { message: 'PostgreSQL is older than 14, the first that will do' },
+  ],
+])('%s, %s, is told as what it is', async (code, message, told) => {
   const { url, drop } = await createDatabase();
   const { database } = openNode({ kind: 'url', url });
-  const outlasted = database.run((db) =>
-    db.execute(
-      sql`DO $$ BEGIN RAISE 'terminating connection due to transaction timeout' USING ERRCODE = '25P04'; END $$`,
-    ),
+  const asked = database.run((db) =>
+    db.execute(sql.raw(`DO $$ BEGIN RAISE '${message}' USING ERRCODE = '${code}'; END $$`)),
   );
-  await expect(outlasted).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+  await expect(asked).rejects.toMatchObject(told);
   await database.close();
   await drop();
 });

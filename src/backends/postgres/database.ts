@@ -130,7 +130,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     } catch (error) {
       // It may have waited for rows that nobody will ever release.
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
-      if (!(error instanceof NoSlotError || isOutage(error))) throw error;
+      if (!(error instanceof NoSlotError || isOutage(error))) throw explained(error);
       reportOutage(error);
       if (codeOf(error) === READ_ONLY_TRANSACTION) leaveReadOnly();
       throw unavailable(explained(error));
@@ -336,8 +336,12 @@ function unavailable(cause: unknown): GatewayError {
   });
 }
 
-/** What a pooler says to the settings of a connection is no news to whoever wrote it, and to nobody else of use. */
+/** What becomes of settings at connecting is of use to nobody in the words of PostgreSQL, or of a pooler. */
 export function explained(error: unknown): unknown {
+  // It came with 14.
+  if (codeOf(error) === UNKNOWN_PARAMETER && reasonOf(error).includes('idle_session_timeout')) {
+    return new Error('PostgreSQL is older than 14, the first that will do', { cause: error });
+  }
   if (codeOf(error) !== PROTOCOL_VIOLATED || !reasonOf(error).includes('startup parameter')) return error;
   const isOurs = Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }).some((name) =>
     reasonOf(error).includes(name),
@@ -352,6 +356,7 @@ export const SETTINGS_KEPT_OUT =
   'what a connection sets does not reach PostgreSQL: a pooler answers at DATABASE_URL';
 
 const PROTOCOL_VIOLATED = '08P01';
+const UNKNOWN_PARAMETER = '42704';
 const STATEMENT_TIMED_OUT = '57014';
 export const READ_ONLY_TRANSACTION = '25006';
 const OUTAGE_CODES = new Set([
