@@ -296,12 +296,12 @@ export function connect(
   const url = new URL(address.url);
   // The driver would send all of it to PostgreSQL, and let it win over what is set here.
   for (const name of [...url.searchParams.keys()]) {
-    if (NOT_THE_URLS.has(name.toLowerCase())) url.searchParams.delete(name);
+    if (SET_HERE.has(name.toLowerCase())) url.searchParams.delete(name);
   }
   return postgres(url.toString(), { ...common, ...addressV6(url), ...tlsByAddress(url) });
 }
 
-const NOT_THE_URLS = new Set([
+const SET_HERE = new Set([
   ...['prepare', 'application_name'],
   ...Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }),
 ]);
