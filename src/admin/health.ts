@@ -82,7 +82,7 @@ export async function startAdmin(options: {
 }
 
 /** Of whoever scrapes, probes and watches. */
-const CONNECTIONS_MAX = 64;
+const CONNECTIONS_MAX = 128;
 /** How late a connection that says nothing is noticed: a health probe waits for no more than a few seconds. */
 const CHECK_MS = 1_000;
 

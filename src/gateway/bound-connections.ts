@@ -22,7 +22,7 @@ export function connectionsMax(configuredMax: number, openFilesMax: number | nul
   const bounds: number[] = [];
   if (configuredMax > 0) bounds.push(configuredMax);
   if (openFilesMax !== null)
-    bounds.push(Math.max(openFilesMax - FILES_FOR_ALL_ELSE, Math.floor(openFilesMax / 2)));
+    bounds.push(Math.max(openFilesMax - FILES_FOR_ALL_ELSE, Math.floor(openFilesMax / 3)));
   return bounds.length === 0 ? null : Math.min(...bounds);
 }
 

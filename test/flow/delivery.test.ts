@@ -493,6 +493,8 @@ describe('a full queue', () => {
       await alice.client.call('sendMessages', sending(bob.address.userId, devices));
       await eventually(() => expect(bob.client.envelopes).toHaveLength(i + 1));
     }
+    // What he has processed leaves his queue a moment later.
+    await eventually(async () => expect(await open(bob)).toMatchObject({ pendingCount: 0 }));
     expect(await alice.client.call('sendMessages', sending(bob.address.userId, devices))).toMatchObject({
       accepted: [1],
       rejected: [{ deviceId: 2, code: 'QUEUE_FULL' }],
