@@ -1,11 +1,17 @@
 // The stores on every PostgreSQL that this machine can start, held to the contracts of their ports.
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type SQL, sql } from 'drizzle-orm';
+import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { type Database, openDatabase, type PostgresAddress } from '../../src/backends/postgres/database.ts';
+import {
+  type Database,
+  hotStatement,
+  openDatabase,
+  type PostgresAddress,
+} from '../../src/backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../../src/backends/postgres/embedded.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
@@ -104,6 +110,26 @@ describe('connections', () => {
     await database.close();
     await drop();
   });
+});
+
+it('where PostgreSQL gives fewer connections than are asked for, those serve everybody', async () => {
+  const { url, drop } = await createDatabase();
+  const admin = postgres(url, { max: 1, onnotice: () => {} });
+  const role = `few_${randomBytes(6).toString('hex')}`;
+  await admin.unsafe(`CREATE ROLE ${role} LOGIN CONNECTION LIMIT 3`);
+  const { database } = openNode({ kind: 'url', url: Object.assign(new URL(url), { username: role }).href });
+  const statement = hotStatement<{ one: number }>(sql`SELECT 1 AS one`);
+  const ask = (nth: number) =>
+    nth % 2 === 0 ? database.run((db) => db.execute(sql`SELECT 1`)) : database.hot(statement, {});
+  // Each pool has one.
+  for (const nth of [0, 1]) await ask(nth);
+  for (let round = 0; round < 10; round++) {
+    await Promise.all(Array.from({ length: 40 }, (_, nth) => ask(nth)));
+  }
+  await database.close();
+  await admin.unsafe(`DROP ROLE ${role}`);
+  await admin.end();
+  await drop();
 });
 
 it.each([

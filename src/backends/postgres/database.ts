@@ -73,6 +73,8 @@ const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
 /** Hot statements that share a connection at once. */
 const HOT_PIPELINE = 16;
+/** Once would do where one is free: a burst may find it taken again. */
+const CONNECTION_TRIES_MAX = 5;
 /** Who waits longer for a connection is told to come back: nothing was begun for it. */
 const LINE = { waitingMax: 10_000, waitMaxMs: 5_000 };
 
@@ -126,7 +128,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     work: (current: Pools) => PromiseLike<Result>,
   ): Promise<Result> {
     try {
-      return await slots[pool].run(async () => await inTime(work));
+      return await connected(pool, work);
     } catch (error) {
       // It may have waited for rows that nobody will ever release.
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
@@ -134,6 +136,24 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       reportOutage(error);
       if (codeOf(error) === READ_ONLY_TRANSACTION) leaveReadOnly();
       throw unavailable(explained(error));
+    }
+  }
+
+  /**
+   * PostgreSQL may give a node fewer connections than its pools ask for. Who is refused one has sent nothing yet, and
+   * takes one of the others when it comes free.
+   */
+  async function connected<Result>(
+    pool: keyof typeof slots,
+    work: (current: Pools) => PromiseLike<Result>,
+  ): Promise<Result> {
+    for (let triesLeft = CONNECTION_TRIES_MAX; ; triesLeft--) {
+      try {
+        return await slots[pool].run(async () => await inTime(work));
+      } catch (error) {
+        if (codeOf(error) !== TOO_MANY_CONNECTIONS || triesLeft === 1) throw error;
+        reportOutage(error);
+      }
     }
   }
 
@@ -357,6 +377,7 @@ export const SETTINGS_KEPT_OUT =
 
 const PROTOCOL_VIOLATED = '08P01';
 const UNKNOWN_PARAMETER = '42704';
+const TOO_MANY_CONNECTIONS = '53300';
 const STATEMENT_TIMED_OUT = '57014';
 export const READ_ONLY_TRANSACTION = '25006';
 const OUTAGE_CODES = new Set([
