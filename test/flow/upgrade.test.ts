@@ -170,6 +170,15 @@ describe('migrations', () => {
       'this role sees no tables or sequences of Keygate: its search_path leaves out their schema',
     );
     await sql.unsafe(`ALTER ROLE ${role} RESET search_path`);
+    // What a connection can't set, since only PostgreSQL 17 and later know it.
+    const [late] = await sql`SELECT 1 FROM pg_settings WHERE name = 'transaction_timeout'`;
+    if (late !== undefined) {
+      await sql.unsafe(`ALTER ROLE ${role} SET transaction_timeout = '2s'`);
+      await expect(startGateway({ databaseUrl })).rejects.toThrow(
+        new RegExp(`ALTER ROLE ${role} IN DATABASE \\w+ SET transaction_timeout = '0'`),
+      );
+      await sql.unsafe(`ALTER ROLE ${role} RESET transaction_timeout`);
+    }
     // Rights in bulk are rights.
     await sql.unsafe(
       `REVOKE USAGE ON SEQUENCE connection_fence FROM ${role}; GRANT UPDATE ON SEQUENCE connection_fence TO ${role}`,
