@@ -115,6 +115,12 @@ describe('in transaction mode, where nothing is prepared', () => {
   });
 });
 
+it('a parameter of DATABASE_URL that the pooler does not take is named, with where it belongs', async () => {
+  expect(await refusalOf(`${await pooled()}${NOTHING_SET}&search_path=public`)).toMatch(
+    /unsupported startup parameter: search_path\): take the parameter out of it, and give it to the role$/,
+  );
+});
+
 describe('where statements would be prepared', () => {
   it('is refused for a pooler that takes no settings', async () => {
     const through = await pooled();
