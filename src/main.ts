@@ -252,7 +252,7 @@ function timeOf(text: string): number {
 
 async function migrate(): Promise<void> {
   const config = parseStoreConfig(process.env);
-  const { migrateDatabase } = await import('./compose.ts');
+  const { migrateDatabase } = await import('./compose/store.ts');
   await migrateDatabase(config);
   print('the database schema is up to date');
 }

@@ -10,7 +10,8 @@ import {
   progressBar,
   type Values,
 } from './command.ts';
-import type { EngineFacts, Operator } from './compose.ts';
+import type { EngineFacts } from './compose/doctor.ts';
+import type { Operator } from './compose/operator.ts';
 import { parseConfig, parseStoreConfig, type StoreConfig } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { messagesCut, sweepMessages } from './delivery/retention.ts';
@@ -115,7 +116,7 @@ async function withOperator(
 ): Promise<void> {
   const config = parseStoreConfig(env);
   // Loaded only here: help and faults of usage are told without waiting for it.
-  const { openOperator } = await import('./compose.ts');
+  const { openOperator } = await import('./compose/operator.ts');
   const operator = await openOperator(config, how);
   try {
     await action(operator, config);
@@ -262,7 +263,7 @@ const JWKS_WAIT_MAX_MS = 5_000;
 
 async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
   const config = parseConfig(env);
-  const { examineStore, examineRedisOf } = await import('./compose.ts');
+  const { examineStore, examineRedisOf } = await import('./compose/doctor.ts');
   const findings: Finding[] = [];
   const look = async (what: string, examine: () => Promise<Omit<Finding, 'what'>[]>): Promise<void> => {
     const found = await examine().catch((error: unknown) => [{ good: false, found: reasonOf(error) }]);
