@@ -1,6 +1,6 @@
 /** What can be configured, told from the checks themselves: README's table and `keygate config-reference`. */
 import type { VariableReference } from './admin/reference-page.ts';
-import { environment } from './config.ts';
+import { environment } from './config/environment.ts';
 
 /** Every variable, in the order in which it is best read. */
 export function configReference(): VariableReference[] {

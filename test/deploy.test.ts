@@ -4,7 +4,8 @@ import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
-import { environment, parseConfig } from '../src/config.ts';
+import { environment } from '../src/config/environment.ts';
+import { parseConfig } from '../src/config.ts';
 import { httpRoutes } from '../src/protocol/http-routes.ts';
 import { FRAME_BYTES_MAX } from '../src/protocol/limits.ts';
 

@@ -40,6 +40,7 @@ const MAY_IMPORT: Readonly<Record<string, Room>> = {
   'admin/web': { rooms: ['protocol'], packages: ['zod', 'preact', '@tanstack/virtual-core', 'uplot'] },
   sdk: { rooms: ['protocol'], packages: ['socket.io-client'] },
   'load-test': { rooms: ['sdk', 'protocol', 'lib'], packages: ['jose', 'hdr-histogram-js'] },
+  config: { rooms: ['protocol', 'requests', 'logger.ts'], packages: ['zod'] },
 };
 
 /** Rooms that browsers load. */

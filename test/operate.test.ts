@@ -7,7 +7,7 @@ import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import { environment } from '../src/config.ts';
+import { environment } from '../src/config/environment.ts';
 import { operatorCommands } from '../src/operate.ts';
 import { keygate } from './support/command-line.ts';
 import { createDatabase, redisUrl } from './support/engines.ts';

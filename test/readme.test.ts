@@ -1,6 +1,6 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { describe, expect, it } from 'vitest';
-import { environment } from '../src/config.ts';
+import { environment } from '../src/config/environment.ts';
 import { operatorCommands } from '../src/operate.ts';
 import { withTables } from './reference/readme-tables.ts';
 

@@ -1,6 +1,6 @@
 /** The reference as a running gateway serves it, held against what the gateway really does. */
 import { afterAll, beforeAll, expect, it } from 'vitest';
-import { environment } from '../../src/config.ts';
+import { environment } from '../../src/config/environment.ts';
 import { ERRORS } from '../../src/protocol/errors.ts';
 import { pushes, requestNames } from '../../src/protocol/events.ts';
 import { httpRoutes } from '../../src/protocol/http-routes.ts';

@@ -2,7 +2,8 @@
 import { randomUUID } from 'node:crypto';
 import { io, type Socket } from 'socket.io-client';
 import { createGateway, type Gateway, type NodeTiming } from '../../src/compose.ts';
-import { type Config, environment, parseConfig } from '../../src/config.ts';
+import { environment } from '../../src/config/environment.ts';
+import { type Config, parseConfig } from '../../src/config.ts';
 import type { Clock } from '../../src/lib/clock.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
