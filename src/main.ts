@@ -70,7 +70,11 @@ const commands: Record<string, Command> = {
 
 const HELP: Options = { help: { type: 'boolean', short: 'h' } };
 
+/** Meant for other clients; PostgreSQL's driver would let them win over what DATABASE_URL says, or stop at their values. */
+const OF_OTHER_CLIENTS = ['PGTARGETSESSIONATTRS', 'PGSSLNEGOTIATION'];
+
 async function main(args: readonly string[]): Promise<number> {
+  for (const variable of OF_OTHER_CLIENTS) delete process.env[variable];
   const [name, ...rest] = args;
   const command = name !== undefined && Object.hasOwn(commands, name) ? commands[name] : undefined;
   try {

@@ -212,6 +212,16 @@ describe('configuration', () => {
     }
   });
 
+  it('takes one PostgreSQL, and says so of several', () => {
+    const url = 'postgres://keygate:a,b@db:5432/keygate';
+    expect(parseConfig({ JWT_SECRET, DATABASE_URL: url }).store).toEqual({ kind: 'url', url });
+    for (const hosts of ['one:5432,two:5433', 'one,two', '[::1],two', 'one,two/keygate?sslmode=require']) {
+      expect(problemsOf({ JWT_SECRET, DATABASE_URL: `postgres://keygate:a@${hosts}` })).toEqual([
+        'DATABASE_URL must name one host: an address, a name or a proxy that leads to the primary',
+      ]);
+    }
+  });
+
   it('names what another client’s DATABASE_URL has, which PostgreSQL would refuse', () => {
     const url = `${DATABASE_URL}?sslmode=verify-full&channel_binding=require&sslrootcert=/etc/ca.pem`;
     expect(problemsOf({ JWT_SECRET, DATABASE_URL: url })).toEqual([

@@ -238,6 +238,11 @@ describe('keygate serve', () => {
     }
   });
 
+  it('is not led astray by what the environment has for other clients of PostgreSQL', async () => {
+    const astray = { PGTARGETSESSIONATTRS: 'any', PGSSLNEGOTIATION: 'direct' };
+    expect(await keygate(['migrate'], astray)).toMatchObject({ code: 0, stderr: '' });
+  });
+
   it('lets no library print what clients bring, whatever DEBUG says', async () => {
     const { child, end } = start(['serve'], { PORT: '0', ADMIN_PORT: '0', DEBUG: '*' });
     const [, url] = /gateway {2}(\S+)/.exec(await printed(child)) ?? [];

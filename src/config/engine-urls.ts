@@ -1,6 +1,9 @@
 /** DATABASE_URL and REDIS_URL: what may stand in them. Told without their text, which holds passwords. */
 import { z } from 'zod';
 
+/** A comma among the hosts of any URL. */
+const SEVERAL_HOSTS = /^[^:]*:\/\/(?:[^/?#]*@)?[^@/?#]*,[^@/?#]*(?:[/?#]|$)/;
+
 /** Credentials, hosts with their ports, and what ioredis takes besides. */
 const REDIS_HOSTS =
   /^[^:]*:\/\/(?:[^@\s/]*@)?(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?(?:,(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?)*(?:[/?]\S*)?$/;
@@ -23,33 +26,41 @@ const FOREIGN_PARAMETERS: Readonly<Record<string, string>> = {
   sslcert: OF_ANOTHER_CLIENT,
   sslkey: OF_ANOTHER_CLIENT,
   sslrootcert: 'NODE_EXTRA_CA_CERTS stands for here',
+  target_session_attrs: 'is of use with several hosts only, and one is to be named here',
 };
 /** The authorities of the system, which are asked anyway. */
 const SYSTEM_AUTHORITIES = 'system';
 
 /** One PostgreSQL, with what the driver takes besides. */
 export function databaseUrl() {
-  return z
-    .string()
-    .regex(/^postgres(ql)?:\/\/\S+$/, {
-      error: 'must begin with postgres:// or postgresql://',
-      abort: true,
-    })
-    .refine(URL.canParse, {
-      error: 'is no URL: in a password, write # as %23, / as %2F, ? as %3F and @ as %40',
-      abort: true,
-    })
-    .refine(
-      (url) => areSwitches(new URL(url).searchParams, 'prepare'),
-      'may say ?prepare=true or ?prepare=false, nothing else of prepare',
-    )
-    .superRefine((url, context) => {
-      for (const [name, value] of new URL(url).searchParams) {
-        const advice = FOREIGN_PARAMETERS[name];
-        if (advice !== undefined && value !== SYSTEM_AUTHORITIES)
-          context.addIssue(`must not have ${name}, which ${advice}: take it out`);
-      }
-    });
+  return (
+    z
+      .string()
+      .regex(/^postgres(ql)?:\/\/\S+$/, {
+        error: 'must begin with postgres:// or postgresql://',
+        abort: true,
+      })
+      // The driver would go from one to the next without a pause, for as long as none of them is the primary.
+      .refine((url) => !SEVERAL_HOSTS.test(url), {
+        error: 'must name one host: an address, a name or a proxy that leads to the primary',
+        abort: true,
+      })
+      .refine(URL.canParse, {
+        error: 'is no URL: in a password, write # as %23, / as %2F, ? as %3F and @ as %40',
+        abort: true,
+      })
+      .refine(
+        (url) => areSwitches(new URL(url).searchParams, 'prepare'),
+        'may say ?prepare=true or ?prepare=false, nothing else of prepare',
+      )
+      .superRefine((url, context) => {
+        for (const [name, value] of new URL(url).searchParams) {
+          const advice = FOREIGN_PARAMETERS[name];
+          if (advice !== undefined && value !== SYSTEM_AUTHORITIES)
+            context.addIssue(`must not have ${name}, which ${advice}: take it out`);
+        }
+      })
+  );
 }
 
 /** One Redis, or nodes of a Cluster. */
