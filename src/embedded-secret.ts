@@ -2,6 +2,7 @@
 import { randomBytes } from 'node:crypto';
 import { chmod, type FileHandle, link, mkdir, open, rm } from 'node:fs/promises';
 import { join } from 'node:path';
+import { folderFault } from './lib/folder-fault.ts';
 import { SECRET_BYTES_MIN } from './requests/authenticate.ts';
 
 const SECRET_BYTES = 32;
@@ -26,7 +27,12 @@ export async function embeddedSecret(
   name: EmbeddedSecretName = 'token-secret',
 ): Promise<Uint8Array> {
   const file = embeddedSecretFile(dataDir, name);
-  return (await readSecret(file)) ?? (await makeSecret(dataDir, file));
+  try {
+    return (await readSecret(file)) ?? (await makeSecret(dataDir, file));
+  } catch (error) {
+    const fault = folderFault(error, dataDir);
+    throw fault === error ? error : new Error(`can not read ${file}`, { cause: fault });
+  }
 }
 
 /** The secret of `dataDir` where somebody has made it; null where nobody has. @throws as {@link embeddedSecret} */

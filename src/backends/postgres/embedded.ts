@@ -6,6 +6,7 @@ import { existsSync } from 'node:fs';
 import { chmod, mkdir, mkdtemp, realpath, rm, symlink } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
+import { folderFault } from '../../lib/folder-fault.ts';
 import type { Log } from '../../lib/log.ts';
 import { npmBinaries } from './binaries.ts';
 import { type EngineUser, engineUserFor, letPass } from './engine-user.ts';
@@ -78,12 +79,11 @@ export async function startEmbeddedPostgres(options: {
   } catch (error) {
     await undoAll();
     if (error instanceof EmbeddedStartError) throw error;
-    const reason = error instanceof Error ? error.message : String(error);
+    const fault = folderFault(error, options.dataDir);
+    const reason = fault instanceof Error ? fault.message : String(fault);
     throw new EmbeddedStartError(
       `The embedded PostgreSQL could not start on ${options.dataDir}: ${reason}.`,
-      {
-        cause: error,
-      },
+      { cause: fault },
     );
   }
 }
