@@ -3,6 +3,7 @@ import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createRedisBus, type RedisBus } from '../../src/backends/redis/bus.ts';
 import { connectRedis, connectSubscriber, type RedisLink } from '../../src/backends/redis/connect.ts';
+import { examineRedis } from '../../src/backends/redis/examine.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
@@ -111,13 +112,18 @@ describe('over a Redis Cluster', () => {
     const told: string[] = [];
     const note = (_: object, text: string): void => void told.push(text);
     const node = await startNode({ ...silentLog, warn: note, info: note });
-    const full = new Redis(cluster.nodes[1]!.url);
+    const full = new Redis(cluster.nodes[2]!.url);
     try {
       await full.config('SET', 'maxmemory', '1');
       for (const [i, one] of devices.entries()) {
         expect(await node.bus.acquire({ device: one, fence: i + 1 })).toBe(true);
       }
       expect(node.bus.trouble()).toMatch(/^Redis refuses leases: OOM/);
+      const asking = connectRedis(options());
+      await expect(examineRedis(asking)).rejects.toThrow(
+        /^Redis refuses a script that writes keygate:\*: OOM/,
+      );
+      asking.disconnect();
     } finally {
       await full.config('SET', 'maxmemory', '0');
       full.disconnect();

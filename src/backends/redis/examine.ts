@@ -9,6 +9,8 @@ export interface RedisFacts {
 }
 
 const WAIT_MAX_MS = 5_000;
+/** So many that each node of a Cluster has some: of twenty nodes, fifteen each. */
+const SCATTERED_KEYS = Array.from({ length: 300 }, (_, i) => `keygate:doctor:${i}`);
 
 /**
  * @param link of nobody else: it listens in the end
@@ -34,9 +36,10 @@ export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
 
 /** It may answer, and do nothing of what the gateway needs: for this user, or for anybody. @throws Error with Redis' own reason */
 async function tryRights(link: RedisLink): Promise<void> {
-  await link
-    .eval(`return redis.call('SET', KEYS[1], '', 'PX', 1)`, 1, 'keygate:doctor')
-    .catch(refused('a script that writes keygate:*'));
+  const keys = link instanceof Cluster ? SCATTERED_KEYS : ['keygate:doctor'];
+  await Promise.all(
+    keys.map((key) => link.eval(`return redis.call('SET', KEYS[1], '', 'PX', 1)`, 1, key)),
+  ).catch(refused('a script that writes keygate:*'));
   await link.publish('keygate:doctor', '').catch(refused('a message on channels keygate:*'));
   // Last: a link that listens does nothing else.
   await link.subscribe('keygate:doctor').catch(refused('a subscription to channels keygate:*'));
