@@ -4,7 +4,7 @@ import { type Admin, type Probe, startAdmin } from './admin/health.ts';
 import { createInspector } from './admin/inspector.ts';
 import { createMetrics } from './admin/metrics.ts';
 import { referencePages } from './admin/reference.ts';
-import { type Database, isDriverWriteFault, openDatabase } from './backends/postgres/database.ts';
+import type { Database } from './backends/postgres/database.ts';
 import { inALine, shortcomingsOfPostgres, troublesOfPostgres } from './backends/postgres/examine.ts';
 import { createInspectionStore } from './backends/postgres/inspection.ts';
 import { createKeyStore } from './backends/postgres/key-store.ts';
@@ -12,10 +12,9 @@ import { createMessageStore } from './backends/postgres/message-store.ts';
 import { migrateDatabase as migrate, missingMigrations } from './backends/postgres/migrations.ts';
 import { createStatistics } from './backends/postgres/statistics.ts';
 import type { RedisBusTiming } from './backends/redis/bus.ts';
-import { openEngines, openRelay } from './compose/engines.ts';
+import { openBusAndLocks, openRateLimiter, openRelay } from './compose/engines.ts';
 import { startRetention } from './compose/retention.ts';
-import { faultsOf, leapOf, openStore } from './compose/store.ts';
-import type { Undo } from './compose/undo.ts';
+import { faultsOf, leapOf, openPools, openStore } from './compose/store.ts';
 import type { Config } from './config.ts';
 import { configReference } from './config-reference.ts';
 import { createBounces } from './delivery/bounce.ts';
@@ -30,6 +29,7 @@ import { createValidationProofs } from './keys/validation.ts';
 import { type Clock, systemClock } from './lib/clock.ts';
 import { type Log, silentLog } from './lib/log.ts';
 import { openFilesMax } from './lib/open-files.ts';
+import { type Undo, undoAll } from './lib/undo.ts';
 import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
 import { createAuthenticator, refuseRevoked, type TokenKeys } from './requests/authenticate.ts';
@@ -40,7 +40,6 @@ import { createHandlers } from './requests/handlers.ts';
 import { createLimits } from './requests/limits.ts';
 import { createObserver } from './requests/observe.ts';
 import { isOriginAllowed } from './requests/origins.ts';
-import { surviveFaults } from './uncaught.ts';
 
 export interface Gateway {
   /** Where clients connect. */
@@ -77,16 +76,7 @@ export async function createGateway(
   const { clock = systemClock, log = silentLog, timing = {} } = parts;
   const { comparesClock = clock === systemClock } = parts;
   const undo: Undo = [];
-  const stop = once(async () => {
-    for (const step of undo.reverse()) {
-      try {
-        await step();
-      } catch (error) {
-        // The rest must end all the same: the embedded store is the last of them.
-        log.error({ error: error as Error }, 'a part did not end as it should');
-      }
-    }
-  });
+  const stop = once(() => undoAll(undo, (error) => log.error({ error }, 'a part did not end as it should')));
   try {
     return await start(config, { clock, comparesClock, log, timing, undo, stop });
   } catch (error) {
@@ -113,7 +103,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
   const database = await openServedDatabase(config, frame);
   const store = createKeyStore(database);
   const messages = createMessageStore(database);
-  const { bus, locks, limiter } = openEngines(config, { clock, log, timing: timing.bus ?? {}, undo });
+  const { bus, locks } = openBusAndLocks(config, { log, timing: timing.bus ?? {}, undo });
 
   const { preKeys } = config;
   const messageLifetimeMs = config.messages.lifetimeMs;
@@ -183,7 +173,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     queueMax: config.messages.queueMax,
     reports: observer,
   });
-  const limits = createLimits({ limiter, observer });
+  const limits = createLimits({ limiter: openRateLimiter(config, { clock, log, undo }), observer });
   const dispatch = createDispatch({
     handlers,
     limits,
@@ -279,16 +269,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
 async function openServedDatabase(config: Config, { log, undo }: Frame): Promise<Database> {
   const address = await openStore(config, { log, undo });
   await migrate(address);
-  const database = openDatabase({ address, clock: systemClock, log });
-  // Until the pools are closed, which is undone before it.
-  undo.push(
-    surviveFaults((error) => {
-      if (!isDriverWriteFault(error)) return false;
-      database.recycle('the driver wrote to a connection that is gone');
-      return true;
-    }),
-  );
-  undo.push(() => database.close());
+  const database = openPools(address, { log, undo });
   const faults = await faultsOf(database);
   if (faults.length > 0) throw new Error(faults.join('\n'));
   return database;

@@ -81,7 +81,11 @@ async function main(args: readonly string[]): Promise<number> {
     if (command !== undefined) {
       const values = parsed(rest, { ...command.options, ...HELP });
       if (values.help === true) print(command.help);
-      else await command.run(values, process.env);
+      else {
+        // serve has a log for it.
+        if (name !== 'serve') endOnUncaught((error) => complain(reasonOf(error)));
+        await command.run(values, process.env);
+      }
       return 0;
     }
     if (name !== undefined && !name.startsWith('-')) throw new UsageError(`unknown command ${shown(name)}`);
@@ -102,7 +106,7 @@ async function main(args: readonly string[]): Promise<number> {
 async function serve(): Promise<void> {
   const config = parseConfig(process.env);
   const log = createLogger(config.logLevel);
-  endOnUncaught(log);
+  endOnUncaught((error) => log.error({ error }, 'uncaught exception'));
   for (const warning of config.warnings) log.warn({}, warning);
   // What is printed is told once, and nobody may be there to read it.
   process.stdout.on('error', () => {});

@@ -237,7 +237,9 @@ async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
 }
 
 async function restored(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
-  await withOperator(env, { migrates: true }, async ({ maintenance }) => {
+  await withOperator(env, { migrates: true }, async ({ maintenance, refuseUnsoundClock }) => {
+    // What was handed out before is told from what comes after by the time of now.
+    await refuseUnsoundClock();
     const bar = progressBar('devices', await maintenance.countDevices());
     const { deviceCount, withdrawnCount } = await withdrawAfterRestore({
       maintenance,
@@ -334,11 +336,12 @@ function engineFindings(
 async function revoke(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
   const device = deviceOf(values);
   await withOperator(env, { migrates: false }, async (operator) => {
-    const { keyVersion, revokedAtMs, hadKeys } = await operator.revoke(device);
+    const { keyVersion, revokedAtMs, hadKeys, untold } = await operator.revoke(device);
     const revokedAt = new Date(revokedAtMs).toISOString();
-    answer(values, { ...device, revokedAt, keyVersion, hadKeys }, [
+    answer(values, { ...device, revokedAt, keyVersion, hadKeys, untold }, [
       `device ${device.deviceId} of ${device.userId} is revoked: tokens issued until ${revokedAt} are refused`,
       hadKeys ? 'its keys are gone, and what waited for it returns to its senders' : 'it had no keys',
+      ...(untold === null ? [] : [`gateways notice within 15 seconds: they could not be told (${untold})`]),
     ]);
   });
 }

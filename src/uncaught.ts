@@ -1,5 +1,4 @@
 /** What becomes of an exception that nobody caught: it ends the process, unless it is known to do no harm. */
-import type { Log } from './lib/log.ts';
 
 /** Says whether it knows the fault, and has dealt with it. */
 export type FaultJudge = (error: unknown) => boolean;
@@ -17,12 +16,12 @@ export function surviveFaults(judge: FaultJudge): () => void {
   return () => judges.delete(judge);
 }
 
-/** From here on, an exception that nobody caught is logged and ends the process with 1; so is a rejection. */
-export function endOnUncaught(log: Log): void {
+/** From here on, an exception that nobody caught is told and ends the process with 1; so does a rejection. */
+export function endOnUncaught(tell: (error: Error) => void): void {
   process.on('uncaughtException', (error: unknown) => {
     if ([...judges].some((judge) => judge(error))) return;
     try {
-      log.error({ error: error instanceof Error ? error : new Error(String(error)) }, 'uncaught exception');
+      tell(error instanceof Error ? error : new Error(String(error)));
     } finally {
       process.exit(1);
     }

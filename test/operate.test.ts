@@ -210,18 +210,39 @@ it('works on the store without a key to verify tokens by', async () => {
   });
 });
 
-it('keygate revoke revokes also where Redis refuses the database, and says that it does', async () => {
+it('keygate revoke revokes also where the gateways can’t be told, and says so', async () => {
   const args = ['revoke', '--user', 'lost', '--device', '1'];
-  const { code, stderr } = await keygate(args, { ...env, REDIS_URL: new URL('/99', redisUrl()).href });
-  expect({ code, stderr }).toEqual({
-    code: 1,
-    stderr: 'keygate: Redis refuses database 99 of REDIS_URL: ERR DB index is out of range\n',
-  });
+  const { code, stdout } = await keygate(args, { ...env, REDIS_URL: new URL('/99', redisUrl()).href });
+  expect(code).toBe(0);
+  expect(stdout).toMatch(/^device 1 of lost is revoked: /);
+  expect(stdout).toContain(
+    'could not be told (Redis refuses database 99 of REDIS_URL: ERR DB index is out of range)',
+  );
   const sql = postgres(gateway.databaseUrl, { max: 1, onnotice: () => {} });
   expect(
     await sql`SELECT 1 FROM devices WHERE user_id = 'lost' AND device_id = 1 AND revoked_at IS NOT NULL`,
   ).toHaveLength(1);
   await sql.end();
+});
+
+/** A process whose clock is behind by so much. */
+function behind(ms: number): Record<string, string> {
+  return {
+    NODE_OPTIONS: `--import=data:text/javascript,globalThis.real=Date.now;Date.now=()=>real()-${ms}`,
+  };
+}
+
+it('keygate revoke ends every token issued until now, also where this machine’s clock is behind', async () => {
+  const before = Date.now();
+  const args = ['revoke', '--user', 'behind', '--device', '1', '--json'];
+  const { stdout } = await keygate(args, { ...env, ...behind(120_000) });
+  expect(Date.parse(JSON.parse(stdout).revokedAt)).toBeGreaterThanOrEqual(before);
+});
+
+it.each(['sweep', 'restored'])('keygate %s does nothing by a clock that is wrong', async (command) => {
+  const { code, stderr } = await keygate([command], { ...env, ...behind(600_000) });
+  expect(code).toBe(1);
+  expect(stderr).toMatch(/^keygate: the clock of this machine differs by -600 s from that of PostgreSQL\n$/);
 });
 
 it.each([['stats'], ['sweep'], ['restored'], ['revoke', '--user', 'alice', '--device', '1']])(

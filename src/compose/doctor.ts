@@ -1,6 +1,5 @@
 /** The engines that a gateway would have, asked before one is started, or beside it. */
 
-import { openDatabase } from '../backends/postgres/database.ts';
 import { FolderInUseError, isEmbeddedMade } from '../backends/postgres/embedded.ts';
 import { examinePostgres } from '../backends/postgres/examine.ts';
 import { missingMigrations } from '../backends/postgres/migrations.ts';
@@ -9,8 +8,8 @@ import { examineRedis } from '../backends/redis/examine.ts';
 import type { Config } from '../config.ts';
 import { systemClock } from '../lib/clock.ts';
 import { silentLog } from '../lib/log.ts';
-import { faultsOf, openStore } from './store.ts';
-import { opened } from './undo.ts';
+import { opened } from '../lib/undo.ts';
+import { faultsOf, openPools, openStore } from './store.ts';
 
 /** PostgreSQL 14, as it numbers itself. */
 const POSTGRES_VERSION_MIN = 140_000;
@@ -51,9 +50,7 @@ async function examineDatabase(config: Config): Promise<PostgresFindings> {
   const log = silentLog;
   const examiner = await opened(async (undo) => {
     const address = await openStore(config, { log, undo });
-    const database = openDatabase({ address, clock: systemClock, log });
-    undo.push(() => database.close());
-    return { database };
+    return { database: openPools(address, { log, undo }) };
   });
   try {
     const { version, versionNumber, nowMs } = await examinePostgres(examiner.database);

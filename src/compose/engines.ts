@@ -14,30 +14,24 @@ import { createRedisRelay } from '../backends/redis/relay.ts';
 import type { StoreConfig } from '../config.ts';
 import { type Clock, systemClock } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
+import type { Undo } from '../lib/undo.ts';
 import type { Bus } from '../ports/bus.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import type { Limit, RateLimiter } from '../ports/rate-limiter.ts';
 import type { Relay } from '../ports/relay.ts';
 import { LIMIT_WINDOWS_MS, type RateName } from '../requests/limits.ts';
-import type { Undo } from './undo.ts';
 
 /**
- * Bus, locks and limits; connecting goes on in the background.
+ * Connecting goes on in the background.
  *
- * @param parts.clock of the limits, where they are counted here
  * @param parts.timing of the bus, where it differs from production's
  */
-export function openEngines(
+export function openBusAndLocks(
   config: StoreConfig,
-  { clock, log, timing, undo }: { clock: Clock; log: Log; timing?: Partial<RedisBusTiming>; undo: Undo },
-): { bus: Bus; locks: DeviceLocks; limiter: RateLimiter } {
-  const limits = limitsOf(config);
+  { log, timing = {}, undo }: { log: Log; timing?: Partial<RedisBusTiming>; undo: Undo },
+): { bus: Bus; locks: DeviceLocks } {
   if (config.redisUrl === null) {
-    return {
-      bus: createInProcessBus({ log }),
-      locks: createInProcessLocks({ clock: systemClock }),
-      limiter: createInProcessRateLimiter({ limits, clock }),
-    };
+    return { bus: createInProcessBus({ log }), locks: createInProcessLocks({ clock: systemClock }) };
   }
   const commands = connectRedis({ url: config.redisUrl, name: 'commands', log });
   undo.push(() => {
@@ -47,16 +41,25 @@ export function openEngines(
   undo.push(() => {
     subscriber.disconnect();
   });
-  const counts = connectRedis({ url: config.redisUrl, name: 'limits', isPipelined: true, log });
-  undo.push(() => {
-    counts.disconnect();
-  });
   return {
-    bus: createRedisBus({ commands, subscriber, clock: systemClock, log, timing: timing ?? {} }),
+    bus: createRedisBus({ commands, subscriber, clock: systemClock, log, timing }),
     locks: createRedisLocks({ link: commands, clock: systemClock, log }),
-    // Redis ends the windows by its own clock.
-    limiter: createRedisRateLimiter({ limits, link: counts, clock: systemClock, log }),
   };
+}
+
+/** @param parts.clock of the limits, where they are counted in this process */
+export function openRateLimiter(
+  config: StoreConfig,
+  { clock, log, undo }: { clock: Clock; log: Log; undo: Undo },
+): RateLimiter {
+  const limits = limitsOf(config);
+  if (config.redisUrl === null) return createInProcessRateLimiter({ limits, clock });
+  const link = connectRedis({ url: config.redisUrl, name: 'limits', isPipelined: true, log });
+  undo.push(() => {
+    link.disconnect();
+  });
+  // Redis ends the windows by its own clock.
+  return createRedisRateLimiter({ limits, link, clock: systemClock, log });
 }
 
 /** Nodes talk about what they see on a link of its own: a viewer that wants much must not delay a poke. */

@@ -2,8 +2,8 @@
 
 import { createInProcessBus } from '../backends/in-process/bus.ts';
 import { createInProcessLocks } from '../backends/in-process/locks.ts';
-import { openDatabase } from '../backends/postgres/database.ts';
 import { isEmbeddedMade } from '../backends/postgres/embedded.ts';
+import { examinePostgres } from '../backends/postgres/examine.ts';
 import { createKeyStore } from '../backends/postgres/key-store.ts';
 import { createMaintenance } from '../backends/postgres/maintenance.ts';
 import { createMessageStore } from '../backends/postgres/message-store.ts';
@@ -14,15 +14,23 @@ import { noReports } from '../delivery/reports.ts';
 import { revokeDevice } from '../keys/revoke.ts';
 import { systemClock } from '../lib/clock.ts';
 import { type Log, silentLog } from '../lib/log.ts';
+import { reasonOf } from '../lib/reason.ts';
+import { opened } from '../lib/undo.ts';
 import type { Bus } from '../ports/bus.ts';
 import type { KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import type { Maintenance } from '../ports/maintenance.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
-import { openEngines } from './engines.ts';
-import { leapOf, openStore } from './store.ts';
-import { opened } from './undo.ts';
+import { openBusAndLocks } from './engines.ts';
+import { leapOf, openPools, openStore } from './store.ts';
+
+export interface Revocation {
+  keyVersion: number;
+  revokedAtMs: number;
+  hadKeys: boolean;
+  untold: string | null;
+}
 
 export interface Operator {
   maintenance: Maintenance;
@@ -33,8 +41,13 @@ export interface Operator {
   bounces: Bounces;
   /** @throws Error where what expires may not be judged here: this machine's clock differs from PostgreSQL's */
   refuseUnsoundClock(): Promise<void>;
-  /** Revokes a device, and tells the gateways; those without Redis find out by themselves, on their next sweep. */
-  revoke(device: DeviceAddress): Promise<{ keyVersion: number; revokedAtMs: number; hadKeys: boolean }>;
+  /**
+   * Revokes a device, and tells the gateways; those that can't be told find out by themselves, on their next sweep.
+   *
+   * @returns `untold`: why they could not be told, null where they were
+   * @throws GatewayError UNAVAILABLE; the device is not revoked then
+   */
+  revoke(device: DeviceAddress): Promise<Revocation>;
   close(): Promise<void>;
 }
 
@@ -57,8 +70,7 @@ export async function openOperator(
   return await opened(async (undo) => {
     const address = await openStore(config, { log, undo });
     if (migrates) await migrate(address);
-    const database = openDatabase({ address, clock: systemClock, log });
-    undo.push(() => database.close());
+    const database = openPools(address, { log, undo });
     const missing = await missingMigrations(database);
     if (missing > 0) throw new Error(`the schema is ${missing} migrations behind: run keygate migrate`);
     const messages = createMessageStore(database);
@@ -70,14 +82,15 @@ export async function openOperator(
         messageLifetimeMs: config.messages.lifetimeMs,
         reports: noReports,
       });
+    // Nobody is told: the gateways' own sweeps find what came home.
+    const bounces = bouncesBy(createInProcessBus({ log }));
     const store = createKeyStore(database);
     return {
       maintenance: createMaintenance(database),
       store,
       locks: createInProcessLocks({ clock: systemClock }),
       messages,
-      // Nobody is told: the gateways' own sweeps find what came home.
-      bounces: bouncesBy(createInProcessBus({ log })),
+      bounces,
       async refuseUnsoundClock() {
         const aheadMs = await leapOf(systemClock, database);
         if (aheadMs === null) return;
@@ -86,14 +99,20 @@ export async function openOperator(
         );
       },
       async revoke(device) {
-        const { bus, locks } = openEngines(config, { clock: systemClock, log, undo });
+        const { bus, locks } = openBusAndLocks(config, { log, undo });
+        // Tokens end by the time at which they were issued: where this machine is behind, the store's counts.
+        const storeMs = (await examinePostgres(database)).nowMs;
+        const clock = { ...systemClock, nowMs: () => Math.max(systemClock.nowMs(), storeMs) };
         // First of all: nothing that Redis refuses keeps a device from being revoked.
-        const { data } = await revokeDevice({ store, locks, clock: systemClock }, device);
-        await bus.start({ onPoke() {}, onDisplaced() {}, onGap() {} });
-        undo.push(() => bus.stop());
-        bus.poke([device]);
-        await bouncesBy(bus).settle(device);
-        return data;
+        const { data } = await revokeDevice({ store, locks, clock }, device);
+        const untold = await bus.start({ onPoke() {}, onDisplaced() {}, onGap() {} }).then(() => {
+          undo.push(() => bus.stop());
+          bus.poke([device]);
+          return bus.trouble();
+        }, reasonOf);
+        // What can't be brought home now is found by the gateways' sweeps.
+        await (untold === null ? bouncesBy(bus) : bounces).settle(device).catch(() => {});
+        return { ...data, untold };
       },
     };
   });

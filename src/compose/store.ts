@@ -1,13 +1,19 @@
 /** The configured PostgreSQL: opened, brought up to date, and asked whether it can be served from. */
 
-import type { Database, PostgresAddress } from '../backends/postgres/database.ts';
+import {
+  type Database,
+  isDriverWriteFault,
+  openDatabase,
+  type PostgresAddress,
+} from '../backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../backends/postgres/embedded.ts';
 import { examinePostgres, shortcomingsOfPostgres, troublesOfPostgres } from '../backends/postgres/examine.ts';
 import { migrateDatabase as migrate } from '../backends/postgres/migrations.ts';
 import type { StoreConfig } from '../config.ts';
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, systemClock } from '../lib/clock.ts';
 import { type Log, silentLog } from '../lib/log.ts';
-import type { Undo } from './undo.ts';
+import type { Undo } from '../lib/undo.ts';
+import { surviveFaults } from '../uncaught.ts';
 
 /** Tokens and validations bear less; no retention time is so short that it would matter. */
 const SWEEP_CLOCK_DIFFERENCE_MAX_MS = 5 * 60_000;
@@ -29,6 +35,21 @@ export async function openStore(
     if (!stopping) throw new Error(`the embedded PostgreSQL ended: ${reason}`);
   });
   return { kind: 'socket', ...postgres };
+}
+
+/** The pools of a store, until `undo`; a fault of their driver that nobody can catch ends no process meanwhile. */
+export function openPools(address: PostgresAddress, { log, undo }: { log: Log; undo: Undo }): Database {
+  const database = openDatabase({ address, clock: systemClock, log });
+  // Until the pools are closed, which is undone before it.
+  undo.push(
+    surviveFaults((error) => {
+      if (!isDriverWriteFault(error)) return false;
+      database.recycle('the driver wrote to a connection that is gone');
+      return true;
+    }),
+  );
+  undo.push(() => database.close());
+  return database;
 }
 
 /** Brings the schema of the configured store up to date, starting the embedded one for it. */

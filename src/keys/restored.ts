@@ -8,7 +8,9 @@ import type { Clock } from '../lib/clock.ts';
 import type { Maintenance } from '../ports/maintenance.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
 
-const BATCH_DEVICES = 200;
+const BATCH_DEVICES_MAX = 200;
+/** Half a second's work: gateways that run beside it wait for its rows. */
+const BATCH_KEYS_MAX = 20_000;
 
 /**
  * Versions go on from the time of the restore: no device changes its keys once a millisecond, so they lie beyond all
@@ -42,12 +44,13 @@ export async function withdrawAfterRestore(parts: {
       after,
       restoredAtMs,
       versionMin: versionAfterRestore(restoredAtMs),
-      limit: BATCH_DEVICES,
+      devicesMax: BATCH_DEVICES_MAX,
+      keysMax: BATCH_KEYS_MAX,
     });
+    after = batch.devices.at(-1) ?? null;
+    if (after === null) return { deviceCount, withdrawnCount };
     deviceCount += batch.devices.length;
     withdrawnCount += batch.withdrawnCount;
     onBatch(batch.devices);
-    after = batch.devices.at(-1) ?? null;
-    if (after === null || batch.devices.length < BATCH_DEVICES) return { deviceCount, withdrawnCount };
   }
 }

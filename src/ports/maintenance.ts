@@ -47,6 +47,11 @@ export interface SweepDue {
   idleDeviceCount: number;
 }
 
+/**
+ * Each takes as long as it needs, within a quarter of an hour.
+ *
+ * @throws GatewayError UNAVAILABLE when the store can't be reached; nothing has changed then
+ */
 export interface Maintenance {
   /** Counts everything, exactly: seconds at ten million rows. */
   totals(): Promise<StoreTotals>;
@@ -72,12 +77,14 @@ export interface Maintenance {
    * and notes that the client has to compare its keys.
    *
    * @param batch.after the last device of the batch before; null for the first batch
-   * @returns the devices in order, fewer than `limit` where they are the last
+   * @param batch.keysMax after so many keys no further device is taken
+   * @returns the devices in order; none where there are no more
    */
   withdrawAfterRestore(batch: {
     after: DeviceAddress | null;
     restoredAtMs: number;
     versionMin: number;
-    limit: number;
+    devicesMax: number;
+    keysMax: number;
   }): Promise<{ devices: DeviceAddress[]; withdrawnCount: number }>;
 }

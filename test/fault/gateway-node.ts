@@ -10,7 +10,7 @@ import { endOnUncaught } from '../../src/uncaught.ts';
 const { NODE_TIMING = '{}', ...env } = process.env;
 const config = parseConfig(env);
 const log = createLogger(config.logLevel);
-endOnUncaught(log);
+endOnUncaught((error) => log.error({ error }, 'uncaught exception'));
 const ordered = new Promise<void>((resolve) => process.once('SIGTERM', resolve));
 const gateway = await createGateway(config, { log, timing: JSON.parse(NODE_TIMING) });
 process.stdout.write(`  gateway  ${gateway.url}\n  health   ${gateway.adminUrl}/readyz\n`);

@@ -38,6 +38,13 @@ export interface Database {
    * @throws GatewayError UNAVAILABLE when the store can't be reached in time
    */
   upkeep<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
+  /**
+   * Runs `action` in a transaction that may take minutes. For an operator who waits, never for a request: it holds its
+   * connection, and the rows that it changes, for as long.
+   *
+   * @throws GatewayError UNAVAILABLE when the store can't be reached, or is not done in {@link PATIENCE_MS}
+   */
+  patient<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
   /** Runs queries that are no hot path. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
   /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
@@ -68,6 +75,8 @@ const LEAVE_READ_ONLY_PERIOD_MS = 5_000;
  */
 const STALLED_AFTER_S = 3;
 const CONNECT_TIMEOUT_S = 5;
+/** What counts, or withdraws, all that there is. */
+const PATIENCE_MS = 15 * 60_000;
 const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
@@ -126,9 +135,10 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   async function bounded<Result>(
     pool: keyof typeof slots,
     work: (current: Pools) => PromiseLike<Result>,
+    limitMs = QUERY_TIMEOUT_MS,
   ): Promise<Result> {
     try {
-      return await connected(pool, work);
+      return await connected(pool, work, limitMs);
     } catch (error) {
       // It may have waited for rows that nobody will ever release.
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
@@ -146,10 +156,11 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   async function connected<Result>(
     pool: keyof typeof slots,
     work: (current: Pools) => PromiseLike<Result>,
+    limitMs: number,
   ): Promise<Result> {
     for (let triesLeft = CONNECTION_TRIES_MAX; ; triesLeft--) {
       try {
-        return await slots[pool].run(async () => await inTime(work));
+        return await slots[pool].run(async () => await inTime(work, limitMs));
       } catch (error) {
         if (codeOf(error) !== TOO_MANY_CONNECTIONS || triesLeft === 1) throw error;
         reportOutage(error);
@@ -202,14 +213,17 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     }
   }
 
-  async function inTime<Result>(work: (current: Pools) => PromiseLike<Result>): Promise<Result> {
+  async function inTime<Result>(
+    work: (current: Pools) => PromiseLike<Result>,
+    limitMs: number,
+  ): Promise<Result> {
     const used = pools;
     let timer: ReturnType<Clock['after']> | undefined;
     try {
       return await Promise.race([
         work(used),
         new Promise<never>((_, reject) => {
-          timer = clock.after(QUERY_TIMEOUT_MS, () => {
+          timer = clock.after(limitMs, () => {
             // The server itself gives up before: a connection that says nothing is dead, and stays so.
             if (pools === used) recycle('a query did not end in time');
             reject(unavailable(new Error('the query did not end in time')));
@@ -229,6 +243,16 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
           await tx.execute(sql`SET LOCAL synchronous_commit = off`);
           return await action(tx);
         }),
+      ),
+    patient: (action) =>
+      bounded(
+        'client',
+        (current) =>
+          current.drizzle.transaction(async (tx) => {
+            await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${PATIENCE_MS}`));
+            return await action(tx);
+          }),
+        PATIENCE_MS + QUERY_TIMEOUT_MS,
       ),
     run: (action) => bounded('client', (current) => action(current.drizzle)),
     hot: (statement, values) =>

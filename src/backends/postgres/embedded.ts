@@ -8,6 +8,7 @@ import { tmpdir } from 'node:os';
 import { join, resolve } from 'node:path';
 import { folderFault } from '../../lib/folder-fault.ts';
 import type { Log } from '../../lib/log.ts';
+import { type Undo, undoAll } from '../../lib/undo.ts';
 import { npmBinaries } from './binaries.ts';
 import { type EngineUser, engineUserFor, letPass } from './engine-user.ts';
 import { ownFolder } from './folder-ownership.ts';
@@ -70,14 +71,13 @@ export async function startEmbeddedPostgres(options: {
   log: Log;
   settings?: Record<string, string>;
 }): Promise<EmbeddedPostgres> {
-  const undo: (() => Promise<void> | void)[] = [];
-  const undoAll = async (): Promise<void> => {
-    for (const step of undo.splice(0).reverse()) await step();
-  };
+  const undo: Undo = [];
   try {
-    return await start(options, undo, undoAll);
+    return await start(options, undo);
   } catch (error) {
-    await undoAll();
+    await undoAll(undo, (failure) =>
+      options.log.error({ error: failure }, 'a part did not end as it should'),
+    );
     if (error instanceof EmbeddedStartError) throw error;
     const fault = folderFault(error, options.dataDir);
     const reason = fault instanceof Error ? fault.message : String(fault);
@@ -95,8 +95,7 @@ export function isEmbeddedMade(dataDir: string): boolean {
 
 async function start(
   options: { dataDir: string; log: Log; settings?: Record<string, string> },
-  undo: (() => Promise<void> | void)[],
-  undoAll: () => Promise<void>,
+  undo: Undo,
 ): Promise<EmbeddedPostgres> {
   const { log } = options;
   const wasMade = await mkdir(resolve(options.dataDir), { recursive: true });
@@ -175,7 +174,7 @@ async function start(
     database: DATABASE,
     stop() {
       isStopping = true;
-      stopped ??= undoAll().then(() => watched);
+      stopped ??= undoAll(undo).then(() => watched);
       return stopped;
     },
     onExit(listener) {

@@ -36,7 +36,7 @@ function poolsOf(row: PoolRow): { ec: PoolTotals; pq: PoolTotals } {
 
 export function createMaintenance(database: Database): Maintenance {
   async function one<Row>(statement: SQL): Promise<Row | undefined> {
-    const [row] = await database.run(async (db) => (await db.execute(statement)) as unknown as Row[]);
+    const [row] = await database.patient(async (tx) => (await tx.execute(statement)) as unknown as Row[]);
     return row;
   }
 
@@ -126,13 +126,22 @@ export function createMaintenance(database: Database): Maintenance {
       }
     },
 
-    async withdrawAfterRestore({ after, restoredAtMs, versionMin, limit }) {
-      return await database.transaction(async (tx) => {
+    async withdrawAfterRestore({ after, restoredAtMs, versionMin, devicesMax, keysMax }) {
+      return await database.patient(async (tx) => {
         const rows = (await tx.execute(sql`
-          SELECT user_id, device_id FROM ${devices}
-          WHERE (user_id, device_id) > (${after?.userId ?? ''}, ${after?.deviceId ?? 0}::int2)
-          ORDER BY user_id, device_id LIMIT ${limit}
-          FOR NO KEY UPDATE`)) as unknown as { user_id: string; device_id: number }[];
+          WITH next AS (
+            SELECT user_id, device_id, ec_available + pq_available AS keys FROM ${devices}
+            WHERE (user_id, device_id) > (${after?.userId ?? ''}, ${after?.deviceId ?? 0}::int2)
+            ORDER BY user_id, device_id LIMIT ${devicesMax}
+          ),
+          counted AS (
+            SELECT user_id, device_id, sum(keys) OVER (ORDER BY user_id, device_id) - keys AS keys_before FROM next
+          )
+          SELECT d.user_id, d.device_id FROM counted c
+          JOIN ${devices} d ON d.user_id = c.user_id AND d.device_id = c.device_id
+          WHERE c.keys_before < ${keysMax}
+          ORDER BY d.user_id, d.device_id
+          FOR NO KEY UPDATE OF d`)) as unknown as { user_id: string; device_id: number }[];
         // A second statement: its snapshot shows what was committed before the rows were locked.
         const [done] = (await tx.execute(sql`
           WITH batch AS MATERIALIZED (
