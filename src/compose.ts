@@ -148,6 +148,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     audience: config.tokens.audience,
     clock,
   });
+  const limits = createLimits({ limiter: openRateLimiter(config, { clock, log, undo }), observer });
   const handlers = createHandlers({
     store,
     locks,
@@ -172,8 +173,8 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
     messageLifetimeMs,
     queueMax: config.messages.queueMax,
     reports: observer,
+    onStored: (recipientUserId, bytes) => limits.noteStored(recipientUserId, bytes),
   });
-  const limits = createLimits({ limiter: openRateLimiter(config, { clock, log, undo }), observer });
   const dispatch = createDispatch({
     handlers,
     limits,

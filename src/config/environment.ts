@@ -110,7 +110,7 @@ export const environment = z.object({
     .enum(['true', 'false'], 'must be true or false')
     .default('false')
     .transform((text) => text === 'true')
-    .meta({ meaning: '`true` lets the inspector disconnect sockets' }),
+    .meta({ meaning: '`true` lets the inspector disconnect sockets', unset: '`false`' }),
   PREKEY_LOW_THRESHOLD: wholeNumber({ min: 0, max: 10_000, byDefault: 10 }).meta({
     meaning: 'a pool of one-time prekeys below it is low, and its owner is told',
   }),
@@ -168,10 +168,10 @@ export const environment = z.object({
   LIMIT_BUNDLES_PER_PAIR: limit(20, 'bundles that one user may ask of another, a minute'),
   LIMIT_BUNDLES_PER_TARGET: limit(
     30,
-    'bundles of one user that spend one-time prekeys, an hour; beyond it they go out without, so that nobody can use up a user’s keys',
+    'bundles that are asked of one user, an hour; beyond it they go out without one-time prekeys, so that nobody can use up a user’s keys',
   ),
   LIMIT_MESSAGES_PER_PAIR: limit(600, 'messages of one user to another, a minute'),
-  LIMIT_BYTES_PER_RECIPIENT: limit(268_435_456, 'bytes of ciphertext for one user, an hour'),
+  LIMIT_BYTES_PER_RECIPIENT: limit(268_435_456, 'bytes of ciphertext stored for one user, an hour'),
   LIMIT_CONNECTS_PER_DEVICE: limit(60, 'connections that one device makes, a minute'),
   LIMIT_CONNECTS_PER_USER: limit(600, 'connections that one user’s devices make, a minute'),
   LIMIT_HANDSHAKES_PER_ADDRESS: limit(

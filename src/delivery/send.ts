@@ -2,6 +2,7 @@
 import type { Clock } from '../lib/clock.ts';
 import type { Bus } from '../ports/bus.ts';
 import type { MessageStore, QueuedEnvelope, StoreResult } from '../ports/message-store.ts';
+import { decodedLength } from '../protocol/base64.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
@@ -17,6 +18,8 @@ export interface SendParts {
   /** Messages that one device may have waiting. */
   queueMax: number;
   reports: DeliveryReports;
+  /** Is told of the ciphertext that a send has stored, repeated ones not. */
+  onStored(recipientUserId: string, bytes: number): void;
 }
 
 /** A full queue empties when its owner comes back; asking every second helps nobody. */
@@ -53,7 +56,7 @@ export async function sendMessages(
 
 /** Hands over what was stored, or has it looked at. A function of its own, so that a send that waits holds little. */
 function passOn(
-  { bus, reports }: SendParts,
+  { bus, reports, onStored }: SendParts,
   sending: {
     sender: DeviceAddress;
     input: ParsedInput<'sendMessages'>;
@@ -73,9 +76,11 @@ function passOn(
   const sent = { sender, messageId: input.messageId, recipientUserId: input.userId, deviceIds: accepted };
   reports.stored(sent);
   const handedOver = new Set<number>();
+  let bytes = 0;
   for (const stored of result.fresh) {
     const nth = input.envelopes.findIndex(({ deviceId }) => deviceId === stored.deviceId);
     const { type, content } = input.envelopes[nth]!;
+    bytes += decodedLength(content);
     const envelope: QueuedEnvelope = {
       sequence: stored.sequence,
       id: stored.id,
@@ -85,6 +90,7 @@ function passOn(
     };
     if (handOvers[nth]?.(envelope, stored)) handedOver.add(stored.deviceId);
   }
+  if (bytes > 0) onStored(input.userId, bytes);
   bus.poke(
     accepted.flatMap((deviceId) => (handedOver.has(deviceId) ? [] : [{ userId: input.userId, deviceId }])),
   );

@@ -17,6 +17,8 @@ export interface Charge {
   points: number;
   /** A hit of it is told of and refuses nothing: the other charges are made all the same. */
   onlyTells?: boolean;
+  /** It is judged, and charged by `note` when it has come to pass: what is refused later costs nobody anything. */
+  onlyJudged?: boolean;
 }
 
 export interface LimitHit {
@@ -41,4 +43,7 @@ export interface RateLimiter {
    * @returns the limits that were hit; empty where everything may pass. Never throws or rejects
    */
   charge(charges: readonly Charge[]): readonly LimitHit[] | Promise<readonly LimitHit[]>;
+
+  /** Charges what has come to pass, also beyond the limit. */
+  note(charge: Charge): void;
 }

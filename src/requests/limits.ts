@@ -17,7 +17,7 @@ export const LIMIT_WINDOWS_MS = {
   uploads: MINUTE_MS,
   /** Bundles that one user asks of another. */
   bundlesPerPair: MINUTE_MS,
-  /** Bundles of one user that spend one-time prekeys; beyond it they go out without. */
+  /** Bundles that are asked of one user, again or anew; beyond it they go out without one-time prekeys. */
   bundlesPerTarget: HOUR_MS,
   /** Messages of one user to another. */
   messagesPerPair: MINUTE_MS,
@@ -62,6 +62,8 @@ export interface Limits {
     input: ParsedInput<Name> | null,
     how?: { isArrivalCharged: boolean },
   ): Admission | Promise<Admission>;
+  /** Charges the recipient for what was stored, which its sender's request was only judged by. */
+  noteStored(recipientUserId: string, bytes: number): void;
   /** Charges a connection whose token is good. @throws GatewayError RATE_LIMITED */
   chargeConnection(device: DeviceAddress): Promise<void>;
   /** Charges a handshake, before its token is looked at. @throws GatewayError RATE_LIMITED */
@@ -107,6 +109,10 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
       return charge(device, charges);
     },
 
+    noteStored(recipientUserId, bytes) {
+      limiter.note(chargeOf('bytesPerRecipient', recipientUserId, '', bytes));
+    },
+
     async chargeConnection(device) {
       await charge(device, [
         { limit: 'connectsPerDevice', key: addressKey(device), points: 1 },
@@ -121,8 +127,15 @@ export function createLimits(parts: { limiter: RateLimiter; observer: Observer }
 }
 
 /** All of one shape: they are made for every request. */
-function chargeOf(limit: RateName, key: string, subkey: string, points: number, onlyTells = false): Charge {
-  return { limit, key, subkey, points, onlyTells };
+function chargeOf(limit: RateName, key: string, subkey: string, points: number): Charge {
+  return {
+    limit,
+    key,
+    subkey,
+    points,
+    onlyTells: limit === 'bundlesPerTarget',
+    onlyJudged: limit === 'bytesPerRecipient',
+  };
 }
 
 function arrivalChargesOf(device: DeviceAddress, name: RequestName): Charge[] {
@@ -142,7 +155,7 @@ function addInputCharges<Name extends RequestName>(
   if (asked === 'requestBundle') {
     const { userId } = input as ParsedInput<'requestBundle'>;
     charges.push(chargeOf('bundlesPerPair', asker, userId, 1));
-    charges.push(chargeOf('bundlesPerTarget', userId, '', 1, true));
+    charges.push(chargeOf('bundlesPerTarget', userId, '', 1));
   } else if (asked === 'sendMessages') {
     const { userId, envelopes } = input as ParsedInput<'sendMessages'>;
     let bytes = 0;

@@ -112,6 +112,24 @@ export function describeRateLimiter(
       expect(await hitsOf()).toEqual(['some', 'few']);
     });
 
+    it('judges without charging what is charged when it has come to pass, also beyond the limit', async () => {
+      const judged = { limit: 'bytes', key, points: 60_000, onlyJudged: true };
+      for (let i = 0; i < 5; i++) expect(await limiter.charge([judged])).toEqual([]);
+      limiter.note(judged);
+      expect((await limiter.charge([judged])).map((hit) => hit.limit)).toEqual(['bytes']);
+      expect(await limiter.charge([{ ...judged, points: 40_000 }])).toEqual([]);
+      limiter.note(judged);
+      expect((await limiter.charge([{ ...judged, points: 1 }])).map((hit) => hit.limit)).toEqual(['bytes']);
+    });
+
+    it('tells the other nodes of what has come to pass', async () => {
+      const done = { limit: 'bytes', key, points: 60_000 };
+      limiter.note(done);
+      // So much is told as well, and its answer waited for.
+      expect(await limiter.charge([{ ...done, points: 10_000 }])).toEqual([]);
+      expect(await opened.otherNode.charge([{ ...done, points: 40_000 }])).toHaveLength(1);
+    });
+
     it('knows no limit that is switched off', async () => {
       expect(await letThrough('off', 1_000)).toBe(1_000);
     });

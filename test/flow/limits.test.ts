@@ -311,6 +311,32 @@ describe('messages', () => {
   });
 });
 
+describe('what stores nothing', () => {
+  it('costs the recipient none of its bytes: no stranger keeps the others from writing to it', async () => {
+    const { at } = await limited({ LIMIT_BYTES_PER_RECIPIENT: '1000' });
+    const [alice, bob, mallory] = [await opened(at), await opened(at), await opened(at)];
+    const letter = letterTo(bob, 900);
+    const astray = { ...letter.envelopes[0]!, deviceId: 99 };
+    for (let i = 0; i < 3; i++) {
+      expect(
+        await mallory.client.refusal('sendMessages', {
+          ...letter,
+          messageId: randomUUID(),
+          envelopes: [astray],
+        }),
+      ).toMatchObject({ code: 'DEVICES_MISMATCHED' });
+    }
+    const short = letterTo(bob, 100);
+    const besides = { ...short, envelopes: [...short.envelopes, astray], onMismatch: 'sendAnyway' as const };
+    await mallory.client.call('sendMessages', besides);
+    for (let i = 0; i < 3; i++) await mallory.client.call('sendMessages', short);
+    await alice.client.call('sendMessages', letter);
+    expect(await alice.client.refusal('sendMessages', letterTo(bob, 100))).toMatchObject({
+      code: 'RATE_LIMITED',
+    });
+  });
+});
+
 describe('connections', () => {
   const refusedBy = async (connecting: Promise<Client>) => {
     const refusal = await connecting.then(

@@ -97,13 +97,9 @@ export function createInProcessRateLimiter(parts: {
       const isShared = shared?.isThere() ?? false;
       let toTell: Promise<LimitHit | null>[] | null = null;
       for (const { counter, hash, at: known, charge } of found) {
-        if (known === SPENT) continue;
+        if (known === SPENT || charge.onlyJudged) continue;
         const at = known === NONE ? beginWindow(counter, hash, nowMs) : known;
-        const { values } = counter.counts;
-        values[at + COUNT.untold]! += charge.points;
-        if (!isShared) continue;
-        const isShare = values[at + COUNT.untold]! > counter.sharePoints;
-        if (!isShare && total(counter, at) <= counter.nearPoints) continue;
+        if (!add(counter, at, charge.points) || !isShared) continue;
         toTell ??= [];
         toTell.push(tell(counter, hash, at, charge));
       }
@@ -111,7 +107,25 @@ export function createInProcessRateLimiter(parts: {
       if (toTell === null) return here;
       return Promise.all(toTell).then((told) => [...here, ...told.filter((hit) => hit !== null)]);
     },
+
+    note(charge) {
+      const counter = counters.get(charge.limit);
+      if (counter === undefined) return;
+      const nowMs = clock.nowMs();
+      const hash = hashOf(charge.key, charge.subkey ?? '');
+      const known = presentPlace(counter, hash, nowMs);
+      const at = known === NONE ? beginWindow(counter, hash, nowMs) : known;
+      const isToBeTold = add(counter, at, charge.points);
+      if (isToBeTold && (shared?.isThere() ?? false)) void tell(counter, hash, at, charge);
+    },
   };
+
+  /** @returns whether the other nodes are to be told of what the key was charged */
+  function add(counter: Counter, at: number, points: number): boolean {
+    const { values } = counter.counts;
+    values[at + COUNT.untold]! += points;
+    return values[at + COUNT.untold]! > counter.sharePoints || total(counter, at) > counter.nearPoints;
+  }
 
   async function tell(
     counter: Counter,
