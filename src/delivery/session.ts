@@ -115,8 +115,11 @@ export interface SessionStart {
   socket: ServedSocket;
 }
 
-/** After a failure of the store, look again this much later. */
-const RETRY_MS = 1_000;
+/** After a failure of the store, look again this much later, and after each further one twice as much. */
+const RETRY_MIN_MS = 1_000;
+const RETRY_MAX_MS = 4_000;
+/** Sockets whose look failed at once look again at so many different times. */
+const RETRY_SPREAD = 64;
 
 /** What lasts from one `clientReady` to the next, or to the gate's closing. */
 interface Opening {
@@ -164,6 +167,7 @@ class DeviceSession implements Session {
   #looking = false;
   #lookAgain = false;
   #readCount = 0;
+  #failuresInARow = 0;
   /** Whether something may wait that is not in the window, as far as the reads have shown. */
   #mayWait = true;
   /** What was handed over in this turn, and goes out at its end. */
@@ -218,14 +222,23 @@ class DeviceSession implements Session {
           this.#learn(await this.#shared.messages.prove(this.device), start);
         }
       } catch (error) {
-        this.#shared.log.warn(
-          { device: addressKey(this.device), error: error as Error },
-          'looking at a device failed',
-        );
-        this.#lookAt(this.#shared.clock.nowMs() + RETRY_MS);
+        this.#lookLater(error, 'looking at a device failed');
+        continue;
       }
+      this.#failuresInARow = 0;
     }
     this.#looking = false;
+  }
+
+  #lookLater(error: unknown, what: string): void {
+    // That it is away the store says itself, once for all who need it.
+    if (!(error instanceof GatewayError && error.code === 'UNAVAILABLE')) {
+      this.#shared.log.warn({ device: addressKey(this.device), error: error as Error }, what);
+    }
+    const delayMs = Math.min(RETRY_MAX_MS, RETRY_MIN_MS * 2 ** this.#failuresInARow);
+    this.#failuresInARow += 1;
+    const spread = 0.5 + (this.fence % RETRY_SPREAD) / RETRY_SPREAD;
+    this.#lookAt(this.#shared.clock.nowMs() + delayMs * spread);
   }
 
   #now(): Start {
@@ -403,11 +416,7 @@ class DeviceSession implements Session {
         isAllGone = await this.#settlePage(outcome);
         this.#shared.reports.settled(this.#me, ofPage(page, acknowledgement, outcome));
       } catch (error) {
-        this.#shared.log.warn(
-          { device: addressKey(this.device), error: error as Error },
-          'an acknowledgement was not stored',
-        );
-        this.#lookAt(this.#shared.clock.nowMs() + RETRY_MS);
+        this.#lookLater(error, 'an acknowledgement was not stored');
       } finally {
         this.#window.close(page);
         // Where the last read found nothing beyond the window, there is nothing to look for.

@@ -5,6 +5,7 @@ import { noReports } from '../../src/delivery/reports.ts';
 import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, Page, QueuedEnvelope } from '../../src/ports/message-store.ts';
+import { GatewayError } from '../../src/protocol/errors.ts';
 import type { MessagesAcknowledgement } from '../../src/protocol/events.ts';
 import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
 
@@ -19,6 +20,7 @@ let unreadable: Page['unreadable'];
 let isKnown: boolean;
 let reads: number;
 let events: string[];
+let warnings: string[];
 let settled: MessagesAcknowledgement[];
 let answers: ((acknowledgement: MessagesAcknowledgement | null) => void)[];
 let socketPushed: () => void;
@@ -133,6 +135,7 @@ beforeEach(() => {
   isKnown = true;
   reads = 0;
   events = [];
+  warnings = [];
   settled = [];
   answers = [];
   socketPushed = () => {};
@@ -154,7 +157,7 @@ beforeEach(() => {
       messages,
       bounces: { settle: async () => {} },
       clock,
-      log: silentLog,
+      log: { ...silentLog, warn: (_, text) => void warnings.push(text) },
       lowThreshold: 10,
       reports: { ...noReports, settled: (_, acknowledgement) => void settled.push(acknowledgement) },
       deleted: createDeletedLately(),
@@ -386,6 +389,35 @@ describe('a session', () => {
     await clock.advance(1_000);
     await quiet();
     expect(pushed()).toEqual([1]);
+  });
+
+  it('asks a store that is away less and less often, says nothing of it, and goes on when it is back', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    const before = reads;
+    const away = Promise.reject(new GatewayError('UNAVAILABLE'));
+    away.catch(() => {});
+    waiting.read = away;
+    session.look();
+    await clock.advance(60_000);
+    // At once, after some 1 and 2 s, and every 4 s from then on; connections differ by a half less or more.
+    expect(reads - before).toBeGreaterThan(10);
+    expect(reads - before).toBeLessThan(35);
+    expect(warnings).toEqual([]);
+    waiting.read = null;
+    await clock.advance(6_000);
+    await quiet();
+    expect(pushed()).toEqual([1]);
+
+    const broken = Promise.reject(new Error('broken'));
+    broken.catch(() => {});
+    waiting.read = broken;
+    const reset = reads;
+    session.look();
+    await clock.advance(1_500);
+    expect(reads - reset).toBeGreaterThan(1);
+    expect(warnings[0]).toBe('looking at a device failed');
   });
 
   it('pushes what can be read before what can’t be is brought home', async () => {
