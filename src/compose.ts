@@ -32,7 +32,12 @@ import { openFilesMax } from './lib/open-files.ts';
 import { type Undo, undoAll } from './lib/undo.ts';
 import { packageVersion } from './package-version.ts';
 import type { Bus } from './ports/bus.ts';
-import { createAuthenticator, refuseRevoked, type TokenKeys } from './requests/authenticate.ts';
+import {
+  type Authenticator,
+  createAuthenticator,
+  refuseRevoked,
+  type TokenKeys,
+} from './requests/authenticate.ts';
 import { createClientAddressOf } from './requests/client-address.ts';
 import { createDirectory } from './requests/directory.ts';
 import { createDispatch } from './requests/dispatch.ts';
@@ -250,7 +255,7 @@ async function start(config: Config, frame: Frame): Promise<Gateway> {
   undo.push(() => inspector?.close());
   const admin: Admin = await startAdmin({
     ...config.admin,
-    probes: probesOf({ isDraining, database, bus }),
+    probes: probesOf({ isDraining, database, bus, authenticator }),
     pages: [metrics.page, ...referencePages({ version: packageVersion(), variables: configReference() })],
     inspector: inspector === null ? null : inspector.handle,
   });
@@ -277,8 +282,13 @@ async function openServedDatabase(config: Config, { log, undo }: Frame): Promise
 }
 
 /** What `/readyz` asks. */
-function probesOf(parts: { isDraining(): boolean; database: Database; bus: Bus }): Probe[] {
-  const { isDraining, database, bus } = parts;
+function probesOf(parts: {
+  isDraining(): boolean;
+  database: Database;
+  bus: Bus;
+  authenticator: Authenticator;
+}): Probe[] {
+  const { isDraining, database, bus, authenticator } = parts;
   return [
     { name: 'serving', required: true, check: async () => (isDraining() ? 'draining' : null) },
     { name: 'postgres', required: true, check: () => inALine(troublesOfPostgres, database) },
@@ -292,6 +302,7 @@ function probesOf(parts: { isDraining(): boolean; database: Database; bus: Bus }
       },
     },
     { name: 'bus', required: false, check: async () => bus.trouble() },
+    { name: 'tokens', required: false, check: async () => authenticator.trouble() },
   ];
 }
 

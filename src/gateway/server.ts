@@ -24,7 +24,7 @@ import { watchStrangers, webSocketOf } from './strangers.ts';
 
 export interface SocketDoorParts {
   server: HttpServer;
-  authenticator: Authenticator;
+  authenticator: Pick<Authenticator, 'authenticate'>;
   courier: Courier;
   dispatch: Dispatch;
   observer: Observer;

@@ -19,7 +19,7 @@ import { HEADERS, malformed, refusalOf, refuse, refuseMethod, refuseUnreadable }
 
 export interface HttpDoorParts {
   dispatch: Dispatch;
-  authenticator: Authenticator;
+  authenticator: Pick<Authenticator, 'authenticate'>;
   /** @throws GatewayError FORBIDDEN for a revoked token */
   refuseRevoked(caller: Caller): Promise<void>;
   limits: Pick<Limits, 'chargeArrival'>;

@@ -1,10 +1,12 @@
 /** Who is calling: one device, taken only from a token whose signature, time and claims hold. */
 import { createPublicKey, createSecretKey, type KeyObject } from 'node:crypto';
 import {
+  createLocalJWKSet,
   createRemoteJWKSet,
   customFetch,
   errors,
   type FetchImplementation,
+  type JSONWebKeySet,
   type JWTPayload,
   type JWTVerifyOptions,
   jwtVerify,
@@ -12,6 +14,7 @@ import {
 } from 'jose';
 import { isRevoked } from '../delivery/revocation.ts';
 import type { Clock } from '../lib/clock.ts';
+import { reasonOf } from '../lib/reason.ts';
 import { unreachable } from '../lib/unreachable.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -33,6 +36,8 @@ export interface Authenticator {
    *   the token; UNAVAILABLE where the key set can't be fetched. No message holds anything of the token.
    */
   authenticate(token: unknown): Promise<Caller>;
+  /** Why the key set can't be fetched, in a line; null where it can, or none is. */
+  trouble(): string | null;
 }
 
 /** Signatures that a public key can verify. Ed25519 has two names; the newer one says the curve. */
@@ -67,6 +72,8 @@ export interface AuthenticatorOptions {
 
 const JWKS_TIMEOUT_MS = 5_000;
 const JWKS_COOL_DOWN_MS = 10_000;
+/** Keys that were good so lately stand in for a set that can't be fetched: longer, one that was withdrawn would live on. */
+const JWKS_STALE_MAX_MS = 6 * 3_600_000;
 /** A few hundred keys: whoever answers in the key server's place can't fill the memory. */
 const JWKS_BYTES_MAX = 1024 * 1024;
 
@@ -76,7 +83,7 @@ const EXPIRY_MAX_MS = 253_402_300_799_000;
 /** @throws Error for a secret of less than {@link SECRET_BYTES_MIN} bytes */
 export async function createAuthenticator(options: AuthenticatorOptions): Promise<Authenticator> {
   const { clock } = options;
-  const verify = await verifier(options.keys, clock);
+  const { verify, trouble } = await verifier(options.keys, clock);
   const demands: JWTVerifyOptions = {
     requiredClaims: ['exp', 'sub', 'device_id'],
     ...(options.issuer === null ? {} : { issuer: options.issuer }),
@@ -96,6 +103,8 @@ export async function createAuthenticator(options: AuthenticatorOptions): Promis
       }
       return callerOf(payload, clock.nowMs());
     },
+
+    trouble,
   };
 }
 
@@ -182,9 +191,14 @@ class PrivateKeyError extends Error {
   }
 }
 
-type Verify = (token: string, demands: JWTVerifyOptions) => Promise<JWTPayload>;
+interface Verifier {
+  verify(token: string, demands: JWTVerifyOptions): Promise<JWTPayload>;
+  trouble(): string | null;
+}
 
-async function verifier(keys: TokenKeys, clock: Clock): Promise<Verify> {
+const untroubled = (): null => null;
+
+async function verifier(keys: TokenKeys, clock: Clock): Promise<Verifier> {
   switch (keys.kind) {
     case 'secret': {
       if (keys.secret.byteLength < SECRET_BYTES_MIN) {
@@ -198,42 +212,76 @@ async function verifier(keys: TokenKeys, clock: Clock): Promise<Verify> {
         false,
         ['verify'],
       );
-      return async (token, demands) =>
-        (await jwtVerify(token, secret, { ...demands, algorithms: ['HS256'] })).payload;
+      return {
+        verify: async (token, demands) =>
+          (await jwtVerify(token, secret, { ...demands, algorithms: ['HS256'] })).payload,
+        trouble: untroubled,
+      };
     }
     case 'publicKey': {
       const algorithms = [...keys.algorithms];
-      return async (token, demands) => (await jwtVerify(token, keys.key, { ...demands, algorithms })).payload;
+      return {
+        verify: async (token, demands) =>
+          (await jwtVerify(token, keys.key, { ...demands, algorithms })).payload,
+        trouble: untroubled,
+      };
     }
-    case 'jwks': {
-      const algorithms = [...keys.algorithms];
-      const coolDownMs = keys.coolDownMs ?? JWKS_COOL_DOWN_MS;
-      const keySet = createRemoteJWKSet(keys.url, {
-        timeoutDuration: keys.timeoutMs ?? JWKS_TIMEOUT_MS,
-        cooldownDuration: coolDownMs,
-        [customFetch]: fetchWithCoolDown(clock, coolDownMs),
-      });
-      return async (token, demands) => (await jwtVerify(token, keySet, { ...demands, algorithms })).payload;
-    }
+    case 'jwks':
+      return fetchedKeySet(keys, clock);
     default:
       return unreachable(keys);
   }
 }
 
-/** jose waits between successful fetches only: without this, tokens with made-up key ids would hammer a key server that is down. */
-function fetchWithCoolDown(clock: Clock, coolDownMs: number): FetchImplementation {
-  let failedAtMs = Number.NEGATIVE_INFINITY;
-  return async (url, options) => {
-    if (clock.nowMs() - failedAtMs < coolDownMs) throw new Error('the last fetch of the key set failed');
+/** Verifies by the keys at an address, which are fetched when they are needed, and by the last ones while they can't be. */
+function fetchedKeySet(keys: Extract<TokenKeys, { kind: 'jwks' }>, clock: Clock): Verifier {
+  const algorithms = [...keys.algorithms];
+  const coolDownMs = keys.coolDownMs ?? JWKS_COOL_DOWN_MS;
+  let failure: { atMs: number; reason: string } | null = null;
+  let last: { atMs: number; keySet: ReturnType<typeof createLocalJWKSet> } | null = null;
+
+  const fetchSet: FetchImplementation = async (url, options) => {
+    // jose waits between successful fetches only: without this, tokens with made-up key ids would hammer a key server
+    // that is down.
+    if (failure !== null && Math.abs(clock.nowMs() - failure.atMs) < coolDownMs) {
+      throw new Error('the last fetch of the key set failed');
+    }
     try {
       const response = await fetch(url, options);
       if (response.status !== 200) throw new Error(`the key set was answered with ${response.status}`);
-      // Read here, so that an answer that stalls, does not end or is no JSON counts as failed too.
-      return Response.json(JSON.parse(await boundedText(response)));
+      // Read here, so that an answer that stalls, does not end or is no key set counts as failed too.
+      const answer: JSONWebKeySet = JSON.parse(await boundedText(response));
+      last = { atMs: clock.nowMs(), keySet: createLocalJWKSet(answer) };
+      failure = null;
+      return Response.json(answer);
     } catch (error) {
-      failedAtMs = clock.nowMs();
+      failure = { atMs: clock.nowMs(), reason: reasonOf(error) };
       throw error;
     }
+  };
+  const keySet = createRemoteJWKSet(keys.url, {
+    timeoutDuration: keys.timeoutMs ?? JWKS_TIMEOUT_MS,
+    cooldownDuration: coolDownMs,
+    [customFetch]: fetchSet,
+  });
+
+  return {
+    async verify(token, demands) {
+      try {
+        return (await jwtVerify(token, keySet, { ...demands, algorithms })).payload;
+      } catch (error) {
+        if (isOfToken(error) || last === null) throw error;
+        if (Math.abs(clock.nowMs() - last.atMs) > JWKS_STALE_MAX_MS) throw error;
+        try {
+          return (await jwtVerify(token, last.keySet, { ...demands, algorithms })).payload;
+        } catch (fault) {
+          // The key may be a new one, which can't be known now.
+          throw fault instanceof errors.JWKSNoMatchingKey ? error : fault;
+        }
+      }
+    },
+    trouble: () =>
+      failure === null ? null : `the key set of JWT_JWKS_URL can not be fetched: ${failure.reason}`,
   };
 }
 
@@ -258,6 +306,15 @@ const TOKEN_FAULTS: ReadonlyMap<string, string> = new Map([
   [errors.JWKSNoMatchingKey.code, 'the token is signed with an unknown key'],
   [errors.JWKSMultipleMatchingKeys.code, 'the token does not say which key it is signed with'],
 ]);
+
+/** Whether the token is at fault, rather than the way to the keys. */
+function isOfToken(error: unknown): boolean {
+  return (
+    error instanceof errors.JWTExpired ||
+    error instanceof errors.JWTClaimValidationFailed ||
+    (error instanceof errors.JOSEError && TOKEN_FAULTS.has(error.code))
+  );
+}
 
 /** jose's errors carry the claims, so none of them becomes the cause of an error that may be logged. */
 function refusal(error: unknown, fetchesKeys: boolean): unknown {

@@ -52,7 +52,7 @@ export interface HandlersParts extends UploadParts, ValidateParts, SendParts {
   drainAlarm: DrainAlarm;
   bounces: Bounces;
   bus: Bus;
-  authenticator: Authenticator;
+  authenticator: Pick<Authenticator, 'authenticate'>;
   log: Log;
   lowThreshold: number;
 }

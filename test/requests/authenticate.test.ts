@@ -2,7 +2,7 @@ import { generateKeyPairSync, type KeyObject, randomBytes } from 'node:crypto';
 import { createServer, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { exportJWK, SignJWT } from 'jose';
-import { afterEach, describe, expect, it } from 'vitest';
+import { afterEach, describe, expect, it, onTestFinished, vi } from 'vitest';
 import type { Clock } from '../../src/lib/clock.ts';
 import { GatewayError } from '../../src/protocol/errors.ts';
 import { TOKEN_LENGTH_MAX } from '../../src/protocol/limits.ts';
@@ -14,6 +14,7 @@ import {
   signToken,
   type TokenKeys,
 } from '../../src/requests/authenticate.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 const NOW_MS = Date.UTC(2026, 0, 2, 3, 4, 5);
 const NOW_S = NOW_MS / 1000;
@@ -402,6 +403,48 @@ describe('authenticate, by a key set that is fetched', () => {
       expect((await refusalOf(door, token)).code).toBe('UNAVAILABLE');
     }
     expect(seen.fetches).toBe(1);
+  });
+
+  it('goes by the keys that it knows, for hours, while the key server is away, and says that it is', async () => {
+    vi.useFakeTimers({ toFake: ['Date'], now: NOW_MS });
+    onTestFinished(() => void vi.useRealTimers());
+    const body = await keySet({ a: ed25519.publicKey });
+    let answer = { status: 200, body };
+    const { url, seen } = await keyServer(() => answer);
+    const clock = createManualClock(NOW_MS);
+    const door = await createAuthenticator({ keys: jwks(url), issuer: null, audience: null, clock });
+    const lapse = async (ms: number): Promise<void> => {
+      await clock.advance(ms);
+      // jose looks at the system's clock for the age of the set.
+      vi.setSystemTime(clock.nowMs());
+    };
+    const payload = { exp: NOW_S + 86_400 };
+    const token = await forge({ payload, key: ed25519.privateKey, header: { alg: 'EdDSA', kid: 'a' } });
+    expect((await door.authenticate(token)).device).toEqual(alice);
+    expect(door.trouble()).toBeNull();
+
+    for (const broken of [
+      { status: 503, body: '' },
+      { status: 200, body: '{}' },
+    ]) {
+      answer = broken;
+      await lapse(11 * 60_000);
+      expect((await door.authenticate(token)).device).toEqual(alice);
+      expect(door.trouble()).toMatch(/^the key set of JWT_JWKS_URL can not be fetched: /);
+    }
+    const unknown = await forge({ payload, key: p256.privateKey, header: { alg: 'ES256', kid: 'b' } });
+    expect((await refusalOf(door, unknown)).code).toBe('UNAVAILABLE');
+    const { privateKey } = generateKeyPairSync('ed25519');
+    const forged = await forge({ payload, key: privateKey, header: { alg: 'EdDSA', kid: 'a' } });
+    expect((await refusalOf(door, forged)).code).toBe('UNAUTHENTICATED');
+    expect(seen.fetches).toBe(3);
+
+    await lapse(6 * 3_600_000);
+    expect((await refusalOf(door, token)).code).toBe('UNAVAILABLE');
+    answer = { status: 200, body };
+    await lapse(10_000);
+    expect((await door.authenticate(token)).device).toEqual(alice);
+    expect(door.trouble()).toBeNull();
   });
 
   it('serves again when the key server is back', async () => {
