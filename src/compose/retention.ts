@@ -12,6 +12,8 @@ import type { DeviceLocks } from '../ports/lock.ts';
 import type { MessageStore } from '../ports/message-store.ts';
 
 const RETENTION_PERIOD_MS = 60_000;
+/** Longer than a sweep takes, unless a node died in one: then the others go on after this time. */
+const RETENTION_LOCK_MS = 10 * 60_000;
 /** A user id can't be empty: no device is locked by this. */
 const RETENTION_LOCK = { userId: '', deviceId: 0 };
 
@@ -65,7 +67,7 @@ export function startRetention(parts: {
 
   return every(clock, RETENTION_PERIOD_MS, async () => {
     if (!(await mayJudge())) return;
-    const lock = await locks.acquire([RETENTION_LOCK]);
+    const lock = await locks.acquire([RETENTION_LOCK], RETENTION_LOCK_MS);
     // With the lock's engine away several sweep, which the rows' locks put up with.
     const sweeps =
       lock.held.size === 0

@@ -7,10 +7,6 @@ import type { DeviceAddress } from '../protocol/ids.ts';
 export interface HeldLocks {
   /** Those of the asked devices that are held now, as `addressKey`s. */
   held: ReadonlySet<string>;
-  /** Rises with every acquisition, over all nodes; of two holders of a device the higher is the newer. */
-  fence: number;
-  /** Whether the expiry has passed, or the engine told that another owner has taken one. */
-  isLost(): boolean;
   /** Gives back what is still owned; never throws, never frees another owner's lock. */
   release(): Promise<void>;
 }
@@ -21,6 +17,7 @@ export interface DeviceLocks {
    * Every lock expires by itself. With the engine away, every device counts as held: correctness is the store's.
    *
    * @param devices no duplicates
+   * @param lockMs after which time they expire; without it some seconds, more than a claim or an upload takes
    */
-  acquire(devices: readonly DeviceAddress[]): Promise<HeldLocks>;
+  acquire(devices: readonly DeviceAddress[], lockMs?: number): Promise<HeldLocks>;
 }

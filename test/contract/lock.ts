@@ -34,7 +34,6 @@ export function describeLocks(backend: string, open: (lockMs: number) => Promise
     it('holds every device that is free', async () => {
       const mine = await locks.acquire([alice, bob]);
       expect(mine.held).toEqual(new Set(['alice.1', 'bob.1']));
-      expect(mine.isLost()).toBe(false);
     });
 
     it('holds those that are free, and not those that another holds', async () => {
@@ -64,23 +63,12 @@ export function describeLocks(backend: string, open: (lockMs: number) => Promise
       expect(all.filter((one) => one.held.size === 1)).toHaveLength(1);
     });
 
-    it('numbers acquisitions so that of two holders the newer has the higher number', async () => {
-      const fences: number[] = [];
-      for (let i = 0; i < 10; i++) {
-        const one = await (i % 2 === 0 ? locks : otherNode).acquire(i % 3 === 0 ? [alice, bob] : [alice]);
-        expect(one.held.has('alice.1')).toBe(true);
-        fences.push(one.fence);
-        await one.release();
-      }
-      expect(fences).toEqual([...new Set(fences)].sort((a, b) => a - b));
-      expect(fences.every(Number.isSafeInteger)).toBe(true);
-    });
-
-    it('lets locks expire by themselves, and says so', async () => {
+    it('lets locks expire by themselves, those that were asked for longer later', async () => {
       await start(30);
-      const mine = await locks.acquire([alice]);
+      await locks.acquire([bob], 60_000);
+      await locks.acquire([alice]);
       await eventually(async () => expect((await otherNode.acquire([alice])).held.size).toBe(1));
-      expect(mine.isLost()).toBe(true);
+      expect((await otherNode.acquire([bob])).held.size).toBe(0);
     });
 
     it('never frees the lock of the owner that came after its expiry', async () => {
@@ -92,7 +80,6 @@ export function describeLocks(backend: string, open: (lockMs: number) => Promise
         return theirs.held.size === 1;
       });
       await mine.release();
-      expect(theirs.isLost()).toBe(false);
       expect((await locks.acquire([alice])).held).toEqual(new Set());
     });
 

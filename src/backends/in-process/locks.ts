@@ -1,67 +1,54 @@
-/** The device locks of a single node: a map, with the expiry and the owner tokens that nodes would need. */
+/** The device locks of a single node: a map, with the expiry and the owners that nodes would need. */
 import type { Clock } from '../../lib/clock.ts';
 import type { DeviceLocks } from '../../ports/lock.ts';
 import { addressKey } from '../../protocol/ids.ts';
 
 interface Lock {
-  /** Unique per acquisition, so it says who owns the lock. */
-  fence: number;
+  /** Of the acquisition that owns it. */
+  number: number;
   takenAtMs: number;
+  lockMs: number;
 }
 
-/**
- * Locks within this process. The fencing number counts on from the microseconds of the clock, so that it rises over
- * restarts as well.
- *
- * @param options.lockMs how long a lock holds unless it is released
- */
-export function createInProcessLocks({
-  clock,
-  lockMs = 10_000,
-}: {
-  clock: Clock;
-  lockMs?: number;
-}): DeviceLocks {
-  /** In the order of their taking, so that the expired ones come first. */
+const LOCK_MS = 10_000;
+
+/** @param options.lockMs how long a lock holds unless it is released, or asked for another time */
+export function createInProcessLocks(options: { clock: Clock; lockMs?: number }): DeviceLocks {
+  const { clock } = options;
   const locks = new Map<string, Lock>();
-  let lastFence = 0;
+  let acquisitions = 0;
 
   /** A clock that was set back can't tell how old a lock is: then it counts as expired. */
-  function isExpired(takenAtMs: number): boolean {
+  function isExpired({ takenAtMs, lockMs }: Lock): boolean {
     const ageMs = clock.nowMs() - takenAtMs;
     return ageMs < 0 || ageMs >= lockMs;
   }
 
+  /** In the order of their taking; behind one that lasts longer, expired ones may wait for it. */
   function forgetExpired(): void {
     for (const [key, lock] of locks) {
-      if (!isExpired(lock.takenAtMs)) return;
+      if (!isExpired(lock)) return;
       locks.delete(key);
     }
   }
 
   return {
-    async acquire(devices) {
+    async acquire(devices, lockMs = options.lockMs ?? LOCK_MS) {
       forgetExpired();
       const takenAtMs = clock.nowMs();
-      const fence = Math.max(lastFence + 1, takenAtMs * 1000);
-      lastFence = fence;
+      const number = ++acquisitions;
       const held = new Set<string>();
       for (const key of devices.map(addressKey)) {
         const lock = locks.get(key);
-        if (lock !== undefined && !isExpired(lock.takenAtMs)) continue;
+        if (lock !== undefined && !isExpired(lock)) continue;
         locks.delete(key);
-        locks.set(key, { fence, takenAtMs });
+        locks.set(key, { number, takenAtMs, lockMs });
         held.add(key);
       }
-      const owns = (key: string): boolean => locks.get(key)?.fence === fence;
-      let isReleased = false;
       return {
         held,
-        fence,
-        isLost: () => isExpired(takenAtMs) || (!isReleased && ![...held].every(owns)),
         async release() {
-          isReleased = true;
-          for (const key of held) if (owns(key)) locks.delete(key);
+          for (const key of held) if (locks.get(key)?.number === number) locks.delete(key);
         },
       };
     },
