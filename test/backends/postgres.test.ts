@@ -112,6 +112,25 @@ describe('connections', () => {
   });
 });
 
+it('what may be left undone is left when it takes long, and nobody is alarmed', async () => {
+  const { url, drop } = await createDatabase();
+  const address = { kind: 'url', url } as const;
+  await migrateDatabase(address);
+  const warnings: string[] = [];
+  const log = { ...silentLog, warn: (_: object, text: string) => void warnings.push(text) };
+  const database = openDatabase({ address, clock: systemClock, log });
+  const admin = postgres(url, { max: 1, onnotice: () => {} });
+  await admin.begin(async (tx) => {
+    await tx`LOCK TABLE devices`;
+    expect(await database.soon(20, (asked) => asked.execute(sql`SELECT FROM devices`))).toBeNull();
+  });
+  expect(await database.soon(10_000, async () => 'done')).toBe('done');
+  expect(warnings).toEqual([]);
+  await admin.end();
+  await database.close();
+  await drop();
+});
+
 it('where PostgreSQL gives fewer connections than are asked for, those serve everybody', async () => {
   const { url, drop } = await createDatabase();
   const admin = postgres(url, { max: 1, onnotice: () => {} });

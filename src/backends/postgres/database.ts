@@ -45,6 +45,13 @@ export interface Database {
    * @throws GatewayError UNAVAILABLE when the store can't be reached, or is not done in {@link PATIENCE_MS}
    */
   patient<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
+  /**
+   * Runs `action` in a transaction that may just as well not be done.
+   *
+   * @returns null where a statement of it took longer than `limitMs`
+   * @throws GatewayError UNAVAILABLE when the store can't be reached in time
+   */
+  soon<Result>(limitMs: number, action: (tx: Transaction) => Promise<Result>): Promise<Result | null>;
   /** Runs queries that are no hot path. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   run<Result>(action: (db: PostgresJsDatabase) => Promise<Result>): Promise<Result>;
   /** Runs one prepared statement, pipelined. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
@@ -254,6 +261,18 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
           }),
         PATIENCE_MS + QUERY_TIMEOUT_MS,
       ),
+    soon: (limitMs, action) =>
+      bounded('client', async (current) => {
+        try {
+          return await current.drizzle.transaction(async (tx) => {
+            await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${limitMs}`));
+            return await action(tx);
+          });
+        } catch (error) {
+          if (codeOf(error) === STATEMENT_TIMED_OUT) return null;
+          throw error;
+        }
+      }),
     run: (action) => bounded('client', (current) => action(current.drizzle)),
     hot: (statement, values) =>
       bounded(

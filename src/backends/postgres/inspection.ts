@@ -19,10 +19,7 @@ export function createInspectionStore(database: Database): InspectionStore {
   /** Null where it takes too long, or fails. */
   async function rowsSoon<Row>(statement: SQL): Promise<Row[] | null> {
     try {
-      return await database.transaction(async (tx) => {
-        await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${SOON_MS}`));
-        return (await tx.execute(statement)) as unknown as Row[];
-      });
+      return await database.soon(SOON_MS, async (tx) => (await tx.execute(statement)) as unknown as Row[]);
     } catch {
       return null;
     }
