@@ -263,20 +263,27 @@ describe('configuration', () => {
     ['DATABSE_URL', 'DATABASE_URL'],
     ['LOG_LEVLE', 'LOG_LEVEL'],
     ['LIMIT_UPLAODS', 'LIMIT_UPLOADS'],
+    ['IDLE_DEVICE_RETENTION', 'IDLE_DEVICE_RETENTION_DAYS'],
+    ['SIGNED_PREKEY_ROTATION', 'SIGNED_PREKEY_ROTATION_HOURS'],
     ['PREKEY_LOW', 'PREKEY_LOW_THRESHOLD'],
     ['JWT_SECRET_FILE', 'JWT_SECRET'],
   ])('takes %s for a misspelt %s', (name, meant) => {
     expect(problemsOf({ [name]: 'x' })).toEqual([`${name} is unknown; did you mean ${meant}?`]);
   });
 
-  it.each(['LIMIT_FOO', 'KEYGATE_X', 'ADMIN_PASSWORD', 'JWT_', 'QUEUE_LENGTH'])(
-    'proposes nothing for %s, which is like no variable',
-    (name) => {
-      expect(problemsOf({ [name]: 'x' })).toEqual([
-        `${name} is unknown; keygate config-reference lists every variable`,
-      ]);
-    },
-  );
+  it.each([
+    'CLAIMED_RETENTION',
+    'SIGNED_ROTATION',
+    'LIMIT_FOO',
+    'KEYGATE_X',
+    'ADMIN_PASSWORD',
+    'JWT_',
+    'QUEUE_LENGTH',
+  ])('proposes nothing for %s, which is like no variable', (name) => {
+    expect(problemsOf({ [name]: 'x' })).toEqual([
+      `${name} is unknown; keygate config-reference lists every variable`,
+    ]);
+  });
 
   it('leaves the variables of others alone', () => {
     const others = {

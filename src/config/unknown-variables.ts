@@ -7,8 +7,9 @@ const variableNames = Object.keys(environment.shape) as VariableName[];
 const FAMILIES = [
   'JWT_',
   'PREKEY_',
-  'SIGNED_PREKEY_',
-  'CLAIMED_PREKEY_',
+  'SIGNED_',
+  'CLAIMED_',
+  'IDLE_',
   'MESSAGE_',
   'QUEUE_',
   'ADMIN_',
