@@ -64,6 +64,10 @@ export function createMetrics(parts: MetricsParts): Metrics {
     counter('keygate_handshakes_total', 'Connections that showed a token, by answer.', ['result']),
     'result',
   );
+  const httpRefusals = kept(
+    counter('keygate_http_refused_total', 'HTTP requests whose token was not accepted, by answer.', ['code']),
+    'code',
+  );
   const limits = kept(
     counter('keygate_limits_hit_total', 'Refusals by the limit that was reached.', ['limit']),
     'limit',
@@ -213,7 +217,7 @@ export function createMetrics(parts: MetricsParts): Metrics {
       requestEnded,
       limitHit: ({ limit }) => limits(limit).inc(),
       drainSuspected: () => drains.inc(),
-      handshakeRefused: ({ code }) => handshakes(code).inc(),
+      handshakeRefused: ({ door, code }) => (door === 'socket' ? handshakes : httpRefusals)(code).inc(),
       socketOpened({ fence }) {
         handshakes('ok').inc();
         sockets.set(fence, { gate: 'connected', openedAtMs: clock.nowMs(), wasReady: false });

@@ -294,14 +294,14 @@ export function createTap(parts: {
       });
     },
 
-    socketClosed({ device, fence, reason }) {
+    socketClosed({ device, fence, reason, gate }) {
       emit({
         time: timeNow(),
         node,
         number: ++number,
         device: addressKey(device),
         socket: fence,
-        gate: gateOf(fence),
+        gate,
         kind: 'socketClosed',
         event: 'socketClosed',
         direction: 'server',

@@ -237,8 +237,10 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     // Each takes itself out.
     for (const giveUp of [...this.#unanswered]) giveUp();
     if (this.#session === null) return;
+    const { fence } = this.#session;
+    const gate = this.#session.gate().name;
     this.#session.detach();
-    this.#parts.observer.socketClosed({ device: this.#device, fence: this.#session.fence, reason });
+    this.#parts.observer.socketClosed({ device: this.#device, fence, reason, gate });
   }
 
   // ── As the inspector sees it

@@ -107,7 +107,7 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
       error instanceof GatewayError
         ? error
         : new GatewayError('INTERNAL', undefined, { details: { errorId } });
-    observer.handshakeRefused({ code: refusal.code, errorId, error });
+    observer.handshakeRefused({ door: 'socket', code: refusal.code, errorId, error });
     return refusal;
   }
 

@@ -136,7 +136,7 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
     const refusal = refusalOf(error, errorId);
     const { code } = refusal;
     if (admission === null) {
-      observer.handshakeRefused({ code, errorId, error });
+      observer.handshakeRefused({ door: 'http', code, errorId, error });
     } else {
       const { name, startedMs } = admission;
       const { device } = admission.caller;

@@ -59,9 +59,20 @@ export interface Reports extends DeliveryReports {
   /** A fault of ours: the client got the same `errorId`. */
   requestFailed(event: { name: string; device: DeviceAddress; errorId: string; error: unknown }): void;
   socketOpened(event: { device: DeviceAddress; fence: number; live: LiveSocket }): void;
-  socketClosed(event: { device: DeviceAddress; fence: number; reason: string }): void;
+  /** `gate` as it was until then. */
+  socketClosed(event: {
+    device: DeviceAddress;
+    fence: number;
+    reason: string;
+    gate: GateState['name'];
+  }): void;
   /** `errorId` where the client got one with a fault of ours. */
-  handshakeRefused(event: { code: ErrorCode; errorId?: string | undefined; error: unknown }): void;
+  handshakeRefused(event: {
+    door: Door;
+    code: ErrorCode;
+    errorId?: string | undefined;
+    error: unknown;
+  }): void;
   /**
    * A push leaves. Like a request's, its payload is passed on redacted only.
    *

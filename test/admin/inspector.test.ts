@@ -100,6 +100,7 @@ describe('the stream', () => {
     const opening = await stream.event('socketOpened', (event) => event.device === device);
     expect(await stream.event('socketClosed', (event) => event.device === device)).toMatchObject({
       socket: opening.socket,
+      gate: 'validated',
       reason: expect.any(String),
     });
     await shared.connect(bob.address).then((client) => client.close());

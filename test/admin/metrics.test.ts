@@ -41,6 +41,7 @@ beforeAll(async () => {
   await bob.client.call('resetKeys');
   await bob.client.next('gateClosed');
   await expect(connectClient(gateway.url, 'no token')).rejects.toBeInstanceOf(RefusedError);
+  await fetch(`${gateway.url}/api/keys/stats`, { headers: { authorization: 'Bearer no' } });
 });
 afterAll(() => gateway.stop());
 
@@ -64,6 +65,7 @@ describe('/metrics', () => {
     ['keygate_gates{state="open"}', 1],
     ['keygate_handshakes_total{result="ok"}', 2],
     ['keygate_handshakes_total{result="UNAUTHENTICATED"}', 1],
+    ['keygate_http_refused_total{code="UNAUTHENTICATED"}', 1],
     ['keygate_gates_closed_total{reason="keysReset"}', 1],
     ['keygate_gate_open_seconds_count', 2],
     ['keygate_request_duration_seconds_count{event="requestBundle",code="ok"}', 2],
