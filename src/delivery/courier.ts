@@ -73,7 +73,12 @@ export function createCourier(parts: CourierParts): Courier {
     for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {
       sessions.get(addressKey(device))?.look();
     }
-    const open = [...sessions.values()].filter((session) => session.gate().name === 'open');
+    const open: Session[] = [];
+    for (const session of sessions.values()) {
+      // Of the others no version is compared: what a lost poke had to say of them, the next request finds.
+      if (session.gate().name === 'open') open.push(session);
+      else session.doubtKeys();
+    }
     const notesServed = clock.nowMs() - servedNotedMs >= NOTE_SERVED_PERIOD_MS;
     if (notesServed) servedNotedMs = clock.nowMs();
     for (let start = 0; start < open.length; start += SWEEP_DEVICES_MAX) {

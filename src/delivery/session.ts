@@ -70,6 +70,8 @@ export interface Session {
   ): Promise<Outcome>;
   /** Whether the device has a key set, as far as this session has heard. */
   hasKeys(): Promise<boolean>;
+  /** What is known of that may be old: the next to ask asks the store. */
+  doubtKeys(): void;
   /** Something of the device may have changed. */
   look(): void;
   /**
@@ -553,6 +555,10 @@ class DeviceSession implements Session {
     const hasKeys = (await this.#shared.messages.prove(this.device))?.hasKeys ?? false;
     this.#knowKeys(hasKeys, start);
     return hasKeys;
+  }
+
+  doubtKeys(): void {
+    this.#knownToHaveKeys = false;
   }
 
   readCount(): number | null {

@@ -129,6 +129,17 @@ async function attachOpen(device: DeviceAddress, to = socket()) {
 }
 
 describe('the courier', () => {
+  it('asks again after each sweep whether one that only sends has keys: no poke may have told of their end', async () => {
+    const carol = { userId: 'carol', deviceId: 1 };
+    const session = await courier.attach(carol, socket());
+    for (let sweeps = 0; sweeps < 2; sweeps++) {
+      asked = [];
+      for (let i = 0; i < 3; i++) expect(await session.hasKeys()).toBe(true);
+      expect(asked).toEqual(['prove carol.1']);
+      await clock.advance(SWEEP_MS);
+    }
+  });
+
   it('sweeps those whose gate is open, and looks at those that a poke or a gap points at', async () => {
     await attachOpen(BOB);
     await courier.attach({ userId: 'carol', deviceId: 1 }, socket());
