@@ -228,6 +228,28 @@ describe('the courier', () => {
     await eventually(() => expect(asked).toEqual(['read bob.1']));
   });
 
+  it('sweeps every open gate, however many there are', async () => {
+    const devices = Array.from({ length: 501 }, (_, i) => ({ userId: `user${i}`, deviceId: 1 }));
+    for (const device of devices) await attachOpen(device);
+    asked = [];
+    await clock.advance(SWEEP_MS);
+    await eventually(() => expect(new Set(asked).size).toBe(501));
+    expect(asked).toHaveLength(501);
+  });
+
+  it('cuts a connection whose device was taken over elsewhere while it was taken in', async () => {
+    await bus.acquire({ device: BOB, fence: 7 });
+    const to = socket();
+    await courier.attach(BOB, to);
+    expect(to.events).toEqual(['displaced', 'cut']);
+  });
+
+  it('gives a lease back when its session ends', async () => {
+    const session = await attachOpen(BOB);
+    session.detach();
+    expect(await bus.acquire({ device: BOB, fence: session.fence - 1 })).toBe(true);
+  });
+
   it('tells a displaced session once, whoever tells of it', async () => {
     const to = socket();
     const session = await attachOpen(BOB, to);

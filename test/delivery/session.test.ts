@@ -3,6 +3,7 @@ import { beforeEach, describe, expect, it } from 'vitest';
 import { createDeletedLately } from '../../src/delivery/deleted-lately.ts';
 import { noReports } from '../../src/delivery/reports.ts';
 import { createSession, type ServedSocket, type Session } from '../../src/delivery/session.ts';
+import { contentBytesOf } from '../../src/delivery/window.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { DeviceProof, MessageStore, Page, QueuedEnvelope } from '../../src/ports/message-store.ts';
 import { GatewayError } from '../../src/protocol/errors.ts';
@@ -38,16 +39,28 @@ const messages = {
     await waiting.serve;
     return isKnown ? result : null;
   },
-  async read(_: unknown, { inFlight, envelopesMax }: { inFlight: readonly number[]; envelopesMax: number }) {
+  async read(
+    _: unknown,
+    {
+      inFlight,
+      envelopesMax,
+      bytesMax,
+    }: { inFlight: readonly number[]; envelopesMax: number; bytesMax: number },
+  ) {
     reads += 1;
     const found = queue.filter((envelope) => !inFlight.includes(envelope.sequence));
+    let bytes = 0;
+    const fitting = found.slice(0, envelopesMax).filter((envelope, nth) => {
+      bytes += contentBytesOf(envelope);
+      return nth === 0 || bytes <= bytesMax;
+    });
     const page = {
       proof: { ...proof },
-      envelopes: found.slice(0, envelopesMax),
+      envelopes: fitting,
       unreadable,
       oldestSequence: queue[0]?.sequence ?? null,
       nextDueAtMs: null,
-      more: found.length > envelopesMax,
+      more: found.length > fitting.length,
     };
     await waiting.read;
     return isKnown ? page : null;
@@ -82,6 +95,13 @@ function put(sequence: number): QueuedEnvelope {
     body: { kind: 'message', sender: { userId: 'alice', deviceId: 1 }, type: 3, content: 'eA==' },
   };
   queue.push(envelope);
+  return envelope;
+}
+
+/** One whose content is as long as any may be. */
+function putLarge(sequence: number): QueuedEnvelope {
+  const envelope = put(sequence);
+  Object.assign(envelope.body, { content: 'A'.repeat(128 * 1024) });
   return envelope;
 }
 
@@ -631,6 +651,237 @@ describe('a session', () => {
     expect(events.slice(3)).toEqual(['messages 1', 'closed']);
   });
 
+  it('drops a page that was read for an opening that is over, also where the next is of the same version', async () => {
+    await session.ready(null);
+    await quiet();
+    put(1);
+    session.look();
+    await quiet();
+    put(2);
+    const read = gate();
+    waiting.read = read.promise;
+    // It leaves out 1, which is in flight.
+    session.look();
+    waiting.read = null;
+    isKnown = false;
+    await expect(session.ready(null)).rejects.toMatchObject({ code: 'KEYS_NOT_UPLOADED' });
+    isKnown = true;
+    session.validated(1);
+    await session.ready(null);
+    read.open();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'messages 1', 'gateClosed serverRestored 0', 'messages 1 2']);
+  });
+
+  it('takes no look that began before its device was known for a restored server', async () => {
+    isKnown = false;
+    session.look();
+    await quiet();
+    expect(session.gate()).toEqual({ name: 'connected' });
+    const prove = gate();
+    waiting.prove = prove.promise;
+    session.look();
+    waiting.prove = null;
+    // Uploaded and validated meanwhile.
+    session.validated(1);
+    prove.open();
+    await quiet();
+    isKnown = true;
+    await session.ready(null);
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0']);
+  });
+
+  it('forgets a validation of newer keys than the gate’s when the server was restored', async () => {
+    await session.ready(null);
+    await quiet();
+    proof.fence = 0;
+    session.validated(2);
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'gateClosed serverRestored 1']);
+    proof.fence = 1;
+    session.validated(1);
+    expect(await session.ready(null)).toMatchObject({ keyVersion: 1 });
+  });
+
+  it('closes its gate when newer keys are validated on its socket, though no notice of the change has come', async () => {
+    await session.ready(null);
+    await quiet();
+    proof.keyVersion = 2;
+    session.validated(2);
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'gateClosed keysRotated 2']);
+  });
+
+  it('hears of a change of its keys also while it is paused', async () => {
+    await session.ready(null);
+    await quiet();
+    session.pause();
+    proof.keyVersion = 2;
+    session.look();
+    await quiet();
+    expect(events).toEqual(['queueEmpty 0', 'gateClosed keysRotated 2']);
+  });
+
+  it('says queueEmpty for no older clientReady once another was answered', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    const read = gate();
+    waiting.read = read.promise;
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    put(2);
+    waiting.read = null;
+    await session.ready(null);
+    read.open();
+    await quiet();
+    expect(events).toEqual(['messages 1', 'messages 2']);
+    answers[1]!({ processed: ['id 2'] });
+    await quiet();
+    expect(events.slice(2)).toEqual(['queueEmpty 1']);
+  });
+
+  it('counts the last message that waited, where the store was quicker than its answer', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    const acknowledge = gate();
+    waiting.acknowledge = acknowledge.promise;
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    session.look();
+    await quiet();
+    acknowledge.open();
+    await quiet();
+    expect(events).toEqual(['messages 1', 'queueEmpty 1']);
+  });
+
+  describe('whose gate was closed and opened again while a page was in flight', () => {
+    beforeEach(async () => {
+      put(1);
+      await session.ready(null);
+      await quiet();
+      proof.keyVersion = 2;
+      session.look();
+      await quiet();
+      session.validated(2);
+      await session.ready(null);
+      await quiet();
+      expect(events).toEqual(['messages 1', 'gateClosed keysRotated 2', 'messages 1']);
+      events = [];
+    });
+
+    it('says queueEmpty without an answer to what was pushed before', async () => {
+      answers[1]!({ processed: ['id 1'] });
+      await quiet();
+      expect(events).toEqual(['queueEmpty 1']);
+    });
+
+    it('says queueEmpty with what an answer to it counts for, while that is being stored', async () => {
+      const acknowledge = gate();
+      waiting.acknowledge = acknowledge.promise;
+      answers[0]!({ processed: ['id 1'] });
+      await quiet();
+      waiting.acknowledge = null;
+      answers[1]!({ processed: ['id 1'] });
+      await quiet();
+      expect(events).toEqual([]);
+      acknowledge.open();
+      await quiet();
+      expect(events).toEqual(['queueEmpty 1']);
+    });
+  });
+
+  it('tells of an acknowledgement that names more than its page no more than the page', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    answers[0]!({ processed: ['id 1', 'id 9'] });
+    await quiet();
+    expect(settled).toEqual([{ processed: ['id 1'], failed: [] }]);
+  });
+
+  it('is full, and says so, when it holds no room for a message of the full size', async () => {
+    for (let sequence = 1; sequence <= 30; sequence++) putLarge(sequence);
+    await session.ready(null);
+    await quiet();
+    const { bytes, isFull } = session.window();
+    expect(bytes).toBeLessThanOrEqual(2 * 1024 * 1024);
+    expect(isFull).toBe(true);
+  });
+
+  it('answers clientReady with UNAVAILABLE where a newer connection is served, and is displaced', async () => {
+    proof.fence = 2;
+    const wasServed = messages.serve;
+    messages.serve = async (...asked) => ({ ...(await wasServed(...asked))!, served: false });
+    const ready = session.ready(null);
+    messages.serve = wasServed;
+    await expect(ready).rejects.toMatchObject({ code: 'UNAVAILABLE' });
+    expect(events).toEqual(['displaced', 'cut']);
+  });
+
+  it('leaves no timer behind when it ends', async () => {
+    put(1).storedAtMs = Number.NaN;
+    await session.ready(null);
+    await quiet();
+    expect(clock.timerCount()).toBe(1);
+    session.detach();
+    expect(clock.timerCount()).toBe(0);
+  });
+
+  it('asks anew whether its device has keys after a change of its own', async () => {
+    expect(await session.hasKeys()).toBe(true);
+    const prove = gate();
+    await session.change(async () => {
+      proof = { ...proof, keyVersion: 2, hasKeys: false };
+      // The look that follows is not answered yet.
+      waiting.prove = prove.promise;
+      return { rotation: false, data: { keyVersion: 2 } };
+    });
+    const asked = session.hasKeys();
+    prove.open();
+    expect(await asked).toBe(false);
+  });
+
+  describe('preKeysLow', () => {
+    const low = () => events.filter((event) => event.startsWith('preKeysLow'));
+
+    it.each([
+      ['both pools are at the threshold', { ec: 10, pq: 10 }, true, 0],
+      ['the EC pool is below it', { ec: 9, pq: 10 }, true, 1],
+      ['the PQ pool is below it', { ec: 10, pq: 9 }, true, 1],
+      ['the PQ pool was never filled', { ec: 10, pq: 0 }, false, 0],
+    ])('follows clientReady as it should where %s', async (_, availableCounts, offersPq, times) => {
+      Object.assign(proof, { availableCounts, offersPq });
+      await session.ready(null);
+      await quiet();
+      session.look();
+      await quiet();
+      expect(low()).toHaveLength(times);
+    });
+
+    it('comes once for each crossing, though its socket is looked at again', async () => {
+      Object.assign(proof, { availableCounts: { ec: 9, pq: 100 }, countVersion: 4, lowNoticeVersion: 4 });
+      for (let look = 0; look < 3; look++) {
+        session.look();
+        await quiet();
+      }
+      expect(low()).toEqual(['preKeysLow 9 100 10 4']);
+      Object.assign(proof, { availableCounts: { ec: 0, pq: 100 }, countVersion: 5, lowNoticeVersion: 5 });
+      session.look();
+      await quiet();
+      expect(low().slice(1)).toEqual(['preKeysLow 0 100 10 5']);
+    });
+
+    it('does not come for a pool that went with its key set', async () => {
+      Object.assign(proof, { hasKeys: false, availableCounts: { ec: 0, pq: 0 }, lowNoticeVersion: 4 });
+      session.look();
+      await quiet();
+      expect(low()).toEqual([]);
+    });
+  });
+
   describe('handed a message that was just stored', () => {
     beforeEach(async () => {
       await session.ready(null);
@@ -723,6 +974,48 @@ describe('a session', () => {
       expect(putAndHandOver(4)).toBe(false);
       session.detach();
       expect(putAndHandOver(5, readCount)).toBe(false);
+    });
+
+    it('refuses one that a read has found in between: it is pushed once', async () => {
+      const readCount = session.readCount()!;
+      const envelope = put(1);
+      session.look();
+      await quiet();
+      const stored = { deviceId: 1, sequence: 1, id: 'id 1', keyVersion: 1, identityVersion: 1, fence: 1 };
+      expect(session.handOver(envelope, { ...stored, waiting: [] }, readCount)).toBe(false);
+      await quiet();
+      expect(events).toEqual(['messages 1']);
+    });
+
+    it('pushes nothing where its keys are found changed before the turn ends', async () => {
+      const serve = gate();
+      waiting.serve = serve.promise;
+      proof.keyVersion = 2;
+      const ready = session.ready(null);
+      // The statement that stores the message began before the change.
+      proof.keyVersion = 1;
+      serve.open();
+      expect(putAndHandOver(1)).toBe(true);
+      await expect(ready).rejects.toMatchObject({ code: 'KEYS_OUT_OF_SYNC' });
+      await quiet();
+      expect(events).toEqual(['gateClosed keysRotated 2']);
+    });
+
+    it('begins another page where 512 KiB would be exceeded', async () => {
+      for (let sequence = 1; sequence <= 6; sequence++) {
+        const envelope = putLarge(sequence);
+        const stored = {
+          deviceId: 1,
+          sequence,
+          id: envelope.id,
+          keyVersion: 1,
+          identityVersion: 1,
+          fence: 1,
+        };
+        expect(session.handOver(envelope, { ...stored, waiting: [] }, session.readCount()!)).toBe(true);
+      }
+      await quiet();
+      expect(events).toEqual(['messages 1 2 3 4 5', 'messages 6']);
     });
 
     it('leaves it to the queue where the gate closes before the turn ends', async () => {
