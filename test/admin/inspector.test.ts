@@ -400,6 +400,14 @@ describe('who may look', () => {
     expect((await fetch(`${shared.adminUrl}/livez`)).status).toBe(200);
   });
 
+  it('reads health as it is now, and by GET alone', async () => {
+    for (const path of ['/livez', '/readyz']) {
+      const { status, headers } = await fetch(`${shared.adminUrl}${path}`);
+      expect([status, headers.get('cache-control')]).toEqual([200, 'no-store']);
+      expect((await fetch(`${shared.adminUrl}${path}`, { method: 'POST' })).status).toBe(405);
+    }
+  });
+
   it('is whoever logged in, until the logout: then the cookie is worth nothing, and its streams end', async () => {
     const answer = await fetch(`${shared.adminUrl}/api/login`, {
       method: 'POST',
@@ -426,6 +434,27 @@ describe('who may look', () => {
     }
     const target = { node: 'any', socket: 1 };
     expect((await thief.post('/api/sockets/disconnect', target)).status).toBe(401);
+  });
+
+  it('keeps its cookie from plain HTTP where a proxy speaks HTTPS for it', async () => {
+    const { headers } = await fetch(`${shared.adminUrl}/api/login`, {
+      method: 'POST',
+      headers: { 'content-type': 'application/json', 'x-forwarded-proto': 'https' },
+      body: JSON.stringify({ token: WITH_INSPECTOR.ADMIN_TOKEN }),
+    });
+    expect(headers.get('set-cookie')!.split('; ')).toContain('Secure');
+  });
+
+  it('opens 32 streams at most, and another when one has ended', async () => {
+    const gateway = await gatewayFor(undo, { env: WITH_INSPECTOR });
+    const viewer = await login(gateway.adminUrl);
+    undo.push(() => viewer.close());
+    const streams = await Promise.all(Array.from({ length: 32 }, () => viewer.stream()));
+    const { status, body, headers } = await viewer.get('/api/stream');
+    expect({ status, code: body?.error?.code }).toEqual({ status: 503, code: 'UNAVAILABLE' });
+    expect(headers.get('retry-after')).toBe('5');
+    streams[0]!.close();
+    await eventually(() => viewer.stream());
   });
 
   it('may only read unless told otherwise, and only from the page itself', async () => {
@@ -469,6 +498,15 @@ describe('who may look', () => {
     expect(headers.get('content-security-policy')).not.toContain('unsafe');
     expect(headers.get('x-content-type-options')).toBe('nosniff');
     expect((await fetch(`${shared.adminUrl}/api/session`)).headers.get('cache-control')).toBe('no-store');
+    const viewer = await login(shared.adminUrl);
+    const aborting = new AbortController();
+    undo.push(() => aborting.abort());
+    for (const path of ['/api/stream', '/api/overview']) {
+      const init = { headers: { cookie: viewer.cookie }, signal: aborting.signal };
+      const stream = await fetch(`${shared.adminUrl}${path}`, init);
+      expect(stream.headers.get('x-content-type-options')).toBe('nosniff');
+      expect(stream.headers.get('content-security-policy')).toBe(headers.get('content-security-policy'));
+    }
   });
 });
 

@@ -611,6 +611,8 @@ describe('browsers', () => {
     const error = await ask('GET', '/api/keys/stats', { as: null, headers: { origin: ORIGIN } });
     expect(error.status).toBe(401);
     expect(error.headers.get('access-control-allow-origin')).toBe(ORIGIN);
+    // When to come back, and by what scheme, a page reads only where it is told that it may.
+    expect(error.headers.get('access-control-expose-headers')).toBe('Retry-After, WWW-Authenticate');
     expect(error.headers.has('access-control-allow-credentials')).toBe(false);
   });
 
