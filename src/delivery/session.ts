@@ -418,12 +418,14 @@ class DeviceSession implements Session {
         isAllGone = await this.#settlePage(outcome);
         this.#shared.reports.settled(this.#me, ofPage(page, acknowledgement, outcome));
       } catch (error) {
+        // Offered again at once, it would go to and fro for as long as the store deletes nothing.
         this.#lookLater(error, 'an acknowledgement was not stored');
-      } finally {
         this.#window.close(page);
-        // Where the last read found nothing beyond the window, there is nothing to look for.
-        if (!isAllGone || page.isVoid || this.#mayWait || this.#opening?.emptyAnnounced !== true) this.look();
+        return;
       }
+      this.#window.close(page);
+      // Where the last read found nothing beyond the window, there is nothing to look for.
+      if (!isAllGone || page.isVoid || this.#mayWait || this.#opening?.emptyAnnounced !== true) this.look();
     });
   }
 

@@ -821,6 +821,27 @@ describe('a session', () => {
     expect(events).toEqual(['displaced', 'cut']);
   });
 
+  it('waits before it offers again what could not be deleted', async () => {
+    put(1);
+    await session.ready(null);
+    await quiet();
+    const away = Promise.reject(new GatewayError('UNAVAILABLE'));
+    away.catch(() => {});
+    waiting.acknowledge = away;
+    answers[0]!({ processed: ['id 1'] });
+    await quiet();
+    waiting.acknowledge = null;
+    // Nothing was deleted.
+    put(1);
+    expect(events).toEqual(['messages 1']);
+    await clock.advance(1_500);
+    await quiet();
+    expect(events).toEqual(['messages 1', 'messages 1']);
+    answers[1]!({ processed: ['id 1'] });
+    await quiet();
+    expect(events.at(-1)).toBe('queueEmpty 1');
+  });
+
   it('leaves no timer behind when it ends', async () => {
     put(1).storedAtMs = Number.NaN;
     await session.ready(null);
