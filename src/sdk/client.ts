@@ -121,7 +121,7 @@ export interface KeygateClient {
   start(): Promise<ClientState>;
   /**
    * Makes a new key set under a new identity, puts it in place of whatever the gateway holds, and starts. A key set
-   * that is whole is kept.
+   * that is whole is kept: where this throws, it may be called again, and goes on with the keys that it made.
    */
   setUp(): Promise<ClientState>;
   /** The user wants to begin afresh: one reset, here and on the gateway, and `needsSetup`. */
@@ -507,8 +507,14 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     }
     if (identity === null || !isSameKey(status.identityKey, identity.identityKey)) {
       const reason = 'the gateway has another identity key';
-      await resetOnce(reason);
-      return conclude(['identity'], reason, true);
+      if (settingUp === null) {
+        await resetOnce(reason);
+        return conclude(['identity'], reason, true);
+      }
+      // A set-up that failed made these keys and did not upload them: who asks for one again wants them in place.
+      await sync.uploadKeySet({ replaceIdentity: true });
+      await sync.replaceBroken(local.broken, { upload: true });
+      return conclude(['identity'], reason);
     }
     await sync.replaceBroken(local.broken, { upload: true });
     const missing: MissingKey[] = [];

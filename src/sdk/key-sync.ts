@@ -37,8 +37,12 @@ export type PoolCounts = Pick<
 export interface KeySync {
   /** Makes a new identity with everything that belongs to it, and puts it in place of whatever the gateway holds. */
   createKeySet(): Promise<void>;
-  /** Uploads identity and signed prekeys as they are here. @throws KeygateError IDENTITY_MISMATCH, KEYS_OUT_OF_SYNC */
-  uploadKeySet(): Promise<void>;
+  /**
+   * Uploads identity and signed prekeys as they are here; `replaceIdentity` in place of another identity.
+   *
+   * @throws KeygateError IDENTITY_MISMATCH, KEYS_OUT_OF_SYNC
+   */
+  uploadKeySet(options?: { replaceIdentity: boolean }): Promise<void>;
   /** Asks the gateway what it thinks of the keys that are here. */
   validate(): Promise<Validation>;
   /**
@@ -294,7 +298,7 @@ export function createKeySync(parts: KeySyncParts): KeySync {
       });
     },
 
-    uploadKeySet: () => uploadSet({}),
+    uploadKeySet: ({ replaceIdentity } = { replaceIdentity: false }) => uploadSet({ replaceIdentity }),
 
     async validate() {
       const { identity, signedPreKey, pqLastResortPreKey } = await readKeySet();

@@ -131,6 +131,38 @@ describe('a fresh install', () => {
     expect(phone.client.metrics()).toMatchObject({ identityRegenerations: 0, resets: [] });
   });
 
+  it.each([
+    ['is asked for again', { restarts: false }],
+    ['is asked for again by the application that was started anew', { restarts: true }],
+  ])(
+    'keeps the keys that a failed set-up made in place of an older install’s, when it %s',
+    async (_, when) => {
+      const old = await enrolPhone(gateway.url, bob);
+      old.close();
+      const phone = await installPhone(gateway.url, bob);
+      expect(await phone.client.start()).toBe('needsSetup');
+      const { oneTimePreKeys } = phone.keys;
+      const read = oneTimePreKeys.read.bind(oneTimePreKeys);
+      oneTimePreKeys.read = async () => {
+        oneTimePreKeys.read = read;
+        throw new Error('the disk is busy');
+      };
+      await expect(phone.client.setUp()).rejects.toThrow('the disk is busy');
+      expect(phone.client.state).toBe('needsSetup');
+      const made = await phone.keys.identity();
+
+      if (when.restarts) await phone.restart();
+      expect(await phone.client.setUp()).toBe('ready');
+      await filled(phone);
+      expect((await status(phone)).identityKey).toBe(made?.identityKey);
+      expect(phone.client.metrics().resets).toEqual([]);
+      // What is claimed now can be decrypted.
+      const friend = await enrolPhone(gateway.url, alice);
+      await friend.say(bob.userId, 'to the new phone');
+      await eventually(() => expect(phone.shown).toEqual([`${alice.userId}.1: to the new phone`]));
+    },
+  );
+
   it('is set up once, however many ask at once', async () => {
     const phone = await installPhone(gateway.url, bob);
     const ends = await Promise.all([
