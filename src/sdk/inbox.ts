@@ -22,7 +22,10 @@ export interface Inbox {
   take(page: PushPayload<'messages'>): Promise<MessagesAcknowledgement>;
 }
 
-/** Only what is unacknowledged is offered again, and that is far less. */
+/**
+ * What comes again is what the gateway had in its window, 256 envelopes, when an acknowledgement was lost. But before it
+ * come the older ones that the application put off, which may be many times that, and must not make it forgotten.
+ */
 const SEEN_MAX = 2_000;
 
 export function createInbox(parts: InboxParts): Inbox {

@@ -1,21 +1,21 @@
-/** The little that the kit must remember over restarts of the application. */
+/** What the kit must remember over restarts of the application: versions, ids and times; no key, no message. */
 
 /** Kept by the application beside its keys. */
 export interface KitStorage {
   /** Null where nothing was ever saved. A memory that can't be read is as good as none. */
   load(): Promise<KitMemory | null>;
-  /** Durable when it resolves; never called again before that. */
+  /** All of it anew, after each page of messages too. Durable when it resolves; never called again before that. */
   save(memory: KitMemory): Promise<void>;
 }
 
-/** JSON. */
+/** JSON: about 80 KB of it once 2,000 envelopes have come. */
 export interface KitMemory {
   /** The newest that the gateway told of: an older one later means that it was restored from a backup. */
   lastKeyVersion: number;
   lastCountVersion: number;
   /** No key of any kind had this id or a higher one. */
   nextKeyId: number;
-  /** Envelopes that the application was handed, oldest first. */
+  /** Ids of the last 2,000 envelopes that the application was handed, oldest first. */
   seenEnvelopes: string[];
   /**
    * One-time prekeys that were offered to the gateway, each with the time at which it was first known to be handed

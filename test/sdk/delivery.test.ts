@@ -1,11 +1,13 @@
 /** Messages through the kit: handed over once and in order, and private halves kept for as long as they are needed. */
 import { randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
+import { systemClock } from '../../src/lib/clock.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { UndecryptableError } from '../../src/sdk/index.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
-import { startGateway, type TestGateway } from '../support/gateway.ts';
+import { FEW_KEYS } from '../support/flow.ts';
+import { enrol, send, startGateway, type TestGateway } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import { claimSession, closePhones, enrolPhone, hurriedClock, type Phone, POOL_LEVEL } from './phone.ts';
@@ -279,6 +281,47 @@ describe('a handler that throws', () => {
     await eventually(() => expect(texts(phone)).toEqual(['one', 'three']));
     phone.beforeReceiving = async () => {};
     await eventually(() => expect(texts(phone)).toEqual(['one', 'three', 'two']));
+  });
+});
+
+describe('a message whose acknowledgement was lost', () => {
+  it('is not handed over again, although hundreds that were put off come before it', async () => {
+    // It stands still: what was put off is due again when the test says so.
+    let nowMs = systemClock.nowMs();
+    const other = await startGateway({ clock: { ...systemClock, nowMs: () => nowMs } });
+    const line = await startTcpProxy(other.url);
+    const handedOver: string[] = [];
+    const putOff = new Set<string>();
+    let isLocked = true;
+    const phone = await enrolPhone(line.url, bob, {
+      async onMessage({ content }) {
+        const text = atob(content);
+        if (text === 'the last') line.unplug();
+        else if (isLocked) {
+          putOff.add(text);
+          throw new Error('the database is locked');
+        }
+        handedOver.push(text);
+      },
+    });
+    const friend = await enrol(other, alice, FEW_KEYS);
+    const { registrationId } = (await phone.keys.identity())!;
+    const write = (text: string) => send(friend.client, { address: bob, device: { registrationId } }, text);
+    const sent = Array.from({ length: 600 }, (_, index) => `message ${index}`);
+    await Promise.all(sent.map(write));
+    await eventually(() => expect(putOff.size).toBe(sent.length));
+    await write('the last');
+    await eventually(() => expect(handedOver).toEqual(['the last']));
+
+    isLocked = false;
+    nowMs += 130_000;
+    line.plugIn();
+    await eventually(() => expect(phone.client.metrics().duplicatesDropped).toBe(1));
+    expect(handedOver).toHaveLength(sent.length + 1);
+    expect(handedOver.filter((text) => text === 'the last')).toHaveLength(1);
+    phone.close();
+    await line.stop();
+    await other.stop();
   });
 });
 
