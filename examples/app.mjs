@@ -19,10 +19,12 @@ export async function openChat({ url, getToken, me, crypto, storage, show, showU
   /** Runs `work` when everything that was handed in before under the same key is done. */
   function inTurn(key, work) {
     const turn = (lastTurns.get(key) ?? Promise.resolve()).then(work);
-    lastTurns.set(
-      key,
-      turn.catch(() => {}),
-    );
+    const over = turn
+      .catch(() => {})
+      .then(() => {
+        if (lastTurns.get(key) === over) lastTurns.delete(key);
+      });
+    lastTurns.set(key, over);
     return turn;
   }
   // A Signal library reads a session, works, and writes it back. Two calls at once would begin from the same state and

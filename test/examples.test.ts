@@ -3,6 +3,7 @@ import { spawn } from 'node:child_process';
 import { readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
+import { queryObjects } from 'node:v8';
 import { beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../src/protocol/ids.ts';
 import type { DeviceBundle } from '../src/protocol/keys.ts';
@@ -13,6 +14,12 @@ import { startGateway, type TestGateway } from './support/gateway.ts';
 import { Disk, LibsignalKeys } from './support/sdk-keys.ts';
 
 const undo = undoAfterEach();
+
+/** Every map of promises in this process, as a debugger shows it: what the app holds is nobody else's to see. */
+function turnsHeld(): string {
+  const maps = queryObjects(Map, { format: 'summary' });
+  return maps.filter((map) => map.includes('=> [Promise]')).join();
+}
 
 it('the script of the README lets two clients chat', async () => {
   const [, script] = /```js\n(\/\/ node chat\.mjs .*?)```/s.exec(readFileSync('README.md', 'utf8')) ?? [];
@@ -192,6 +199,19 @@ describe('the app of the README', () => {
     await alice.chat.send('bob', 'the last');
     await eventually(() => expect(bob.shown).toContain('alice: the last'));
     expect(bob.shown).toEqual(['alice: once', 'alice: the last']);
+  });
+
+  it('holds nothing of those whom it wrote to, once that is done', async () => {
+    const [alice] = [await install('alice'), await install('bob')];
+    await alice.chat.send('bob', 'hello');
+    await expect(alice.chat.send('nobody', 'hello')).rejects.toMatchObject({ code: 'USER_NOT_FOUND' });
+    await eventually(() => expect(turnsHeld()).not.toMatch(/'bob'|'nobody'/));
+    let isHeld = false;
+    alice.beforeSending = async () => {
+      isHeld = turnsHeld().includes("'bob'");
+    };
+    await alice.chat.send('bob', 'hello again');
+    expect(isHeld, 'while it is sending').toBe(true);
   });
 
   it('throws what no other round can mend, and keeps nothing behind it', async () => {
