@@ -71,9 +71,10 @@ export async function openChat({ url, getToken, me, crypto, storage, show, showU
         if (error.code !== 'DEVICES_MISMATCHED' || round === ROUNDS_MAX) throw error;
         // Nothing was stored: the same message goes out again, to the devices that there are now.
         const { missingDevices, extraDevices, staleDevices } = error.details;
+        for (const deviceId of missingDevices) deviceIds.add(deviceId);
         for (const deviceId of extraDevices) deviceIds.delete(deviceId);
-        for (const deviceId of [...missingDevices, ...staleDevices]) {
-          deviceIds.add(deviceId);
+        // Their sessions are of no use any more; a missing device may have begun a good one by a message of its own.
+        for (const deviceId of [...extraDevices, ...staleDevices]) {
           await withSessions(() => crypto.dropSession({ userId, deviceId }));
         }
       }

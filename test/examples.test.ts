@@ -1,5 +1,6 @@
 /** What the README tells a newcomer to run, run as it stands there. */
 import { spawn } from 'node:child_process';
+import { randomUUID } from 'node:crypto';
 import { readFileSync } from 'node:fs';
 import { mkdir, rm, writeFile } from 'node:fs/promises';
 import { resolve } from 'node:path';
@@ -87,7 +88,12 @@ describe('the app of the README', () => {
     const disk = new Disk();
     const keys = new LibsignalKeys(disk, address, { takesTurns: false });
     const shown: string[] = [];
-    const app = { beforeSending: async () => {}, atOnceMax: 0, opened: [] as string[] };
+    const app = {
+      beforeSending: async () => {},
+      atOnceMax: 0,
+      opened: [] as string[],
+      dropped: [] as string[],
+    };
     let atOnce = 0;
     const counted = async <Result>(work: () => Result | Promise<Result>): Promise<Result> => {
       atOnce += 1;
@@ -110,7 +116,11 @@ describe('the app of the README', () => {
             app.opened.push(`${peer}.${bundle.deviceId}`);
             await keys.establish({ ...bundle, userId: peer });
           }),
-        dropSession: (peer: DeviceAddress) => counted(() => keys.forgetSession(peer)),
+        dropSession: (peer: DeviceAddress) =>
+          counted(() => {
+            app.dropped.push(`${peer.userId}.${peer.deviceId}`);
+            keys.forgetSession(peer);
+          }),
         encrypt: (peer: DeviceAddress, text: string) =>
           counted(async () => {
             const envelope = await keys.encrypt(peer, text);
@@ -124,7 +134,7 @@ describe('the app of the README', () => {
       showUnsent: (messageId: string) => shown.push(`${messageId} was not delivered`),
     });
     undo.push(() => chat.client.close());
-    return Object.assign(app, { chat, shown });
+    return Object.assign(app, { chat, keys, shown });
   }
 
   it('sends to and reads of another', async () => {
@@ -179,6 +189,25 @@ describe('the app of the README', () => {
     await alice.chat.send('bob', 'to one');
     await eventually(() => expect(bob.shown).toEqual(['alice: to both', 'alice: to one']));
     expect(tablet!.shown).toEqual(['alice: to both']);
+    // Set up again, it is another device.
+    expect(alice.dropped).toEqual(['bob.2']);
+  });
+
+  it('goes on with the session that it has with a device which came while it encrypted', async () => {
+    const [alice, bob] = [await install('alice'), await install('bob')];
+    let tablet: Awaited<ReturnType<typeof install>> | null = null;
+    alice.beforeSending = async () => {
+      if (tablet !== null) return;
+      tablet = await install('bob', 2);
+      // As by a message of the tablet's own, which would wait for its turn.
+      const input = { claimId: randomUUID(), userId: 'bob', deviceId: 2 };
+      const { devices } = await alice.chat.client.call('requestBundle', input);
+      for (const bundle of devices) await alice.keys.establish({ ...bundle, userId: 'bob' });
+    };
+    await alice.chat.send('bob', 'to both');
+    await eventually(() => expect(tablet?.shown).toEqual(['alice: to both']));
+    await eventually(() => expect(bob.shown).toEqual(['alice: to both']));
+    expect([alice.opened, alice.dropped]).toEqual([['bob.1'], []]);
   });
 
   it('writes to the other devices of its own user, where there are any', async () => {
