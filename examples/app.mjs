@@ -12,7 +12,7 @@ const ROUNDS_MAX = 3;
 
 /**
  * @param app what is yours: url, getToken() of your own login, me (the device that the token names), crypto, storage
- *   (KitStorage), show(), showUnsent()
+ *   (KitStorage), show(sender, text), showUnsent(messageId, why), once for each device that a message can't reach
  */
 export async function openChat({ url, getToken, me, crypto, storage, show, showUnsent }) {
   const lastTurns = new Map();
@@ -65,7 +65,9 @@ export async function openChat({ url, getToken, me, crypto, storage, show, showU
       const envelopes = [];
       for (const deviceId of deviceIds) envelopes.push(await encryptFor({ userId, deviceId }, text));
       try {
-        await client.call('sendMessages', { messageId, userId, envelopes });
+        const { rejected } = await client.call('sendMessages', { messageId, userId, envelopes });
+        // Devices whose queues are full; the others have it. Sent again under its id, it goes to those that lack it.
+        for (const { code } of rejected) showUnsent(messageId, code);
         break;
       } catch (error) {
         if (error.code !== 'DEVICES_MISMATCHED' || round === ROUNDS_MAX) throw error;

@@ -83,13 +83,14 @@ describe('the app of the README', () => {
   });
 
   /** A new installation, over libsignal as it is: nothing but the app sees to it that its calls don't overlap. */
-  async function install(userId: string, deviceId = 1) {
+  async function install(userId: string, deviceId = 1, at = gateway) {
     const address = { userId, deviceId };
     const disk = new Disk();
     const keys = new LibsignalKeys(disk, address, { takesTurns: false });
     const shown: string[] = [];
     const app = {
       beforeSending: async () => {},
+      beforeReading: async () => {},
       atOnceMax: 0,
       opened: [] as string[],
       dropped: [] as string[],
@@ -105,8 +106,8 @@ describe('the app of the README', () => {
       }
     };
     const chat = await openChat({
-      url: gateway.url,
-      getToken: () => gateway.token(address),
+      url: at.url,
+      getToken: () => at.token(address),
       me: address,
       crypto: {
         keys,
@@ -127,11 +128,15 @@ describe('the app of the README', () => {
             await app.beforeSending();
             return envelope;
           }),
-        decrypt: (envelope: MessageEnvelope) => counted(() => keys.receive(envelope)),
+        decrypt: (envelope: MessageEnvelope) =>
+          counted(async () => {
+            await app.beforeReading();
+            return await keys.receive(envelope);
+          }),
       },
       storage: disk.kitStorage(),
       show: (sender: DeviceAddress, text: string) => shown.push(`${sender.userId}: ${text}`),
-      showUnsent: (messageId: string) => shown.push(`${messageId} was not delivered`),
+      showUnsent: (messageId: string, why: string) => shown.push(`${messageId}: ${why}`),
     });
     undo.push(() => chat.client.close());
     return Object.assign(app, { chat, keys, shown });
@@ -219,6 +224,39 @@ describe('the app of the README', () => {
     await tablet.chat.send('alice', 'from the tablet');
     await eventually(() => expect(tablet.shown).toEqual(['alice: from the phone']));
     await eventually(() => expect(phone.shown).toEqual(['alice: from the tablet']));
+  });
+
+  it('tells of a device whose queue is full, and reaches it under the same id when it has room', async () => {
+    const queueMax = 5;
+    const at = await startGateway({ env: { QUEUE_MAX: String(queueMax) } });
+    undo.push(() => at.stop());
+    const [alice, bob, tablet] = [
+      await install('alice', 1, at),
+      await install('bob', 1, at),
+      await install('bob', 2, at),
+    ];
+    let goOn = () => {};
+    const isBusy = new Promise<void>((done) => {
+      goOn = done;
+    });
+    tablet.beforeReading = () => isBusy;
+    const texts = Array.from({ length: queueMax }, (_, index) => `message ${index}`);
+    for (const text of texts) {
+      await alice.chat.send('bob', text);
+      await eventually(() => expect(bob.shown).toContain(`alice: ${text}`));
+    }
+    expect(alice.shown).toEqual([]);
+    const messageId = await alice.chat.send('bob', 'one more');
+    expect(alice.shown).toEqual([`${messageId}: QUEUE_FULL`]);
+
+    goOn();
+    await eventually(async () => {
+      await alice.chat.send('bob', 'one more', messageId);
+      expect(tablet.shown).toContain('alice: one more');
+    });
+    await alice.chat.send('bob', 'the last');
+    const all = [...texts, 'one more', 'the last'].map((text) => `alice: ${text}`);
+    await eventually(() => expect([bob.shown, tablet.shown]).toEqual([all, all]));
   });
 
   it('delivers once what is sent again under its id', async () => {
