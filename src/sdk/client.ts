@@ -11,6 +11,7 @@ import { REASON_LENGTH_MAX, VALIDATION_LIFETIME_MS } from '../protocol/limits.ts
 import { inspectLocalKeys, type KeyVerdict, type LocalFindings } from './check-keys.ts';
 import { createLink, type Link, type LinkState, type TokenReason } from './connection.ts';
 import type { DeviceKeys } from './device-keys.ts';
+import { createDrain } from './drain.ts';
 import { KeygateError, KitError } from './errors.ts';
 import { type BounceEnvelope, createInbox, type MessageEnvelope } from './inbox.ts';
 import { createKeySync, type KeySync, type PoolCounts } from './key-sync.ts';
@@ -137,8 +138,6 @@ const PAUSE_MAX_MS = 20_000;
 /** Looks at keys that can't be read before they are given up, which can't be undone. */
 const LOOKS_MAX = 3;
 const LOOK_PAUSE_MS = 1_000;
-/** A message that keeps failing must not keep the pools empty. */
-const DRAIN_PATIENCE_MS = 60_000;
 
 type End = 'ready' | 'needsSetup';
 type Phase = 'checkingKeys' | 'syncingKeys' | End;
@@ -170,10 +169,6 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   let opened: { connection: number; keyVersion: number } | null = null;
   /** The newest version that a gate closed for since `clientReady` was asked last. */
   let closedFor = 0;
-  let handledCount = 0;
-  let drainedCount = 0;
-  let drain: { handledBefore: number; pending: number } | null = null;
-  let cancelPatience = () => {};
   let endPause = () => {};
 
   const link: Link = createLink({
@@ -185,15 +180,14 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     onOutbox: tell,
   });
 
+  const drain = createDrain({ clock, onProgress: tell, onEnd: () => fillUp(null) });
+
   const inbox = createInbox({
     metrics,
     notebook,
     onMessage: (envelope) => options.onMessage(envelope),
     onBounce: async (envelope) => options.onBounce?.(envelope),
-    onHandled() {
-      handledCount += 1;
-      if (drain !== null) tell();
-    },
+    onHandled: () => drain.handled(),
   });
 
   const sync: KeySync = createKeySync({
@@ -222,7 +216,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     return {
       state: state(),
       keyProgress,
-      drainProgress: drain && { handled: handledCount - drain.handledBefore, pending: drain.pending },
+      drainProgress: drain.progress(),
       outboxLength: link.outboxLength(),
       trouble: trouble && {
         code: 'code' in trouble ? String(trouble.code) : 'LOCAL',
@@ -240,13 +234,8 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   function enter(next: Phase | null): void {
     if (phase === next) return;
     phase = next;
-    if (next !== 'ready') endDrain();
+    if (next !== 'ready') drain.abandon();
     tell();
-  }
-
-  function endDrain(): void {
-    cancelPatience();
-    drain = null;
   }
 
   function follow(next: LinkState): void {
@@ -255,7 +244,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
       if (removeListeners !== null && phase !== 'needsSetup') walkByItself();
     } else if (phase === 'ready') {
       phase = null;
-      endDrain();
+      drain.abandon();
     }
     tell();
   }
@@ -276,11 +265,11 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     };
     try {
       removers.push(link.on('messages', (page, acknowledge) => void inbox.take(page).then(acknowledge)));
-      removers.push(link.on('queueEmpty', drained));
+      removers.push(link.on('queueEmpty', drain.emptied));
       removers.push(
         link.on('preKeysLow', (counts) => {
           // Otherwise the end of the drain is waited for, and asks for itself.
-          if (phase === 'ready' && drain === null) fillUp(counts);
+          if (phase === 'ready' && drain.progress() === null) fillUp(counts);
         }),
       );
       removers.push(link.on('gateClosed', gateClosed));
@@ -289,13 +278,6 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
       removeAll();
       throw error;
     }
-  }
-
-  function drained(): void {
-    drainedCount += 1;
-    endDrain();
-    tell();
-    fillUp(null);
   }
 
   function gateClosed({ reason, keyVersion }: PushPayload<'gateClosed'>): void {
@@ -437,20 +419,14 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   }
 
   async function open(validation: string): Promise<void> {
-    const handledBefore = handledCount;
-    const drainedBefore = drainedCount;
+    const beginDrain = drain.expect();
     closedFor = 0;
     const ready = await link.call('clientReady', { validation }, { own: true });
     // It may have closed again by the time that the answer is taken in.
     if (closedFor > ready.keyVersion) throw outOfStep('the gate closed as it opened');
     opened = { connection: link.connection(), keyVersion: ready.keyVersion };
     memory.lastKeyVersion = Math.max(memory.lastKeyVersion, ready.keyVersion);
-    cancelPatience();
-    // What follows the answer at once may have been taken in before it.
-    if (drainedCount === drainedBefore) {
-      drain = { handledBefore, pending: ready.pendingCount };
-      cancelPatience = clock.after(DRAIN_PATIENCE_MS, drained);
-    }
+    beginDrain(ready.pendingCount);
     enter('ready');
   }
 
@@ -628,7 +604,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
 
     close() {
       removeListeners?.();
-      endDrain();
+      drain.abandon();
       endPause();
       link.close();
     },
