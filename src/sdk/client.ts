@@ -1,19 +1,13 @@
 /** The chat client's kit: it connects, keeps keys in step, and hands every message over once, in order. */
-import type {
-  MissingKey,
-  PushName,
-  PushPayload,
-  RequestData,
-  RequestInput,
-  RequestName,
-} from '../protocol/events.ts';
-import { REASON_LENGTH_MAX, VALIDATION_LIFETIME_MS } from '../protocol/limits.ts';
-import { inspectLocalKeys, type KeyVerdict, type LocalFindings } from './check-keys.ts';
+import type { PushName, PushPayload, RequestData, RequestInput, RequestName } from '../protocol/events.ts';
+import { VALIDATION_LIFETIME_MS } from '../protocol/limits.ts';
+import type { KeyVerdict } from './check-keys.ts';
 import { createLink, type Link, type LinkState, type TokenReason } from './connection.ts';
 import type { DeviceKeys } from './device-keys.ts';
 import { createDrain } from './drain.ts';
-import { KeygateError, KitError } from './errors.ts';
+import { isOutOfStep, KeygateError, KitError } from './errors.ts';
 import { type BounceEnvelope, createInbox, type MessageEnvelope } from './inbox.ts';
+import { createKeyCheck } from './key-check.ts';
 import { createKeySync, type KeySync, type PoolCounts } from './key-sync.ts';
 import { type Metrics, newMetrics } from './metrics.ts';
 import { type KitStorage, memoryStorage, openNotebook } from './storage.ts';
@@ -135,9 +129,6 @@ const DAY_MS = 86_400_000;
 const ROUNDS_MAX = 5;
 const PAUSE_MIN_MS = 1_000;
 const PAUSE_MAX_MS = 20_000;
-/** Looks at keys that can't be read before they are given up, which can't be undone. */
-const LOOKS_MAX = 3;
-const LOOK_PAUSE_MS = 1_000;
 
 type End = 'ready' | 'needsSetup';
 type Phase = 'checkingKeys' | 'syncingKeys' | End;
@@ -160,7 +151,6 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   let removeListeners: (() => void) | null = null;
   /** The way from a connection to an open gate, while it is being gone. */
   let path: Promise<End> | null = null;
-  let checking: Promise<Check> | null = null;
   let verdict: Promise<KeyVerdict> | null = null;
   let settingUp: Promise<ClientState> | null = null;
   /** The last validation: a reconnecting client whose keys have not changed goes straight to `clientReady`. */
@@ -202,6 +192,18 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
       keyProgress = progress;
       tell();
     },
+  });
+
+  const keyCheck = createKeyCheck({
+    link,
+    keys,
+    clock,
+    metrics,
+    notebook,
+    sync,
+    isSetUpAskedFor: () => settingUp !== null,
+    onNeedsSetup: () => enter('needsSetup'),
+    onReset: distrust,
   });
 
   function state(): ClientState {
@@ -284,8 +286,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     closedFor = Math.max(closedFor, reason === 'serverRestored' ? Number.POSITIVE_INFINITY : keyVersion);
     // Said of an older opening, and overtaken by the one that stands.
     if (opened !== null && keyVersion <= opened.keyVersion && reason !== 'serverRestored') return;
-    kept = null;
-    opened = null;
+    distrust();
     if (phase === 'needsSetup') return;
     enter('checkingKeys');
     walkByItself();
@@ -301,7 +302,9 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
       }
       if (counts.countVersion < memory.lastCountVersion) {
         // The gateway was restored from a backup.
-        mistrust();
+        distrust();
+        enter('checkingKeys');
+        walkByItself();
         return;
       }
       await sync.replenish(counts);
@@ -313,12 +316,10 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     });
   }
 
-  /** Another validation is due, whatever the last one said. */
-  function mistrust(): void {
+  /** Another validation is due, whatever the last one said. The caller sees to it. */
+  function distrust(): void {
     kept = null;
     opened = null;
-    enter('checkingKeys');
-    walkByItself();
   }
 
   /** A path that nobody waits for. */
@@ -384,10 +385,9 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
   async function goThrough(): Promise<End> {
     if (await openedWithKept()) return 'ready';
     enter('checkingKeys');
-    const check = await checkNow();
-    if (check.verdict.offline)
-      throw new KitError('UNANSWERED', 'the connection broke while keys were checked');
-    if (check.verdict.needsSetup) return 'needsSetup';
+    const { offline, needsSetup } = await keyCheck.check();
+    if (offline) throw new KitError('UNANSWERED', 'the connection broke while keys were checked');
+    if (needsSetup) return 'needsSetup';
     enter('syncingKeys');
     for (let round = 0; round < ROUNDS_MAX; round++) {
       const found = await sync.validate();
@@ -436,108 +436,6 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
     await sync.rotate().catch(() => {});
   }
 
-  /** A store that was busy for a moment must not cost the device its keys. */
-  async function lookedAtAgain(first: LocalFindings): Promise<LocalFindings> {
-    let found = first;
-    for (let look = 1; found.fault !== null && !found.fault.fresh && look < LOOKS_MAX; look++) {
-      await new Promise<void>((resolve) => clock.after(LOOK_PAUSE_MS, resolve));
-      found = await inspectLocalKeys(keys);
-    }
-    return found;
-  }
-
-  interface Check extends LocalFindings {
-    verdict: KeyVerdict;
-  }
-
-  /** To be called in turn. */
-  function checkNow(): Promise<Check> {
-    checking ??= checkOnce().finally(() => {
-      checking = null;
-    });
-    return checking;
-  }
-
-  async function checkOnce(): Promise<Check> {
-    let local = await inspectLocalKeys(keys);
-    const conclude = (missingKeys: MissingKey[], reason: string | null, needsSetup = false): Check => {
-      if (needsSetup) enter('needsSetup');
-      return { ...local, verdict: { needsSetup, missingKeys, reason, offline: false } };
-    };
-    if (link.state() !== 'online') return { ...local, verdict: localVerdict(local) };
-    local = await lookedAtAgain(local);
-    if (local.fault !== null) {
-      const { missing, reason, fresh } = local.fault;
-      if (!fresh) await resetOnce(reason);
-      return conclude([missing], reason, true);
-    }
-    const status = await link.call('keyStatus', {}, { own: true, once: true }).catch((error: unknown) => {
-      if (error instanceof KitError && error.code === 'UNANSWERED') return null;
-      throw error;
-    });
-    if (status === null) return { ...local, verdict: localVerdict(local) };
-    const identity = await keys.identity();
-    if (status.identityKey === null) {
-      await sync.replaceBroken(local.broken, { upload: false });
-      return conclude(['identity', 'signedPreKey'], 'the gateway has no keys of this device');
-    }
-    if (identity === null || !isSameKey(status.identityKey, identity.identityKey)) {
-      const reason = 'the gateway has another identity key';
-      if (settingUp === null) {
-        await resetOnce(reason);
-        return conclude(['identity'], reason, true);
-      }
-      // A set-up that failed made these keys and did not upload them: who asks for one again wants them in place.
-      await sync.uploadKeySet({ replaceIdentity: true });
-      await sync.replaceBroken(local.broken, { upload: true });
-      return conclude(['identity'], reason);
-    }
-    await sync.replaceBroken(local.broken, { upload: true });
-    const missing: MissingKey[] = [];
-    if ((await keys.signedPreKey.read())?.keyId !== status.signedPreKeyId) missing.push('signedPreKey');
-    const lastResort = await keys.pqLastResortPreKey?.read();
-    if (lastResort && lastResort.keyId !== status.pqLastResortPreKeyId) missing.push('pqLastResortPreKey');
-    return conclude(
-      missing,
-      missing.length === 0 ? null : `the gateway has another ${missing.join(' and ')}`,
-    );
-  }
-
-  function localVerdict({ fault }: LocalFindings): KeyVerdict {
-    return {
-      needsSetup: fault !== null,
-      missingKeys: fault === null ? [] : [fault.missing],
-      reason: fault?.reason ?? null,
-      offline: true,
-    };
-  }
-
-  /** The one reset of a fault: the gateway first, so that a crash in between leaves a fault that is found again. */
-  async function resetOnce(reason: string): Promise<void> {
-    const before = await link.call('keyStatus', {}, { own: true });
-    let ifKeyVersion = before.keyVersion;
-    for (let round = 1; ; round++) {
-      // With the version, so that a late repeat can't wipe what was uploaded since.
-      const input = { reason: reason.slice(0, REASON_LENGTH_MAX), ifKeyVersion };
-      try {
-        await link.call('resetKeys', input, { own: true });
-        break;
-      } catch (error) {
-        if (!isOutOfStep(error) || round >= ROUNDS_MAX) throw error;
-        const now = await link.call('keyStatus', {}, { own: true });
-        // What was to be wiped is gone, and somebody has set this device up anew.
-        if (now.identityKey !== before.identityKey) break;
-        ifKeyVersion = now.keyVersion;
-      }
-    }
-    await keys.reset();
-    kept = null;
-    opened = null;
-    Object.assign(memory, { offered: { ec: {}, pq: {} }, replaced: { ec: {}, pq: {} } });
-    await notebook.save();
-    metrics.resets.push({ reason, atMs: clock.nowMs() });
-  }
-
   const client: KeygateClient = {
     get state() {
       return state();
@@ -562,8 +460,8 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
 
       async function check(): Promise<KeyVerdict> {
         const isOnline = await link.whenTried();
-        const found = isOnline ? await link.whileOnline(checking ?? turn(checkNow)) : null;
-        return found?.verdict ?? localVerdict(await inspectLocalKeys(keys));
+        const found = isOnline ? await link.whileOnline(keyCheck.underWay() ?? turn(keyCheck.check)) : null;
+        return found ?? (await keyCheck.checkLocally());
       }
     },
 
@@ -579,9 +477,9 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
         await turn(async () => {
           enter('syncingKeys');
           try {
-            const { fault } = await lookedAtAgain(await inspectLocalKeys(keys));
+            const fault = await keyCheck.lastingFault();
             if (fault === null) return;
-            if (!fault.fresh) await resetOnce(fault.reason);
+            if (!fault.fresh) await keyCheck.reset(fault.reason);
             await sync.createKeySet();
           } catch (error) {
             enter('needsSetup');
@@ -597,7 +495,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
 
     async reset(reason) {
       await turn(async () => {
-        await resetOnce(reason);
+        await keyCheck.reset(reason);
         enter('needsSetup');
       });
     },
@@ -635,14 +533,6 @@ function changesKeys(name: RequestName): boolean {
   return name === 'uploadKeys' || name === 'rotateSignedPreKey' || name === 'resetKeys';
 }
 
-/** Keys changed elsewhere meanwhile: another pass finds what is to be done. */
-function isOutOfStep(error: unknown): boolean {
-  return (
-    error instanceof KeygateError &&
-    ['KEYS_OUT_OF_SYNC', 'KEYS_NOT_VALIDATED', 'KEYS_NOT_UPLOADED', 'IDENTITY_MISMATCH'].includes(error.code)
-  );
-}
-
 function outOfStep(message: string): KeygateError {
   return new KeygateError({ code: 'KEYS_OUT_OF_SYNC', message, retryable: false });
 }
@@ -654,13 +544,4 @@ function mayPass(error: unknown): boolean {
 
 function noAgreement(): KitError {
   return new KitError('NO_AGREEMENT', 'client and gateway did not come to agree on the keys');
-}
-
-/** An EC key may come with its type byte or without. */
-function isSameKey(one: string, other: string): boolean {
-  const bare = (key: string): string => {
-    const bytes = atob(key);
-    return bytes.length === 33 ? bytes.slice(1) : bytes;
-  };
-  return bare(one) === bare(other);
 }

@@ -40,3 +40,11 @@ export class KitError extends Error {
     this.code = code;
   }
 }
+
+/** Keys changed elsewhere meanwhile: another pass finds what is to be done. */
+export function isOutOfStep(error: unknown): boolean {
+  return (
+    error instanceof KeygateError &&
+    ['KEYS_OUT_OF_SYNC', 'KEYS_NOT_VALIDATED', 'KEYS_NOT_UPLOADED', 'IDENTITY_MISMATCH'].includes(error.code)
+  );
+}
