@@ -3,7 +3,7 @@
  * Requests gather into one statement while the last one is under way.
  */
 import type { Clock } from '../lib/clock.ts';
-import { createGatherer, type Gatherer } from '../lib/gather.ts';
+import { createGatherer, type Gatherer, type Line } from '../lib/gather.ts';
 import { createSlots, NoSlotError } from '../lib/slots.ts';
 import type { ClaimedBundle, ClaimRequest, KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks, HeldLocks } from '../ports/lock.ts';
@@ -38,6 +38,7 @@ export interface BundleClaimsParts {
 
 /** Requests in one statement. */
 const BATCH_MAX = 128;
+const LINE: Line = { refusal: () => new GatewayError('UNAVAILABLE', undefined, { retryAfterMs: 1_000 }) };
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
 /** Times that a request asks again for a device that is being changed, which mostly ends soon, before it waits for it. */
@@ -68,6 +69,7 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   const underWay = new Map<string, { request: ClaimRequest; answer: Promise<ClaimedBundle[]> }>();
   const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait', HeldLocks>({
     batchMax: BATCH_MAX,
+    line: LINE,
     async prepare(entries) {
       const targets = new Map(entries.map(({ target, targetKey }) => [targetKey, target]));
       return await locks.acquire([...targets.values()]);
@@ -107,7 +109,7 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
 
   async function waitInLine({ targetKey, request }: Entry): Promise<ClaimedBundle[]> {
     const line = lines.get(targetKey) ?? {
-      gatherer: createGatherer({ batchMax: BATCH_MAX, run: claimWaiting }),
+      gatherer: createGatherer({ batchMax: BATCH_MAX, line: LINE, run: claimWaiting }),
       length: 0,
     };
     lines.set(targetKey, line);

@@ -1,5 +1,5 @@
 /** Group commit: while a batch is under way the next one gathers, so a lone item never waits for a timer. */
-import type { Clock } from './clock.ts';
+import { type Clock, steadyClock } from './clock.ts';
 
 export interface Gatherer<Item, Result> {
   /**
@@ -8,6 +8,24 @@ export interface Gatherer<Item, Result> {
    */
   submit(item: Item): Promise<Result>;
 }
+
+/**
+ * What may wait while a batch is under way: at most {@link LINE_ITEMS_MAX}, and what has waited for longer than
+ * {@link LINE_WAIT_MAX_MS} when the batch ends is refused, since whoever asked may have given up. Nothing was begun of what
+ * is refused.
+ */
+export interface Line {
+  /** What an item is refused with. */
+  refusal(): Error;
+  /** Of all that wait, by the gatherer's `weight`. */
+  weightMax?: number;
+  /** By default the steady one. */
+  clock?: Clock;
+}
+
+const LINE_ITEMS_MAX = 10_000;
+/** Half of what a query may take. */
+const LINE_WAIT_MAX_MS = 5_000;
 
 export interface GathererOptions<Item, Result, Prepared> {
   batchMax: number;
@@ -19,6 +37,8 @@ export interface GathererOptions<Item, Result, Prepared> {
    * a round trip, which is one or two.
    */
   lingersBy?: Clock;
+  /** Without it whatever comes may wait, for as long as it takes. */
+  line?: Line;
   /** Fetches what a batch needs before it runs, as locks are. */
   prepare?(items: Item[]): Promise<Prepared>;
   /**
@@ -29,6 +49,8 @@ export interface GathererOptions<Item, Result, Prepared> {
 
 interface Waiting<Item, Result> {
   item: Item;
+  weight: number;
+  sinceMs: number;
   resolve(result: Result): void;
   reject(error: unknown): void;
 }
@@ -40,24 +62,46 @@ const LINGER_MAX_MS = 10;
 export function createGatherer<Item, Result, Prepared = void>(
   options: GathererOptions<Item, Result, Prepared>,
 ): Gatherer<Item, Result> {
-  const { batchMax, weight, lingersBy, prepare, run } = options;
+  const { batchMax, weight, lingersBy, line, prepare, run } = options;
+  const lineClock = line?.clock ?? steadyClock;
   let waiting: Waiting<Item, Result>[] = [];
+  let waitingWeight = 0;
   /** A batch is under way, or begins with the end of this turn. */
   let isBusy = false;
 
   function takeBatch(): Waiting<Item, Result>[] {
     let count = 0;
     let weightOfBatch = 0;
-    for (const { item } of waiting) {
-      const itemWeight = weight?.of(item) ?? 0;
+    for (const entry of waiting) {
       if (count === batchMax) break;
-      if (weight !== undefined && count > 0 && weightOfBatch + itemWeight > weight.max) break;
-      weightOfBatch += itemWeight;
+      if (weight !== undefined && count > 0 && weightOfBatch + entry.weight > weight.max) break;
+      weightOfBatch += entry.weight;
       count += 1;
     }
-    const batch = waiting.slice(0, count);
+    return takeFirst(count);
+  }
+
+  function takeFirst(count: number): Waiting<Item, Result>[] {
+    const first = waiting.slice(0, count);
     waiting = waiting.slice(count);
-    return batch;
+    for (const entry of first) waitingWeight -= entry.weight;
+    return first;
+  }
+
+  function isRefused(itemWeight: number): boolean {
+    if (line === undefined) return false;
+    return (
+      waiting.length >= LINE_ITEMS_MAX ||
+      waitingWeight + itemWeight > (line.weightMax ?? Number.POSITIVE_INFINITY)
+    );
+  }
+
+  function refuseLate({ refusal }: Line): void {
+    const beforeMs = lineClock.nowMs() - LINE_WAIT_MAX_MS;
+    const inTime = waiting.findIndex(({ sinceMs }) => sinceMs >= beforeMs);
+    const lateCount = inTime === -1 ? waiting.length : inTime;
+    if (lateCount === 0) return;
+    for (const { reject } of takeFirst(lateCount)) reject(refusal());
   }
 
   async function linger(clock: Clock): Promise<void> {
@@ -72,6 +116,7 @@ export function createGatherer<Item, Result, Prepared = void>(
     let handOnLast = (): void => {};
     while (waiting.length > 0) {
       const handOn = await carryOut(takeBatch(), handOnLast);
+      if (line !== undefined) refuseLate(line);
       if (waiting.length === 0) handOn();
       else if (lingersBy === undefined) handOnLast = () => setImmediate(handOn);
       else {
@@ -117,7 +162,19 @@ export function createGatherer<Item, Result, Prepared = void>(
   return {
     submit(item) {
       return new Promise((resolve, reject) => {
-        waiting.push({ item, resolve, reject });
+        const itemWeight = weight?.of(item) ?? 0;
+        if (isRefused(itemWeight)) {
+          reject(line!.refusal());
+          return;
+        }
+        waitingWeight += itemWeight;
+        waiting.push({
+          item,
+          weight: itemWeight,
+          sinceMs: line === undefined ? 0 : lineClock.nowMs(),
+          resolve,
+          reject,
+        });
         if (isBusy) return;
         isBusy = true;
         // The first item waits for the rest of this turn's, which costs it nothing.

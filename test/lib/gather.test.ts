@@ -1,4 +1,4 @@
-import { expect, it } from 'vitest';
+import { describe, expect, it } from 'vitest';
 import { createGatherer } from '../../src/lib/gather.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 
@@ -135,4 +135,68 @@ it('lingers for some turns between two batches, so that what comes one in a turn
   batches[2]!.end();
   await Promise.all(all);
   expect(heard).toEqual([1, 2, 3, 4, 5, 6]);
+});
+
+describe('the line', () => {
+  const refused = new Error('refused');
+  const outcomeOf = (submitted: Promise<unknown>): Promise<string> => submitted.then(() => 'done', String);
+
+  it('refuses what has waited for long when a batch ends, whatever became of it; what came later goes', async () => {
+    const { batches, run } = heldBatches<string>();
+    const clock = createManualClock();
+    const gatherer = createGatherer({ batchMax: 2, line: { refusal: () => refused, clock }, run });
+    const all = [outcomeOf(gatherer.submit('under way'))];
+    await turn();
+    for (const item of ['early', 'early too']) all.push(outcomeOf(gatherer.submit(item)));
+    await clock.advance(4_000);
+    all.push(outcomeOf(gatherer.submit('late')));
+    await clock.advance(2_000);
+    batches[0]!.fail(new Error('away'));
+    await turn();
+    expect(batches.map((batch) => batch.items)).toEqual([['under way'], ['late']]);
+    batches[1]!.end();
+    expect(await Promise.all(all)).toEqual(['Error: away', 'Error: refused', 'Error: refused', 'done']);
+  });
+
+  it('hands on the results of a batch also where all that waited is refused', async () => {
+    const { batches, run } = heldBatches<string>();
+    const clock = createManualClock();
+    const gatherer = createGatherer({ batchMax: 2, line: { refusal: () => refused, clock }, run });
+    const all = [outcomeOf(gatherer.submit('slow'))];
+    await turn();
+    all.push(outcomeOf(gatherer.submit('early')));
+    await clock.advance(6_000);
+    batches[0]!.end();
+    expect(await Promise.all(all)).toEqual(['done', 'Error: refused']);
+    const next = gatherer.submit('next');
+    await turn();
+    batches[1]!.end();
+    expect(await next).toBe('next');
+  });
+
+  it('takes so many items, and so much weight, at once', async () => {
+    const { batches, run } = heldBatches<number>();
+    const weight = { of: (item: number) => item, max: 100_000 };
+    const gatherer = createGatherer({
+      batchMax: 20_000,
+      weight,
+      line: { refusal: () => refused, weightMax: 30_000 },
+      run,
+    });
+    const first = gatherer.submit(1);
+    await turn();
+    const waiting = Array.from({ length: 10_000 }, () => gatherer.submit(1));
+    await expect(gatherer.submit(1)).rejects.toBe(refused);
+    batches[0]!.end();
+    await first;
+    await turn();
+    // The weight of what is under way counts no more.
+    const heavy = gatherer.submit(30_000);
+    await expect(gatherer.submit(1)).rejects.toBe(refused);
+    batches[1]!.end();
+    await turn();
+    batches[2]!.end();
+    expect(await heavy).toBe(30_000);
+    expect(await Promise.all(waiting)).toHaveLength(10_000);
+  });
 });

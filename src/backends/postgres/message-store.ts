@@ -4,7 +4,7 @@
  */
 import { randomUUID } from 'node:crypto';
 import { steadyClock } from '../../lib/clock.ts';
-import { createGatherer } from '../../lib/gather.ts';
+import { createGatherer, type Line } from '../../lib/gather.ts';
 import type {
   DeviceProof,
   MessageStore,
@@ -12,6 +12,7 @@ import type {
   StoreRequest,
   StoreResult,
 } from '../../ports/message-store.ts';
+import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import type { Database } from './database.ts';
@@ -49,6 +50,10 @@ const STORE_BATCH = { requests: 128, bytes: 1 << 20 };
 const READ_BATCH = { requests: 64, bytes: 4 << 20 };
 const CONNECT_BATCH = 128;
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
+/** Of all that waits to be stored. */
+const STORE_LINE_BYTES_MAX = 64 << 20;
+
+const LINE: Line = { refusal: () => new GatewayError('UNAVAILABLE', undefined, { retryAfterMs: 1_000 }) };
 
 type Connected = Awaited<ReturnType<MessageStore['connect']>>;
 
@@ -56,17 +61,20 @@ export function createMessageStore(database: Database): MessageStore {
   const stores = createGatherer<StoreRequest, StoreResult | null>({
     batchMax: STORE_BATCH.requests,
     weight: { of: contentBytes, max: STORE_BATCH.bytes },
+    line: { ...LINE, weightMax: STORE_LINE_BYTES_MAX },
     run: async (requests) =>
       toStoreResults(requests, await database.hot(storeStatement, bindStore(requests))),
   });
   const reads = createGatherer<ReadRequest, Page | null>({
     batchMax: READ_BATCH.requests,
     weight: { of: ({ page }) => page.bytesMax, max: READ_BATCH.bytes },
+    line: LINE,
     run: async (requests) => toPages(requests, await database.hot(readStatement, bindRead(requests))),
   });
   const acknowledgements = createGatherer<AcknowledgeRequest, number>({
     batchMax: ACKNOWLEDGE_BATCH.requests,
     weight: { of: ({ sequences }) => sequences.length, max: ACKNOWLEDGE_BATCH.rows },
+    line: LINE,
     async run(requests) {
       const rows = await database.hot(acknowledgeStatement, bindAcknowledge(requests));
       const counts = requests.map(() => 0);
@@ -78,6 +86,7 @@ export function createMessageStore(database: Database): MessageStore {
   const connects = createGatherer<DeviceAddress, Connected>({
     batchMax: CONNECT_BATCH,
     lingersBy: steadyClock,
+    line: LINE,
     async run(connecting) {
       const rows = await database.hot(connectStatement, {
         ords: numberArray(connecting.map((_, ord) => ord)),
