@@ -1,6 +1,8 @@
 /** What every command of the command line is made of. */
 
 import type { ParseArgsConfig } from 'node:util';
+import { reasonOf } from './lib/reason.ts';
+import { GatewayError } from './protocol/errors.ts';
 import { type DeviceAddress, deviceId, userId } from './protocol/ids.ts';
 import { UsageError } from './usage-error.ts';
 
@@ -18,6 +20,12 @@ export interface Command {
 
 /** The answer was given, and it is no good news: the process ends with 1 and says nothing more. */
 export class BadNewsError extends Error {}
+
+/** What an operator needs to hear of a failure, in a line: clients are told to try again, and not why. */
+export function faultOf(error: unknown): string {
+  const isForClients = error instanceof GatewayError && error.cause !== undefined;
+  return reasonOf(isForClients ? error.cause : error);
+}
 
 export const JSON_OPTION = { json: { type: 'boolean' } } as const satisfies Options;
 export const DEVICE_OPTIONS = {

@@ -9,6 +9,7 @@ import {
   type Command,
   DEVICE_OPTIONS,
   deviceOf,
+  faultOf,
   JSON_OPTION,
   type Options,
   print,
@@ -17,7 +18,6 @@ import {
 import { type Config, ConfigError, parseConfig, parseStoreConfig } from './config.ts';
 import { embeddedSecret, embeddedSecretFile } from './embedded-secret.ts';
 import { stayAwake, systemClock } from './lib/clock.ts';
-import { reasonOf } from './lib/reason.ts';
 import { unreachable } from './lib/unreachable.ts';
 import { LOAD_TEST_HELP, LOAD_TEST_OPTIONS, runLoadTest } from './load-test-command.ts';
 import { createLogger } from './logger.ts';
@@ -83,7 +83,7 @@ async function main(args: readonly string[]): Promise<number> {
       if (values.help === true) print(command.help);
       else {
         // serve has a log for it.
-        if (name !== 'serve') endOnUncaught((error) => complain(reasonOf(error)));
+        if (name !== 'serve') endOnUncaught((error) => complain(faultOf(error)));
         await command.run(values, process.env);
       }
       return 0;
@@ -96,7 +96,7 @@ async function main(args: readonly string[]): Promise<number> {
     return 0;
   } catch (error) {
     if (error instanceof BadNewsError) return 1;
-    for (const line of error instanceof ConfigError ? error.problems : [reasonOf(error)]) complain(line);
+    for (const line of error instanceof ConfigError ? error.problems : [faultOf(error)]) complain(line);
     if (!(error instanceof UsageError)) return 1;
     complain(`see ${commandLine()} ${command === undefined ? '' : `${name} `}--help`);
     return 2;

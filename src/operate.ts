@@ -5,6 +5,7 @@ import {
   type Command,
   DEVICE_OPTIONS,
   deviceOf,
+  faultOf,
   JSON_OPTION,
   print,
   progressBar,
@@ -20,7 +21,6 @@ import { withdrawAfterRestore } from './keys/restored.ts';
 import { keysCut, sweepKeys } from './keys/retention.ts';
 import { systemClock } from './lib/clock.ts';
 import { markdownTable } from './lib/markdown-table.ts';
-import { reasonOf } from './lib/reason.ts';
 import type { PoolTotals } from './ports/maintenance.ts';
 import { addressKey, type DeviceAddress } from './protocol/ids.ts';
 
@@ -268,7 +268,7 @@ async function doctor(values: Values, env: NodeJS.ProcessEnv): Promise<void> {
   const { examineStore, examineRedisOf } = await import('./compose/doctor.ts');
   const findings: Finding[] = [];
   const look = async (what: string, examine: () => Promise<Omit<Finding, 'what'>[]>): Promise<void> => {
-    const found = await examine().catch((error: unknown) => [{ good: false, found: reasonOf(error) }]);
+    const found = await examine().catch((error: unknown) => [{ good: false, found: faultOf(error) }]);
     findings.push(...found.map((finding) => ({ what, ...finding })));
   };
   await look('postgres', async () => {

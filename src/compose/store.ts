@@ -1,13 +1,10 @@
 /** The configured PostgreSQL: opened, brought up to date, and asked whether it can be served from. */
 
-import {
-  type Database,
-  isDriverWriteFault,
-  openDatabase,
-  type PostgresAddress,
-} from '../backends/postgres/database.ts';
+import type { PostgresAddress } from '../backends/postgres/connect.ts';
+import { type Database, openDatabase } from '../backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../backends/postgres/embedded.ts';
 import { examinePostgres, shortcomingsOfPostgres, troublesOfPostgres } from '../backends/postgres/examine.ts';
+import { isDriverWriteFault } from '../backends/postgres/faults.ts';
 import { migrateDatabase as migrate } from '../backends/postgres/migrations.ts';
 import type { StoreConfig } from '../config.ts';
 import { type Clock, systemClock } from '../lib/clock.ts';

@@ -1,17 +1,14 @@
 // The stores on every PostgreSQL that this machine can start, held to the contracts of their ports.
 import { randomBytes, randomUUID } from 'node:crypto';
 import { mkdtemp, rm } from 'node:fs/promises';
+import { type AddressInfo, createServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { type SQL, sql } from 'drizzle-orm';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
-import {
-  type Database,
-  hotStatement,
-  openDatabase,
-  type PostgresAddress,
-} from '../../src/backends/postgres/database.ts';
+import type { PostgresAddress } from '../../src/backends/postgres/connect.ts';
+import { type Database, hotStatement, openDatabase } from '../../src/backends/postgres/database.ts';
 import { startEmbeddedPostgres } from '../../src/backends/postgres/embedded.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
@@ -110,6 +107,25 @@ describe('connections', () => {
     await database.close();
     await drop();
   });
+});
+
+it('asks an address that ends every connection before it says anything once for each query, and calls it away', async () => {
+  let connections = 0;
+  const nobody = createServer((socket) => {
+    connections += 1;
+    socket.end();
+  });
+  await new Promise<void>((resolve) => nobody.listen(0, '127.0.0.1', resolve));
+  const { port } = nobody.address() as AddressInfo;
+  const { database } = openNode({ kind: 'url', url: `postgres://postgres@127.0.0.1:${port}/test` });
+  for (let asked = 1; asked <= 3; asked++) {
+    await expect(database.run((db) => db.execute(sql`SELECT 1`))).rejects.toMatchObject({
+      code: 'UNAVAILABLE',
+    });
+    expect(connections).toBeLessThanOrEqual(asked);
+  }
+  await database.close();
+  nobody.close();
 });
 
 it('what may be left undone is left when it takes long, and nobody is alarmed', async () => {

@@ -2,22 +2,25 @@
  * The way to PostgreSQL: two pools over one address, every query bounded in time, and the whole replaced by a fresh
  * one when a connection has gone bad.
  */
-import { isIP } from 'node:net';
 import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
 import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
-import postgres from 'postgres';
+import type postgres from 'postgres';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 import { reasonOf } from '../../lib/reason.ts';
 import { createSlots, NoSlotError } from '../../lib/slots.ts';
-import { GatewayError } from '../../protocol/errors.ts';
+import { APPLICATION_NAME, connect, isPrepared, type PostgresAddress } from './connect.ts';
+import {
+  codeOf,
+  explained,
+  isOutage,
+  READ_ONLY_TRANSACTION,
+  STATEMENT_TIMED_OUT,
+  TOO_MANY_CONNECTIONS,
+  unavailable,
+} from './faults.ts';
 import { HOT_PLAN_SETTINGS, QUERY_TIMEOUT_MS, SETTINGS } from './settings.ts';
-
-/** Where PostgreSQL is: a URL, or the socket folder of the embedded one. */
-export type PostgresAddress =
-  | { kind: 'url'; url: string }
-  | { kind: 'socket'; socketDir: string; port: number; user: string; database: string };
 
 /** A statement of the hot path: prepared once per connection under its text. */
 export interface HotStatement<Row> {
@@ -69,8 +72,6 @@ export type Transaction = Parameters<Parameters<PostgresJsDatabase['transaction'
 /** What a query can be sent to, inside a transaction or outside. */
 export type Queryable = PostgresJsDatabase | Transaction;
 
-/** By which PostgreSQL knows our sessions. */
-const APPLICATION_NAME = 'keygate';
 /** One cause is logged so often, however many requests it fails. */
 const OUTAGE_REPORT_PERIOD_MS = 15_000;
 /** New connections are no better where the server itself is read-only: they are not made at every request. */
@@ -81,10 +82,8 @@ const LEAVE_READ_ONLY_PERIOD_MS = 5_000;
  * process's.
  */
 const STALLED_AFTER_S = 3;
-const CONNECT_TIMEOUT_S = 5;
 /** What counts, or withdraws, all that there is. */
 const PATIENCE_MS = 15 * 60_000;
-const RETRY_AFTER_MS = 1_000;
 const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
 /** Hot statements that share a connection at once. */
@@ -299,11 +298,6 @@ interface Pools {
   prepare: boolean;
 }
 
-/** Behind a pooler nothing is: its URL says so. */
-export function isPrepared(address: PostgresAddress): boolean {
-  return !(address.kind === 'url' && new URL(address.url).searchParams.get('prepare') === 'false');
-}
-
 function openPools(address: PostgresAddress): Pools {
   const prepare = isPrepared(address);
   const settings = Object.fromEntries(Object.entries(SETTINGS).map(([name, { value }]) => [name, value]));
@@ -324,161 +318,4 @@ function openPools(address: PostgresAddress): Pools {
 
 async function endPools(pools: Pools, timeoutS: number): Promise<void> {
   await Promise.allSettled([pools.client.end({ timeout: timeoutS }), pools.hot.end({ timeout: timeoutS })]);
-}
-
-export function connect(
-  address: PostgresAddress,
-  options: { max: number; prepare?: boolean; connection: Record<string, string | number> },
-): postgres.Sql {
-  const common: postgres.Options<Record<string, postgres.PostgresType>> = {
-    max: options.max,
-    prepare: options.prepare ?? true,
-    connect_timeout: CONNECT_TIMEOUT_S,
-    connection: { application_name: APPLICATION_NAME, ...options.connection } as Record<string, string>,
-    onnotice: () => {},
-    // Array parameters are cast where they stand; asking the server for its types costs a query per connection.
-    fetch_types: false,
-    types: {
-      int8: { to: 20, from: [20], serialize: String, parse: Number },
-      int4Array: { to: 1007, from: [1007], serialize: String, parse: parseNumbers },
-      int8Array: { to: 1016, from: [1016], serialize: String, parse: parseNumbers },
-    },
-    // A failing server is asked again soon but never in a storm.
-    backoff: (attempt) => Math.min(2, 0.05 * 2 ** attempt) * (0.5 + Math.random() / 2),
-  };
-  if (address.kind === 'socket') {
-    return postgres({
-      ...common,
-      ssl: false,
-      host: address.socketDir,
-      port: address.port,
-      user: address.user,
-      database: address.database,
-    });
-  }
-  const url = new URL(address.url);
-  // The driver would send all of it to PostgreSQL, and let it win over what is set here.
-  for (const name of [...url.searchParams.keys()]) {
-    if (SET_HERE.has(name.toLowerCase())) url.searchParams.delete(name);
-  }
-  return postgres(url.toString(), { ...common, ...addressV6(url), ...tlsByAddress(url) });
-}
-
-const SET_HERE = new Set([
-  ...['prepare', 'application_name'],
-  ...Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }),
-]);
-
-/** The driver cuts a host at its first colon, and takes lists as they are, which its types don't know. */
-function addressV6({ hostname, port }: URL): { host?: string; port?: number } {
-  const [, host] = /^\[(.*)\]$/.exec(hostname) ?? [];
-  if (host === undefined) return {};
-  return { host: [host], port: [Number(port) || 5432] } as unknown as { host: string; port: number };
-}
-
-/** What `sslmode` says where no certificate is looked at. */
-const UNVERIFIED = new Set([null, 'disable', 'false', 'allow', 'prefer', 'require']);
-
-/** The driver names only hosts that have a name: the certificate of an address would be compared with `localhost`. */
-function tlsByAddress({ hostname, searchParams }: URL): { ssl?: { host: string } } {
-  const host = hostname.replace(/^\[(.*)\]$/, '$1');
-  const asked = searchParams.get('sslmode') ?? searchParams.get('ssl');
-  const mode = searchParams.get('sslrootcert') === 'system' ? 'verify-full' : asked;
-  return isIP(host) === 0 || UNVERIFIED.has(mode) ? {} : { ssl: { host } };
-}
-
-/** `{1,2}` */
-function parseNumbers(literal: string): number[] {
-  return literal === '{}' ? [] : literal.slice(1, -1).split(',').map(Number);
-}
-
-function unavailable(cause: unknown): GatewayError {
-  return new GatewayError('UNAVAILABLE', 'the store can’t be reached; nothing is lost, try again', {
-    retryAfterMs: RETRY_AFTER_MS,
-    cause,
-  });
-}
-
-/** What becomes of settings at connecting is of use to nobody in the words of PostgreSQL, or of a pooler. */
-export function explained(error: unknown): unknown {
-  // It came with 14.
-  if (codeOf(error) === UNKNOWN_PARAMETER && reasonOf(error).includes('idle_session_timeout')) {
-    return new Error('PostgreSQL is older than 14, the first that will do', { cause: error });
-  }
-  if (codeOf(error) !== PROTOCOL_VIOLATED || !reasonOf(error).includes('startup parameter')) return error;
-  const isOurs = Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS }).some((name) =>
-    reasonOf(error).includes(name),
-  );
-  const advice = isOurs
-    ? 'add ?prepare=false to it'
-    : 'take the parameter out of it, and give it to the role';
-  return new Error(`${SETTINGS_KEPT_OUT} (${reasonOf(error)}): ${advice}`, { cause: error });
-}
-
-export const SETTINGS_KEPT_OUT =
-  'what a connection sets does not reach PostgreSQL: a pooler answers at DATABASE_URL';
-
-const PROTOCOL_VIOLATED = '08P01';
-const UNKNOWN_PARAMETER = '42704';
-const TOO_MANY_CONNECTIONS = '53300';
-const STATEMENT_TIMED_OUT = '57014';
-export const READ_ONLY_TRANSACTION = '25006';
-const OUTAGE_CODES = new Set([
-  'CONNECTION_CLOSED',
-  'CONNECTION_ENDED',
-  'CONNECTION_DESTROYED',
-  'CONNECT_TIMEOUT',
-  'ECONNREFUSED',
-  'ECONNRESET',
-  'ENOENT',
-  'EPIPE',
-  'ETIMEDOUT',
-  'EHOSTUNREACH',
-  'ENETUNREACH',
-  'ENOTFOUND',
-  'EAI_AGAIN',
-  STATEMENT_TIMED_OUT,
-  // A standby, or made so.
-  READ_ONLY_TRANSACTION,
-  // The database takes no connections.
-  '55000',
-  // A transaction took longer than its role may.
-  '25P04',
-  // Deadlock; serialization; lock not available.
-  '40P01',
-  '40001',
-  '55P03',
-]);
-/**
- * Classes: connection exception, refused login, no such database, insufficient resources (disk full, too many
- * connections), operator intervention, system error.
- */
-const OUTAGE_CLASSES = ['08', '28', '3D', '53', '57', '58'];
-
-/** Whether `error` says that the store is away rather than that the statement is wrong. */
-function isOutage(error: unknown): boolean {
-  const code = codeOf(error);
-  if (code === null) return false;
-  return OUTAGE_CODES.has(code) || (code.length === 5 && OUTAGE_CLASSES.includes(code.slice(0, 2)));
-}
-
-/** What the driver or the server named the failure; Drizzle wraps it. */
-export function codeOf(error: unknown): string | null {
-  for (let at: unknown = error; at instanceof Error; at = at.cause) {
-    const code = (at as { code?: unknown }).code;
-    if (typeof code === 'string') return code;
-  }
-  return null;
-}
-
-/**
- * Whether an uncaught exception is the driver's known fault: it writes to a connection that is gone from a timer, where
- * no caller can catch it (porsager/postgres 1154, 1208). The process may go on after `recycle`.
- */
-export function isDriverWriteFault(error: unknown): boolean {
-  return (
-    error instanceof TypeError &&
-    /null/.test(error.message) &&
-    /postgres[\\/](?:src|cjs[\\/]src)[\\/]connection\.js/.test(error.stack ?? '')
-  );
 }

@@ -3,7 +3,8 @@ import { getTableName, is, type SQL, sql } from 'drizzle-orm';
 import { isPgSequence, PgTable } from 'drizzle-orm/pg-core';
 import { reasonOf } from '../../lib/reason.ts';
 import { textArray } from './array-literal.ts';
-import { type Database, hotStatement, SETTINGS_KEPT_OUT, select } from './database.ts';
+import { type Database, hotStatement, select } from './database.ts';
+import { SETTINGS_KEPT_OUT } from './faults.ts';
 import * as schema from './schema.ts';
 import { HOT_PLAN_SETTINGS, SETTINGS, SETTINGS_LOOKED_AT } from './settings.ts';
 

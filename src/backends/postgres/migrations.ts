@@ -8,19 +8,10 @@ import { drizzle } from 'drizzle-orm/postgres-js';
 import { migrate } from 'drizzle-orm/postgres-js/migrator';
 import { systemClock } from '../../lib/clock.ts';
 import { reasonOf } from '../../lib/reason.ts';
-import {
-  codeOf,
-  connect,
-  type Database,
-  explained,
-  isPrepared,
-  type PostgresAddress,
-  type Queryable,
-  READ_ONLY_TRANSACTION,
-  select,
-  type Transaction,
-} from './database.ts';
+import { connect, isPrepared, type PostgresAddress } from './connect.ts';
+import { type Database, type Queryable, select, type Transaction } from './database.ts';
 import { READ_ONLY } from './examine.ts';
+import { codeOf, explained, READ_ONLY_TRANSACTION } from './faults.ts';
 import { NEVER_IDLE } from './settings.ts';
 
 /** Both from `src` and from `dist`. */
