@@ -259,14 +259,20 @@ function fetchedKeySet(keys: Extract<TokenKeys, { kind: 'jwks' }>, clock: Clock)
       throw error;
     }
   };
-  const keySet = createRemoteJWKSet(keys.url, {
-    timeoutDuration: keys.timeoutMs ?? JWKS_TIMEOUT_MS,
-    cooldownDuration: coolDownMs,
-    [customFetch]: fetchSet,
-  });
+  const openSet = () =>
+    createRemoteJWKSet(keys.url, {
+      timeoutDuration: keys.timeoutMs ?? JWKS_TIMEOUT_MS,
+      cooldownDuration: coolDownMs,
+      [customFetch]: fetchSet,
+    });
+  let keySet = openSet();
+  let usedMs = clock.nowMs();
 
   return {
     async verify(token, demands) {
+      // jose would take its set for fresh until a clock that was set back has caught up, for hours maybe.
+      if (clock.nowMs() < usedMs - coolDownMs) keySet = openSet();
+      usedMs = clock.nowMs();
       try {
         return (await jwtVerify(token, keySet, { ...demands, algorithms })).payload;
       } catch (error) {

@@ -447,6 +447,28 @@ describe('authenticate, by a key set that is fetched', () => {
     expect(door.trouble()).toBeNull();
   });
 
+  it('learns new keys, and asks a key server that is back, also after the clock was set back by hours', async () => {
+    vi.useFakeTimers({ toFake: ['Date'], now: NOW_MS + 3 * 3_600_000 });
+    onTestFinished(() => void vi.useRealTimers());
+    const clock: Clock = { nowMs: () => Date.now(), after: () => ({ cancel() {} }) };
+    let answer = { status: 200, body: await keySet({ a: ed25519.publicKey }) };
+    const { url } = await keyServer(() => answer);
+    const away = await keyServer(() => ({ ...answer, status: answer.body.includes('"b"') ? 200 : 503 }));
+    const doors = [jwks(url), jwks(away.url)].map((keys) =>
+      createAuthenticator({ keys, issuer: null, audience: null, clock }),
+    );
+    const payload = { exp: NOW_S + 86_400 };
+    const [known, added] = await Promise.all([
+      forge({ payload, key: ed25519.privateKey, header: { alg: 'EdDSA', kid: 'a' } }),
+      forge({ payload, key: p256.privateKey, header: { alg: 'ES256', kid: 'b' } }),
+    ]);
+    expect((await (await doors[0]!).authenticate(known)).device).toEqual(alice);
+    expect((await refusalOf(await doors[1]!, known)).code).toBe('UNAVAILABLE');
+    answer = { status: 200, body: await keySet({ a: ed25519.publicKey, b: p256.publicKey }) };
+    vi.setSystemTime(NOW_MS);
+    for (const door of doors) expect((await (await door).authenticate(added)).device).toEqual(alice);
+  });
+
   it('serves again when the key server is back', async () => {
     const body = await keySet({ a: ed25519.publicKey });
     let up = false;
