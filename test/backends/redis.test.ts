@@ -495,6 +495,22 @@ describe('what is told of a Redis that can not be used', () => {
     expect(await examined(url)).toMatchObject({ version: expect.any(String) });
   });
 
+  it('does not have its link connect anew at each refusal, as of a replica', async () => {
+    const own = link();
+    await ready(own);
+    let endings = 0;
+    own.on('close', () => {
+      endings += 1;
+    });
+    await admin.replicaof('127.0.0.1', '1');
+    onTestFinished(async () => void (await admin.replicaof('NO', 'ONE')));
+    for (let i = 0; i < 10; i++) {
+      await eventually(() => expect(own.set('keygate:refused', '')).rejects.toThrow('READONLY'));
+    }
+    expect(endings).toBe(1);
+    own.disconnect();
+  });
+
   it('is that it stores nothing, until it does', async () => {
     const warnings: object[] = [];
     const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };

@@ -32,20 +32,31 @@ export async function examinePostgres(database: Database): Promise<PostgresFacts
   return { version: row!.version, versionNumber: row!.version_number, nowMs: row!.now_ms };
 }
 
+/** No standby that keeps up lets a commit wait for so long. */
+const COMMIT_WAIT_MAX_S = 3;
+
 /**
  * @returns what keeps PostgreSQL from serving though it can be reached, each in a line for its operator
  * @throws GatewayError UNAVAILABLE where it can't be reached
  */
 export async function troublesOfPostgres(database: Database): Promise<string[]> {
-  const [row] = await asked<{ is_read_only: boolean; is_hidden: boolean }>(
+  const [row] = await asked<{ is_read_only: boolean; is_stuck: boolean; is_hidden: boolean }>(
     database,
     sql`SELECT current_setting('transaction_read_only') = 'on' AS is_read_only,
+               -- Of a role's own sessions everybody may see it.
+               EXISTS (
+                 SELECT FROM pg_stat_activity
+                 WHERE datname = current_database() AND wait_event = 'SyncRep'
+                   AND query_start < clock_timestamp() - make_interval(secs => ${COMMIT_WAIT_MAX_S})) AS is_stuck,
                to_regclass('drizzle.__drizzle_migrations') IS NOT NULL AND EXISTS (
                  SELECT FROM unnest(${textArray([getTableName(schema.devices), ...SEQUENCES])}::text[]) AS t (name)
                  WHERE to_regclass(t.name) IS NULL) AS is_hidden`,
   );
   return [
     ...(row!.is_read_only ? [READ_ONLY] : []),
+    ...(row!.is_stuck
+      ? ['commits wait for a synchronous standby: bring it back, or take it out of synchronous_standby_names']
+      : []),
     ...(row!.is_hidden
       ? [
           'this role sees no tables or sequences of Keygate: its search_path leaves out their schema, or it may not use it',

@@ -5,7 +5,7 @@
 import { connect as connectTcp } from 'node:net';
 import { connect as connectTls } from 'node:tls';
 import { AbstractConnector, Cluster, Redis, type RedisOptions, ReplyError } from 'ioredis';
-import type { Clock } from '../../lib/clock.ts';
+import { type Clock, steadyClock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 
 /** One Redis, or a Cluster of them. */
@@ -18,6 +18,8 @@ export const CALL_WAIT_MAX_MS = 2_000;
 const SILENCE_MAX_MS = 2_000;
 const GOODBYE_WAIT_MAX_MS = 500;
 const RETRY_DELAY_MIN_MS = 50;
+/** A connection is renewed no sooner because its Redis takes no changes. */
+const LEAVE_READ_ONLY_PERIOD_MS = 5_000;
 /** How soon a Cluster's new division of the slots, and a node that is back, are noticed. */
 const SLOTS_LOOK_PERIOD_MS = 2_000;
 const DEFAULT_PORT = 6379;
@@ -191,6 +193,7 @@ export function isRefusal(error: unknown): error is Error {
 }
 
 function linkOptions({ name, retryDelayMaxMs }: { name: string; retryDelayMaxMs: number }) {
+  let leftReadOnlyMs = Number.NEGATIVE_INFINITY;
   return {
     connectionName: `keygate-${name}`,
     connectTimeout: CONNECT_WAIT_MAX_MS,
@@ -203,8 +206,14 @@ function linkOptions({ name, retryDelayMaxMs }: { name: string; retryDelayMaxMs:
     // ioredis doesn't look at the outcome of its own resubscription: one that fails, after some 75 s of outage,
     // is an unhandled rejection and ends the process. The bus subscribes again itself.
     autoResubscribe: false,
-    // After a failover, the old master answers so until the connection is renewed.
-    reconnectOnError: (error: Error) => error.message.startsWith('READONLY'),
+    reconnectOnError: (error: Error) => {
+      // After a failover, the old master answers so until the connection is renewed; a replica answers so for ever.
+      const leaves =
+        error.message.startsWith('READONLY') &&
+        steadyClock.nowMs() - leftReadOnlyMs >= LEAVE_READ_ONLY_PERIOD_MS;
+      if (leaves) leftReadOnlyMs = steadyClock.nowMs();
+      return leaves;
+    },
     retryStrategy: (attempt: number) =>
       Math.min(RETRY_DELAY_MIN_MS * 2 ** Math.min(attempt - 1, 10), retryDelayMaxMs) *
       (0.5 + Math.random() / 2),
