@@ -31,7 +31,7 @@ import { UsageError } from './usage-error.ts';
 const commands: Record<string, Command> = {
   serve: {
     summary: 'run the gateway until SIGTERM or SIGINT',
-    help: 'Usage: keygate serve\n\nRuns the gateway. It is configured by environment variables; see the README.\nA second SIGTERM or SIGINT ends it at once.',
+    help: 'Usage: keygate serve\n\nRuns the gateway. It is configured by environment variables; see the README.\nSIGTERM, SIGINT or SIGHUP drains and ends it; a second one ends it at once.',
     options: {},
     run: serve,
   },

@@ -69,7 +69,11 @@ export function createMetrics(parts: MetricsParts): Metrics {
     'code',
   );
   const limits = kept(
-    counter('keygate_limits_hit_total', 'Refusals by the limit that was reached.', ['limit']),
+    counter(
+      'keygate_limits_hit_total',
+      'What was beyond a limit, by the limit; beyond bundlesPerTarget nothing is refused.',
+      ['limit'],
+    ),
     'limit',
   );
   const drains = counter(

@@ -16,7 +16,7 @@ export interface SentMessage {
 export interface DeliveryReports {
   /** It is durable; the recipients' nodes are about to be told. */
   stored(message: SentMessage): void;
-  /** The nodes that serve the recipients were told to look. */
+  /** The nodes that serve the recipients know of it: it was handed over here, or they were told to look. */
   poked(message: SentMessage): void;
   /** `reason` is why it closed; null for steps forward. */
   gateMoved(reader: Reader, from: GateState, to: GateState, reason: GateClosedReason | null): void;

@@ -188,10 +188,11 @@ export interface KeyStore {
   /**
    * Claims at most one one-time prekey of each kind for each request and device, oldest upload first.
    * No key is ever in two answers; a repeated (claimer, claimId, device) gets its first answer and spends
-   * nothing; "none" is said only where none is left. Devices without a whole bundle are left out, and
+   * nothing, unless the device's keys were wiped since; "none" is said only where none is left. Devices without a whole bundle are left out, and
    * nothing of theirs is spent.
    *
    * @param how.waits whether to wait for devices that are being changed, or to leave their requests unanswered
+   * @throws GatewayError UNAVAILABLE when the store can't be reached; what was claimed then is what a repetition gets
    */
   claim(
     requests: readonly ClaimRequest[],

@@ -111,6 +111,10 @@ export interface Page {
   more: boolean;
 }
 
+/**
+ * Every call may throw GatewayError UNAVAILABLE when the store can't be reached: whether it was done is unknown then, and
+ * doing it again does no harm.
+ */
 export interface MessageStore {
   /**
    * Stores the messages for the recipient's devices, each stamped with its device's identity version, unless

@@ -28,7 +28,7 @@ const common = {
   time,
   /** Of the node that saw it. */
   node: z.string(),
-  /** Rises by one with each event of a node that any viewer was sent; gaps are other viewers' or dropped. */
+  /** Rises by one with each event of a node while anybody watches; gaps were filtered out or dropped. */
   number: count,
   /** Whom it is about; null where nobody has shown who they are. */
   device: deviceKey.nullable(),
