@@ -432,7 +432,8 @@ async function openDoor(parts: Partial<SocketDoorParts> = {}) {
       }),
     },
     courier: {
-      attach: async () => ({ fence: 1, detach() {}, displace() {} }) as unknown as Session,
+      attach: async () =>
+        ({ fence: 1, gate: () => ({ name: 'connected' }), detach() {}, displace() {} }) as unknown as Session,
     } as unknown as SocketDoorParts['courier'],
     dispatch: (async () => ({ ok: true, data: {} })) as unknown as Dispatch,
     observer: {
@@ -563,7 +564,7 @@ describe('a connection', () => {
       courier: {
         attach: async (_: unknown, socket: ServedSocket) => {
           session = socket;
-          return { fence: 1, detach() {}, displace() {} };
+          return { fence: 1, gate: () => ({ name: 'connected' }), detach() {}, displace() {} };
         },
       } as unknown as SocketDoorParts['courier'],
     });
@@ -610,7 +611,13 @@ it('a socket that is taken in while the node drains is sent away to come back by
   let isDraining = false;
   let takeIn = (): void => {};
   const attached = new Promise<Session>((resolve) => {
-    takeIn = () => resolve({ fence: 1, detach() {}, displace() {} } as unknown as Session);
+    takeIn = () =>
+      resolve({
+        fence: 1,
+        gate: () => ({ name: 'connected' }),
+        detach() {},
+        displace() {},
+      } as unknown as Session);
   });
   let asked = (): void => {};
   const isAsked = new Promise<void>((resolve) => {

@@ -764,7 +764,9 @@ describe('a door in trouble', () => {
     const { status, body } = await ask('GET', '/api/keys/stats', {}, url);
     expect(status).toBe(500);
     expect(JSON.stringify(body)).not.toContain('secret');
-    expect(seen).toEqual([{ code: 'INTERNAL', errorId: body.error.details.errorId, error: fault }]);
+    expect(seen).toEqual([
+      { door: 'http', code: 'INTERNAL', errorId: body.error.details.errorId, error: fault },
+    ]);
   });
 
   it('tells the observer of what it refuses before dispatch', async () => {
