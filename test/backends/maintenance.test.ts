@@ -19,6 +19,8 @@ import { createManualClock } from '../support/manual-clock.ts';
 const clock = createManualClock();
 let database: Database;
 let admin: postgres.Sql;
+/** What a transaction sees of activity stands still. */
+let observer: postgres.Sql;
 let drop: () => Promise<void>;
 
 beforeAll(async () => {
@@ -28,11 +30,13 @@ beforeAll(async () => {
   await migrateDatabase(address);
   database = openDatabase({ address, clock, log: silentLog });
   admin = postgres(made.url, { max: 1, onnotice: () => {} });
+  observer = postgres(made.url, { max: 1, onnotice: () => {} });
 });
 
 afterAll(async () => {
   await database.close();
   await admin.end();
+  await observer.end();
   await drop();
 });
 
@@ -42,7 +46,8 @@ it('takes more time than a request may', async () => {
     const count = createMaintenance(database).countDevices();
     await eventually(async () =>
       expect(
-        await tx`SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`,
+        await observer`
+          SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`,
       ).not.toHaveLength(0),
     );
     await clock.advance(2 * QUERY_TIMEOUT_MS);

@@ -12,7 +12,7 @@ import { connect, isPrepared, type PostgresAddress } from './connect.ts';
 import { type Database, type Queryable, select, type Transaction } from './database.ts';
 import { READ_ONLY } from './examine.ts';
 import { codeOf, explained, READ_ONLY_TRANSACTION } from './faults.ts';
-import { NEVER_IDLE } from './settings.ts';
+import { NEVER_IDLE, NEVER_LATE } from './settings.ts';
 
 /** Both from `src` and from `dist`. */
 const MIGRATIONS_FOLDER = fileURLToPath(new URL('../../../drizzle', import.meta.url));
@@ -48,7 +48,7 @@ export async function migrateDatabase(
     max: 1,
     prepare,
     // By another name than a gateway's connections: a migration may end those.
-    connection: { application_name: 'keygate migrate', ...(prepare ? NEVER_IDLE : {}) },
+    connection: { application_name: 'keygate migrate', ...(prepare ? { ...NEVER_IDLE, ...NEVER_LATE } : {}) },
   });
   try {
     const db = drizzle(client);

@@ -24,6 +24,9 @@ export const HOT_PLAN_SETTINGS = {
 /** A connection that was ended while it idled costs the request that finds it so. */
 export const NEVER_IDLE = { idle_session_timeout: '0' } as const;
 
+/** Of what takes as long as it has to. */
+export const NEVER_LATE = { statement_timeout: '0' } as const;
+
 interface Setting {
   /** What connections set. A text: the driver leaves out the number 0. */
   value: string;
