@@ -14,7 +14,7 @@ import type {
 } from '../../src/ports/key-store.ts';
 import { PRE_KEY_KINDS } from '../../src/ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
-import { WITHDRAW_UNSEEN_MAX } from '../../src/protocol/limits.ts';
+import { DEVICE_ID_MAX, WITHDRAW_UNSEEN_MAX } from '../../src/protocol/limits.ts';
 
 export interface OpenKeyStore {
   keys: KeyStore;
@@ -411,6 +411,13 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(named.map((bundle) => bundle.deviceId)).toEqual([2]);
       });
 
+      it('of all devices are of as many as a user can have', async () => {
+        const { userId } = newDevice();
+        const all = ids(1, DEVICE_ID_MAX);
+        for (const deviceId of all) await storeKeySet(keys, { userId, deviceId }, { ec: [deviceId] });
+        expect((await claim(requestOf(userId))).map(ecIdOf)).toEqual(all);
+      });
+
       it('of an unknown user or device are empty lists', async () => {
         const device = newDevice();
         await storeKeySet(keys, device, { ec: [1] });
@@ -459,19 +466,22 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         });
       });
 
-      it('raise countVersion when they spend, and leave it when they don’t', async () => {
-        const device = newDevice();
-        await storeKeySet(keys, device, { ec: [1] });
-        const versionOf = async () => (await keys.read(device))!.countVersion;
-        const before = await versionOf();
-        const { claimId } = requestOf(device);
-        await claimOne(device, { claimId });
-        const after = await versionOf();
-        expect(after).toBeGreaterThan(before);
-        await claimOne(device, { claimId });
-        await claimOne(device);
-        expect(await versionOf()).toBe(after);
-      });
+      it.each(PRE_KEY_KINDS)(
+        'raise countVersion when they spend of kind %s, and leave it when they don’t',
+        async (kind) => {
+          const device = newDevice();
+          await storeKeySet(keys, device, { lastResortPreKeyId: 1, [kind]: [1] });
+          const versionOf = async () => (await keys.read(device))!.countVersion;
+          const before = await versionOf();
+          const { claimId } = requestOf(device);
+          await claimOne(device, { claimId });
+          const after = await versionOf();
+          expect(after).toBeGreaterThan(before);
+          await claimOne(device, { claimId });
+          await claimOne(device);
+          expect(await versionOf()).toBe(after);
+        },
+      );
 
       it.each(PRE_KEY_KINDS)(
         'tell once when the %s pool falls below the threshold, and once at zero',
@@ -559,8 +569,32 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         await opened.isWaitedFor();
         finish.open();
         await change;
-        const { bundles } = await claims;
+        const { bundles, ranLow } = await claims;
         expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([2, null]);
+        expect(ranLow).toEqual([device]);
+      });
+
+      it('that wait answer each request of their batch with its own, and each device once', async () => {
+        const { userId } = newDevice();
+        const [held, free] = [
+          { userId, deviceId: 1 },
+          { userId, deviceId: 2 },
+        ];
+        for (const device of [held, free])
+          await storeKeySet(keys, device, { ec: [1, 2].map((nth) => 10 * device.deviceId + nth) });
+        const changing = gate();
+        const finish = gate();
+        const change = otherNode.change(held, async () => {
+          changing.open();
+          await finish.opened;
+        });
+        await changing.opened;
+        const claims = claimAll([requestOf(free), requestOf(userId), requestOf(held)]);
+        await opened.isWaitedFor();
+        finish.open();
+        await change;
+        const { bundles } = await claims;
+        expect(bundles.map((list) => list.map(ecIdOf))).toEqual([[21], [11, 22], [12]]);
       });
 
       it('that don’t wait leave such a device unanswered, and are held up for no other', async () => {
@@ -587,6 +621,19 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const again = await keys.claim(requests, how);
         expect(again.bundles.map((list) => list?.map(ecIdOf))).toEqual([[1], [1], [2, 2]]);
         expect((await keys.read(free))?.availableCounts.ec).toBe(1);
+      });
+
+      it('that don’t wait are answered beside repetitions, which come first in the batch', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2, 3] });
+        const earlier = requestOf(device);
+        await claim(earlier);
+        const { bundles } = await keys.claim([earlier, requestOf(device), requestOf(device)], {
+          nowMs: NOW_MS,
+          lowThreshold: LOW_THRESHOLD,
+          waits: false,
+        });
+        expect(bundles.map((list) => list?.map(ecIdOf))).toEqual([[1], [2], [3]]);
       });
 
       it('see what a change that rolled back left alone', async () => {
@@ -802,6 +849,18 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(ecIdOf(bundles[2]![0])).not.toBe(ecIdOf(bundles[0]![0]));
         expect((await keys.read(targets[0]!))?.availableCounts.ec).toBe(1);
         expect((await keys.read(targets[1]!))?.availableCounts.ec).toBe(2);
+      });
+
+      it('costs one key also where a copy for one device follows one for all', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2] });
+        const claimId = randomUUID();
+        const { bundles } = await claimAll([
+          requestOf(device.userId, { claimId }),
+          requestOf(device, { claimId }),
+        ]);
+        expect(bundles.map((list) => list.map(ecIdOf))).toEqual([[1], [1]]);
+        expect((await keys.read(device))?.availableCounts.ec).toBe(1);
       });
 
       it('costs one key from many callers on two nodes at once, and gives all the same', async () => {
