@@ -286,6 +286,35 @@ describe('a claim that waits', () => {
   });
 });
 
+describe('a claim of an identity that is replaced before its public parts are read', () => {
+  it('gives nothing of the device, whose new signed prekey has the same id', async () => {
+    const { url, drop } = await createDatabase();
+    const address = { kind: 'url', url } as const;
+    await migrateDatabase(address);
+    const { database } = openNode(address);
+    const otherNode = createKeyStore(database);
+    const device = newDevice();
+    await storeKeySet(otherNode, device, { identity: identityOf('A'), ec: [1] });
+    let statements = 0;
+    const stepped: Database = {
+      ...database,
+      async hot(statement, values) {
+        statements += 1;
+        if (statements === 2) await storeKeySet(otherNode, device, { identity: identityOf('B'), ec: [1] });
+        return await database.hot(statement, values);
+      },
+    };
+    const request = { claimer: newDevice(), claimId: randomUUID(), userId: device.userId, deviceId: null };
+    const how = { nowMs: 0, lowThreshold: 3, waits: true };
+    expect((await createKeyStore(stepped).claim([request], how)).bundles).toEqual([[]]);
+    expect(statements).toBe(2);
+    const [again] = (await otherNode.claim([request], how)).bundles;
+    expect(again).toMatchObject([{ identity: { identityKey: base64(identityOf('B').identityKey) } }]);
+    await database.close();
+    await drop();
+  });
+});
+
 describe('the store of one process', () => {
   let database: Database;
   let drop: () => Promise<void>;

@@ -347,6 +347,18 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect((await claimOne(device)).identity).toEqual(told.identity);
       });
 
+      it('tell the last-resort key that stands, also where an older one had the id of the signed prekey', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, lastResortPreKeyId: 1 });
+        await keys.change(device, async (set) => {
+          await set.activateSignedPreKey('pq', signedPreKeyOf('pq', 2), NOW_MS);
+          await set.save(updateOf(set));
+        });
+        const told = await claimOne(device);
+        expect(told.pqPreKey).toEqual({ ...onWire(signedPreKeyOf('pq', 2)), lastResort: true });
+        expect((await claimOne(device)).pqPreKey).toEqual(told.pqPreKey);
+      });
+
       it('keep an identity key of 32 bytes apart from one of 33', async () => {
         const [short, long] = [newDevice(), newDevice()];
         const identity = identityOf('S');
@@ -354,6 +366,16 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         await storeKeySet(keys, long, { identity });
         expect((await claimOne(short)).identity.identityKey).toBe(base64(identity.canonicalKey));
         expect((await claimOne(long)).identity.identityKey).toBe(base64(identity.identityKey));
+      });
+
+      it('tell the identity key in the form in which it came back after a reset', async () => {
+        const device = newDevice();
+        const identity = identityOf('A');
+        await storeKeySet(keys, device, { identity });
+        expect((await claimOne(device)).identity.identityKey).toBe(base64(identity.identityKey));
+        await wipeKeySet(keys, device);
+        await storeKeySet(keys, device, { identity: { ...identity, identityKey: identity.canonicalKey } });
+        expect((await claimOne(device)).identity.identityKey).toBe(base64(identity.canonicalKey));
       });
 
       it('immunity 6: go out oldest upload first, in the order of the list, whatever the ids', async () => {
@@ -788,6 +810,29 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           signedPreKey: { keyId: 2 },
           pqPreKey: { keyId: 2 },
         });
+      });
+
+      it('gets the signed prekeys of its time, also where one of them alone was replaced', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1 });
+        const requests = ids(0, 3).map(() => requestOf(device.userId));
+        const answers = [await claim(requests[0]!)];
+        for (const [nth, kind] of PRE_KEY_KINDS.entries()) {
+          await keys.change(device, async (set) => {
+            await set.activateSignedPreKey(kind, signedPreKeyOf(kind, 2), NOW_MS);
+            await set.save(updateOf(set));
+          });
+          answers.push(await claim(requests[nth + 1]!));
+        }
+        expect(answers.map(([bundle]) => [bundle!.signedPreKey.keyId, bundle!.pqPreKey!.keyId])).toEqual([
+          [1, 1],
+          [2, 1],
+          [2, 2],
+        ]);
+        // By a node that knows none of them, and by one that knows the last.
+        for (const store of [otherNode, keys]) {
+          expect(plain((await claimAll(requests, store)).bundles)).toEqual(plain(answers));
+        }
       });
 
       it('is answered anew where the identity was replaced since', async () => {
