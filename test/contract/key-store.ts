@@ -1192,6 +1192,32 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await signedState(device, 'ec', 4)).toMatchObject({ state: 'wiped' });
         expect(await signedState(device, 'ec', 3)).toEqual({ state: 'retired' });
       });
+
+      it.each(PRE_KEY_KINDS)(
+        'of kind %s stays retired over a wipe that no sweep came before',
+        async (kind) => {
+          const device = newDevice();
+          for (const keyId of [1, 2]) {
+            await storeKeySet(keys, device, { signedPreKeyId: keyId, lastResortPreKeyId: keyId });
+          }
+          await wipeKeySet(keys, device);
+          expect(await signedState(device, kind, 1)).toEqual({ state: 'retired' });
+          expect(await signedState(device, kind, 2)).toMatchObject({ state: 'wiped' });
+        },
+      );
+
+      it('that was wiped may come back as itself any number of times, until another has replaced it', async () => {
+        const device = newDevice();
+        for (const _ of ids(0, 3)) {
+          await storeKeySet(keys, device, { signedPreKeyId: 3 });
+          await wipeKeySet(keys, device);
+          expect(await signedState(device, 'ec', 3)).toMatchObject({ state: 'wiped' });
+        }
+        await storeKeySet(keys, device, { signedPreKeyId: 3 });
+        await storeKeySet(keys, device, { signedPreKeyId: 4 });
+        await sweep(NOW_MS + 1);
+        expect(await signedState(device, 'ec', 3)).toEqual({ state: 'retired' });
+      });
     });
 
     describe('the sweep', () => {
@@ -1243,6 +1269,62 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         });
         expect(await usedIds(device, 'ec', identityOf('A'), [1, 2])).toEqual([1, 2]);
         expect(await usedIds(device, 'pq', identityOf('A'), [1, 2])).toEqual([1, 2]);
+      });
+
+      it('drops a signed prekey with the last of the claims that name it, however few it takes at a time', async () => {
+        await sweepAll(NOW_MS + 1);
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, ec: ids(1, 9) });
+        const requests = ids(0, 3).map(() => requestOf(device));
+        await claimAll(requests);
+        await storeKeySet(keys, device, { signedPreKeyId: 2 });
+        const cut = { claimedBeforeMs: 0, replacedBeforeMs: NOW_MS + 1, limit: 2 };
+        expect(await keys.sweep(cut)).toBe(2);
+        const signedIds = async () =>
+          (await claimAll(requests, otherNode)).bundles.map((list) => list[0]?.signedPreKey.keyId).sort();
+        expect(await signedIds()).toEqual([1, 2, 2]);
+        // The two that were answered anew name no dropped key: the last claim goes, and the key with it.
+        expect(await keys.sweep(cut)).toBe(2);
+        expect(await signedIds()).toEqual([2, 2, 2]);
+      });
+
+      it.each(PRE_KEY_KINDS)(
+        'drops what names a key of kind %s that it drops, and nothing else',
+        async (kind) => {
+          const device = newDevice();
+          await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: ids(1, 9) });
+          const [older, newer] = [requestOf(device), requestOf(device)];
+          await claim(older);
+          await keys.change(device, async (set) => {
+            await set.activateSignedPreKey(kind, signedPreKeyOf(kind, 2), NOW_MS);
+            await set.save(updateOf(set));
+          });
+          // It names the key of the other kind under the id of the one that is dropped.
+          const answer = await claim(newer);
+          await keys.sweep({ claimedBeforeMs: 0, replacedBeforeMs: NOW_MS + 1, limit: 100 });
+          expect(plain(await claim(newer))).toEqual(plain(answer));
+          const [anew] = await claim(older);
+          expect(kind === 'ec' ? anew!.signedPreKey.keyId : anew!.pqPreKey!.keyId).toBe(2);
+          expect(ecIdOf(anew)).toBe(3);
+        },
+      );
+
+      it('counts from when a key was replaced, not from the replacements after it', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1, ec: [1, 2] });
+        const request = requestOf(device);
+        await claim(request);
+        for (const [keyId, atMs] of [
+          [2, NOW_MS],
+          [3, NOW_MS + DAY_MS],
+        ] as const) {
+          await keys.change(device, async (set) => {
+            await set.activateSignedPreKey('ec', signedPreKeyOf('ec', keyId), atMs);
+            await set.save(updateOf(set));
+          });
+        }
+        await keys.sweep({ claimedBeforeMs: 0, replacedBeforeMs: NOW_MS + 1, limit: 100 });
+        expect(await claim(request)).toMatchObject([{ signedPreKey: { keyId: 3 } }]);
       });
 
       it('beside claims on two nodes loses no used id', async () => {
