@@ -331,6 +331,13 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(await served(bob))).toHaveLength(4);
       });
 
+      it('holds each request of a batch to its own bound', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 4)) await storeFor(alice, bob);
+        const results = await Promise.all([2, 4, 7].map((queueMax) => storeFor(alice, bob, { queueMax })));
+        expect(results.map((result) => result!.full)).toEqual([[1], [1], []]);
+      });
+
       it('keeps no place in a queue for what is refused', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);
@@ -343,6 +350,21 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           storeFor(alice, bob, { queueMax: 2 }),
         ]);
         expect(refused).toMatchObject({ stored: false });
+        expect(taken).toMatchObject({ accepted: [bob.deviceId], full: [] });
+      });
+
+      it('keeps no place in a queue for what was stored before, nor for what is stale', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(alice, bob, { messageId });
+        const stale: [number, number][] = [[bob.deviceId, REGISTRATION_ID + 1]];
+        const [repeated, refused, taken] = await Promise.all([
+          storeFor(alice, bob, { messageId, queueMax: 2 }),
+          storeFor(alice, { userId: bob.userId, devices: stale }, { sendAnyway: true, queueMax: 2 }),
+          storeFor(alice, bob, { queueMax: 2 }),
+        ]);
+        expect(repeated).toMatchObject({ accepted: [bob.deviceId], full: [] });
+        expect(refused).toMatchObject({ accepted: [], staleDevices: [bob.deviceId] });
         expect(taken).toMatchObject({ accepted: [bob.deviceId], full: [] });
       });
 
@@ -377,6 +399,18 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(await served(bob))).toEqual(['x']);
       });
 
+      it('is stored once also where two nodes store many of them at once, each in another order', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 5)) {
+          const messageIds = ids(0, 40).map(() => randomUUID());
+          const storeAll = (list: readonly string[], store: MessageStore) =>
+            Promise.all(list.map((messageId) => storeFor(alice, bob, { messageId }, store)));
+          await Promise.all([storeAll(messageIds, messages), storeAll(messageIds.toReversed(), otherNode)]);
+        }
+        const { envelopes } = await read(await served(bob), { envelopesMax: 1_000 });
+        expect(envelopes).toHaveLength(200);
+      });
+
       it('is stored once also after it was processed, and after the recipient has reset', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         const messageId = randomUUID();
@@ -404,6 +438,16 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           for (const bob of bobs) await storeFor(sender, bob, { messageId, sendAnyway: true });
         }
         for (const bob of bobs) expect(await seen(await served(bob))).toHaveLength(3);
+      });
+
+      it('is another message than the one of the same id that bounced to its recipient', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(bob, alice, { messageId });
+        await storeKeySet(keys, alice, { identity: identityOf('B'), registrationId: REGISTRATION_ID });
+        await settle(alice);
+        await storeFor(alice, bob, { messageId });
+        expect(await seen(await served(bob))).toEqual(['RECIPIENT_IDENTITY_CHANGED', 'x']);
       });
 
       it('is remembered while it waits and for a day after it was finished, then forgotten', async () => {
