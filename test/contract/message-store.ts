@@ -506,6 +506,21 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect((await messages.connect(newDevice())).lowNoticeVersion).toBe(0);
       });
 
+      it('know it of a batch that goes on below the threshold, and over claims that cross nothing', async () => {
+        const bob = newDevice();
+        await storeKeySet(keys, bob, { ec: ids(1, 6) });
+        const claim = (count: number) =>
+          keys.claim(
+            ids(0, count).map(() => ({ claimer: newDevice(), claimId: randomUUID(), ...bob })),
+            { nowMs: NOW_MS, lowThreshold: 4, waits: true },
+          );
+        await claim(4);
+        const { countVersion, lowNoticeVersion } = (await messages.prove(bob))!;
+        expect(lowNoticeVersion).toBe(countVersion);
+        await claim(1);
+        expect((await messages.prove(bob))!.lowNoticeVersion).toBe(lowNoticeVersion);
+      });
+
       it('are served where the key version stands, and otherwise change nothing', async () => {
         const bob = await enrolled();
         const { keyVersion } = (await messages.prove(bob))!;
@@ -564,6 +579,18 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         });
       });
 
+      it('tell of bounces among what waits', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await settle(bob);
+        const { fence } = await messages.connect(alice);
+        const { keyVersion } = (await messages.prove(alice))!;
+        const waiting = await messages.serve({ device: alice, fence }, keyVersion, NOW_MS);
+        const { envelopes } = await read({ device: alice, fence });
+        expect(waiting).toMatchObject({ pendingCount: 1, newestSequence: envelopes[0]!.sequence });
+      });
+
       it('that were superseded are served, read, delete, put off and see nothing', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         await storeFor(alice, bob);
@@ -613,10 +640,25 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           all[1],
           all[3],
         ]);
-        expect(sequencesOf(await read(reader, { bytesMax: 250 }))).toEqual(all.slice(0, 2));
+        for (const bytesMax of [200, 299]) {
+          expect(sequencesOf(await read(reader, { bytesMax }))).toEqual(all.slice(0, 2));
+        }
         expect(sequencesOf(await read(reader, { bytesMax: 1 }))).toEqual(all.slice(0, 1));
         const rest = await read(reader, { inFlight: all });
         expect(rest).toMatchObject({ envelopes: [], oldestSequence: all[0] });
+      });
+
+      it('says whether there may be more: where the page is full, by number or by bytes', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 3)) await storeFor(alice, bob, { content: 'x'.repeat(100) });
+        const reader = await served(bob);
+        for (const full of [{ envelopesMax: 2 }, { bytesMax: 299 }]) {
+          expect(await read(reader, full)).toMatchObject({ more: true });
+        }
+        expect(await read(reader)).toMatchObject({ more: false });
+        // What can't be read is on the page too.
+        expect(await read(reader, { nowMs: EXPIRES_MS })).toMatchObject({ more: false, envelopes: [] });
+        expect(await read(reader, { nowMs: EXPIRES_MS, envelopesMax: 2 })).toMatchObject({ more: true });
       });
 
       it('leaves out what is in flight and nothing else, however the list of it is ordered', async () => {
@@ -732,6 +774,8 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await storedBeside(bob, replace, alice);
         await storeFor(alice, bob, { content: 'new' });
         const reader = await served(bob);
+        const { keyVersion } = (await messages.prove(bob))!;
+        expect(await messages.serve(reader, keyVersion, NOW_MS)).toMatchObject({ pendingCount: 1 });
         const page = await read(reader);
         expect(page.envelopes.map(({ body }) => body.kind === 'message' && text(body.content))).toEqual([
           'new',
@@ -745,6 +789,17 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await read(reader)).toMatchObject({
           unreadable: [],
           envelopes: [{ body: { kind: 'message' } }],
+        });
+      });
+
+      it('show a message that was stored beside a reset to be unreadable, and why', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const reader = await served(bob);
+        await storedBeside(bob, (store) => wipeKeySet(store, bob), alice);
+        const page = await read(reader);
+        expect(page).toMatchObject({
+          envelopes: [],
+          unreadable: [{ sequence: page.oldestSequence, reason: 'RECIPIENT_KEYS_RESET' }],
         });
       });
 
@@ -1147,7 +1202,7 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await messages.inNeedOfALook([], NOW_MS)).toEqual([]);
       });
 
-      it('finds a reader that the store does not serve: under another number, or of a device that is gone', async () => {
+      it('finds a reader that the store does not serve: under another number or version, or of a device that is gone', async () => {
         const reader = await served(await enrolled());
         const { keyVersion, lowNoticeVersion } = (await messages.prove(reader.device))!;
         const watched = { ...reader, keyVersion, lowNoticeVersion, inFlight: 0 };
@@ -1155,6 +1210,8 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         const gone = { ...watched, device: newDevice() };
         expect(await messages.inNeedOfALook([watched], NOW_MS)).toEqual([]);
         expect(await messages.inNeedOfALook([ahead, gone], NOW_MS)).toEqual([ahead.device, gone.device]);
+        const newer = { ...watched, keyVersion: keyVersion + 1 };
+        expect(await messages.inNeedOfALook([newer], NOW_MS)).toEqual([reader.device]);
       });
 
       it('finds an envelope that was put off by a clock that has been set back, as a read does', async () => {
@@ -1180,6 +1237,27 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await messages.noteServed([reader, older], NOW_MS + halfADayMs);
         expect([await servedAt(reader), await servedAt(older)]).toEqual([NOW_MS + halfADayMs, NOW_MS]);
         await messages.noteServed([], NOW_MS);
+      });
+
+      it('finds those that were revoked since a time, the latest first, and never earlier than they were', async () => {
+        const sinceMs = NOW_MS + 1_000 * DAY_MS;
+        const revoke = (device: DeviceAddress, atMs: number) =>
+          keys.change(device, (set) => set.revoke(atMs));
+        const [before, at, after] = [newDevice(), newDevice(), newDevice()];
+        await revoke(at, sinceMs);
+        await revoke(after, sinceMs + 1);
+        await revoke(before, sinceMs - 1);
+        await revoke(after, sinceMs - 1);
+        expect(await messages.revokedSince(sinceMs, 9)).toEqual([after, at]);
+        expect(await messages.revokedSince(sinceMs, 1)).toEqual([after]);
+      });
+
+      it('notes nobody whose keys are being changed, and waits for none of them', async () => {
+        const [changing, free] = [await served(await enrolled()), await served(await enrolled())];
+        const laterMs = NOW_MS + DAY_MS;
+        await keys.change(changing.device, () => otherNode.noteServed([changing, free], laterMs));
+        const servedAt = async ({ device }: Reader) => (await keys.read(device))!.servedAtMs;
+        expect([await servedAt(changing), await servedAt(free)]).toEqual([NOW_MS, laterMs]);
       });
 
       it('finds an envelope that was put off when it falls due, and not before', async () => {
