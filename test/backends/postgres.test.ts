@@ -381,6 +381,22 @@ describe('the store of one process', () => {
     expect(await claimed()).toBe(base64(identityOf('B').identityKey));
   });
 
+  it('sweeps what can be swept where something else fails, and then throws that', async () => {
+    const failure = new Error('no');
+    let upkeeps = 0;
+    const failing: Database = {
+      ...database,
+      async upkeep(action) {
+        upkeeps += 1;
+        if (upkeeps === 1) throw failure;
+        return await database.upkeep(action);
+      },
+    };
+    const sweep = { nowMs: 0, forgetBeforeMs: 0, limit: 100 };
+    await expect(createMessageStore(failing).sweep(sweep)).rejects.toBe(failure);
+    expect(upkeeps).toBeGreaterThan(1);
+  });
+
   it('lets a claim that began before the retention sweep see that claims were folded', async () => {
     const keys = createKeyStore(database);
     const device = newDevice();

@@ -862,6 +862,35 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(other)).toEqual(['0', '1', '2']);
       });
 
+      it('counts once what is acknowledged twice at once', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 2)) await storeFor(alice, bob);
+        const reader = await served(bob);
+        const [first, second] = (await read(reader)).envelopes.map(({ sequence }) => sequence);
+        const counts = await Promise.all([
+          messages.acknowledge(reader, [first!]),
+          messages.acknowledge(reader, [second!, first!]),
+        ]);
+        expect(counts).toEqual([1, 1]);
+      });
+
+      it('waits for no bounce that is under way: a message that stays after all is offered again', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        const reader = await served(bob);
+        const [envelope] = (await read(reader)).envelopes;
+        const failure = new Error('no');
+        await expect(
+          keys.change(bob, async (set) => {
+            await set.wipe('RECIPIENT_KEYS_RESET', NOW_MS);
+            expect(await otherNode.acknowledge(reader, [envelope!.sequence])).toBe(0);
+            throw failure;
+          }),
+        ).rejects.toBe(failure);
+        expect(await seen(reader)).toEqual(['x']);
+        expect(await messages.acknowledge(reader, [envelope!.sequence])).toBe(1);
+      });
+
       it('races with the bounce for every row, and one of them wins it', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         const reader = await served(bob);
@@ -973,6 +1002,21 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect((await fail('undecryptable', NOW_MS)).bounced).toBe(true);
       });
 
+      it('falls due, of several, with the first of them', async () => {
+        const { alice, bob, reader, envelope, fail } = await oneMessage();
+        await fail('temporary', NOW_MS);
+        await storeFor(alice, bob);
+        const other = (await read(reader)).envelopes[0]!;
+        const failures = [other, envelope].map(({ sequence }) => ({
+          sequence,
+          reason: 'temporary' as const,
+        }));
+        expect(await messages.putOff(reader, failures, NOW_MS)).toMatchObject({
+          nextDueAtMs: NOW_MS + 1_000,
+        });
+        expect(await read(reader)).toMatchObject({ envelopes: [], nextDueAtMs: NOW_MS + 1_000 });
+      });
+
       it('does not hold up the others', async () => {
         const { alice, bob, reader, fail } = await oneMessage();
         await fail('temporary', NOW_MS);
@@ -990,6 +1034,9 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         const failures = [{ sequence: bounce!.sequence, reason: 'undecryptable' as const }];
         for (const _ of ids(0, 2))
           expect((await messages.putOff(reader, failures, NOW_MS)).bounced).toBe(false);
+        expect(await seen(reader, NOW_MS + 5_000)).toEqual(['UNDECRYPTABLE']);
+        // A connection that was superseded drops nothing.
+        await messages.putOff({ ...reader, fence: reader.fence - 1 }, failures, NOW_MS);
         expect(await seen(reader, NOW_MS + 5_000)).toEqual(['UNDECRYPTABLE']);
         expect(await messages.putOff(reader, failures, NOW_MS)).toEqual({
           nextDueAtMs: null,
@@ -1035,8 +1082,29 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           unreadable: [],
           oldestSequence: null,
         });
+        // The first reason stands.
+        await messages.bounce(bob, [{ sequence: envelope!.sequence, reason: 'EXPIRED' }]);
         await settle(bob);
         expect(await seen(await served(alice))).toEqual(['RECIPIENT_KEYS_RESET']);
+      });
+
+      it('fall due no more, whatever was put off before', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        for (const _ of ids(0, 2)) await storeFor(alice, bob);
+        const before = await served(bob);
+        const [first, second] = (await read(before)).envelopes.map(({ sequence }) => sequence);
+        const failures = [first!, second!].map((sequence) => ({ sequence, reason: 'temporary' as const }));
+        await messages.putOff(before, failures, NOW_MS);
+        await messages.bounce(bob, [{ sequence: first!, reason: 'EXPIRED' }]);
+        expect(await read(before)).toMatchObject({ nextDueAtMs: NOW_MS + 1_000, oldestSequence: second });
+        await messages.bounce(bob, [{ sequence: second!, reason: 'EXPIRED' }]);
+        expect(await read(before)).toMatchObject({ nextDueAtMs: null, oldestSequence: null });
+
+        await storeFor(alice, bob);
+        const [third] = (await read(before)).envelopes;
+        await messages.putOff(before, [{ sequence: third!.sequence, reason: 'temporary' }], NOW_MS);
+        await storeKeySet(keys, bob, { identity: identityOf('B') });
+        expect(await read(await served(bob))).toMatchObject({ nextDueAtMs: null, oldestSequence: null });
       });
 
       it('happen once however often settling is tried, over a crash between copy and removal', async () => {
@@ -1102,6 +1170,20 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(reader)).toEqual(['RECIPIENT_KEYS_RESET']);
       });
 
+      it('alone make no device idle that has lost its keys, as messages do', async () => {
+        const { userId } = newDevice();
+        const [alice, bob] = [await enrolled(1, userId), await enrolled(2, userId)];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await settle(bob);
+        await storeKeySet(keys, bob, { identity: identityOf('B'), registrationId: REGISTRATION_ID });
+        await storeFor(alice, bob);
+        for (const device of [alice, bob]) await wipeKeySet(keys, device, NOW_MS, { leavesMessages: true });
+        const after = { userId, deviceId: 0 };
+        const { idle } = await keys.findIdle({ idleBeforeMs: NOW_MS, after, limit: 2 });
+        expect(idle).toEqual([bob]);
+      });
+
       it('between a user’s own devices reach the sending one', async () => {
         const { userId } = newDevice();
         const [phone, laptop] = [await enrolled(1, userId), await enrolled(2, userId)];
@@ -1150,6 +1232,28 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         for (const days of [3, 3.9]) expect(await at(days)).toBe(0);
         expect(await at(4)).toBeGreaterThanOrEqual(5);
         expect(await at(4.9)).toBe(0);
+      });
+
+      it('bounces no bounce that expires, also where messages that expired lie before it', async () => {
+        const [alice, bob, carol] = [await enrolled(), await enrolled(), await enrolled()];
+        await storeFor(alice, bob);
+        await wipeKeySet(keys, bob);
+        await messages.settleBounces(bob, { nowMs: NOW_MS, expiresAtMs: NOW_MS + 6, limit: 100 });
+        for (const _ of ids(0, 5)) await storeFor(alice, carol, { expiresAtMs: NOW_MS + 5 });
+        while ((await sweep(NOW_MS + 6, 0, 1)) > 0);
+        expect(await settle(alice)).toMatchObject({ bounced: [], senders: [] });
+      });
+
+      it('leaves what another holds to him, and waits for nobody', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        await storeFor(alice, bob, { expiresAtMs: NOW_MS + 5 });
+        await keys.change(bob, async (set) => {
+          await set.wipe('RECIPIENT_KEYS_RESET', NOW_MS);
+          await otherNode.sweep({ nowMs: NOW_MS + 5, forgetBeforeMs: 0, limit: 10_000 });
+          await otherNode.bounceStale(bob, { nowMs: NOW_MS, limit: 10_000 });
+        });
+        await settle(bob);
+        expect(await seen(await served(alice))).toEqual(['RECIPIENT_KEYS_RESET']);
       });
 
       it('touches at most so many rows of each kind, and ends', async () => {
