@@ -63,25 +63,62 @@ describe('the in-process rate limiter', () => {
   });
 });
 
-describe('a window that ends while its charges are told to the other nodes', () => {
-  type Told = Awaited<ReturnType<SharedCounts['add']>>;
+type Told = Awaited<ReturnType<SharedCounts['add']>>;
 
-  /** A limit of 100 that is told of at once from the 95th on, and whose answers come when the test says so. */
-  function limiterOf() {
-    const clock = createManualClock();
-    const answers: ((told: Told) => void)[] = [];
-    const limiter = createInProcessRateLimiter({
-      limits: [{ name: 'hour', points: 100, windowMs: 3_600_000 }],
-      clock,
-      shared: {
-        isThere: () => true,
-        add: () => new Promise((resolve) => answers.push(resolve)),
-      },
+/** A limit of 100 that is told of at once from the 95th on, and whose answers come when the test says so. */
+function limiterOf() {
+  const clock = createManualClock();
+  const answers: ((told: Told) => void)[] = [];
+  const limiter = createInProcessRateLimiter({
+    limits: [{ name: 'hour', points: 100, windowMs: 3_600_000 }],
+    clock,
+    shared: {
+      isThere: () => true,
+      add: () => new Promise((resolve) => answers.push(resolve)),
+    },
+  });
+  const charge = (points: number) => limiter.charge([{ limit: 'hour', key: 'alice', points }]);
+  return { clock, answers, charge };
+}
+
+describe('charges that are told to the other nodes', () => {
+  it('are told one by one in the last sixteenth of the limit, and in shares before', async () => {
+    const { answers, charge } = limiterOf();
+    for (let count = 0; count < 6; count++) expect(charge(1)).toEqual([]);
+    const told = [charge(88), charge(1), charge(1)];
+    expect(answers).toHaveLength(3);
+    answers.forEach((answer, nth) => {
+      answer({ count: 94 + nth, endsInMs: 3_600_000 });
     });
-    const charge = (points: number) => limiter.charge([{ limit: 'hour', key: 'alice', points }]);
-    return { clock, answers, charge };
-  }
+    expect(await Promise.all(told)).toEqual([[], [], []]);
+  });
 
+  it('count as the highest answer says, in whatever order the answers come', async () => {
+    const { answers, charge } = limiterOf();
+    const told = [charge(50), charge(40)];
+    answers[1]!({ count: 90, endsInMs: 3_600_000 });
+    answers[0]!({ count: 50, endsInMs: 3_600_000 });
+    expect(await Promise.all(told)).toEqual([[], []]);
+    expect(charge(11)).toEqual([{ limit: 'hour', retryAfterMs: 3_600_000 }]);
+  });
+
+  it('count for nothing in the window that the other nodes have begun meanwhile', async () => {
+    const { clock, answers, charge } = limiterOf();
+    const last = charge(90);
+    answers[0]!({ count: 90, endsInMs: 1_000 });
+    await last;
+    await clock.advance(900);
+    const first = charge(7);
+    answers[1]!({ count: 7, endsInMs: 3_600_000 });
+    expect(await first).toEqual([]);
+    const second = charge(93);
+    answers[2]!({ count: 100, endsInMs: 3_600_000 });
+    expect(await second).toEqual([]);
+    expect(charge(1)).toEqual([{ limit: 'hour', retryAfterMs: 3_600_000 }]);
+  });
+});
+
+describe('a window that ends while its charges are told to the other nodes', () => {
   it('is followed by one with all its points, whatever becomes of them', async () => {
     for (const told of [null, { count: 99, endsInMs: 8 }]) {
       const { clock, answers, charge } = limiterOf();
