@@ -348,11 +348,13 @@ describe('the store of one process', () => {
     const keys = createKeyStore(counting);
     const device = newDevice();
     await Promise.allSettled(
-      Array.from({ length: 10 }, (_, i) =>
-        keys.change(device, async () => {
+      Array.from({ length: 10 }, async (_, i) => {
+        await keys.change(device, async () => {
           if (i === 3) throw new Error('no');
-        }),
-      ),
+        });
+        // While those that came before it are not through.
+        await keys.change(device, async () => {});
+      }),
     );
     expect(most).toBe(1);
     const holds = await held(keys, device);
