@@ -1,5 +1,6 @@
 // Signatures and keys, held against libsignal and, for what must be refused, against OpenSSL itself.
 import {
+  createHash,
   createPublicKey,
   diffieHellman,
   generateKeyPairSync,
@@ -168,6 +169,21 @@ describe('verifySignature', () => {
     const key = keyFor(privateKey.getPublicKey().serialize());
     expect(await verifySignature(key, message, signature)).toBe(true);
     expect(await verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
+  });
+
+  it('refuses a signature made with r = 0, which gives the private key away and OpenSSL takes', async () => {
+    const { publicKey, privateKey } = ed25519Pair();
+    const message = Uint8Array.of(1, 2, 3);
+    const seed = Buffer.from(privateKey.export({ format: 'jwk' }).d!, 'base64url');
+    const secret = sha512(seed).subarray(0, 32);
+    secret[0]! &= 0xf8;
+    secret[31]! = (secret[31]! & 0x7f) | 0x40;
+    const challenge = decode(sha512(concat(IDENTITY_POINT, publicKey, message))) % L;
+    const signature = concat(IDENTITY_POINT, encode((challenge * decode(secret)) % L));
+    expect(verify(null, message, ed25519KeyObject(publicKey), signature)).toBe(true);
+    const identityKey = PrivateKey.generate().getPublicKey().serialize();
+    const key = verifyingKeyOf({ identityKey, identityKeyEd25519: publicKey })!;
+    expect(await verifySignature(key, message, signature)).toBe(false);
   });
 
   it('verifies by the Ed25519 key where the identity has one, and only by it', async () => {
@@ -396,6 +412,10 @@ function encode(value: bigint, { negative = false } = {}): Uint8Array {
 
 function decode(bytes: Uint8Array): bigint {
   return BigInt(`0x${hex(Uint8Array.from(bytes).reverse())}`);
+}
+
+function sha512(bytes: Uint8Array): Buffer {
+  return createHash('sha512').update(bytes).digest();
 }
 
 function concat(...parts: Uint8Array[]): Uint8Array {
