@@ -154,8 +154,9 @@ describe('two nodes over one Redis', () => {
   });
 
   it('refuses an older connection while a newer one holds the lease on another node', async () => {
-    await two!.bus.acquire({ device: alice, fence: 2 });
-    expect(await one!.bus.acquire({ device: alice, fence: 1 })).toBe(false);
+    // By their numbers: as text, 9 would be the newer one.
+    await two!.bus.acquire({ device: alice, fence: 10 });
+    expect(await one!.bus.acquire({ device: alice, fence: 9 })).toBe(false);
     expect(two!.heard.displaced).toEqual([]);
     await pokeArrives(one!, two!, 'alice');
   });
