@@ -1,0 +1,303 @@
+// Key sets as the store's transactions find them: replaced or used meanwhile, restored, refused, run low.
+import { afterAll, beforeAll, describe, expect, it } from 'vitest';
+import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
+import { type Database, openDatabase } from '../../src/backends/postgres/database.ts';
+import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
+import { createMaintenance } from '../../src/backends/postgres/maintenance.ts';
+import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
+import { createIdleSweep } from '../../src/keys/idle.ts';
+import { draftOf, fellLow } from '../../src/keys/key-set.ts';
+import { resetKeys } from '../../src/keys/reset.ts';
+import { withdrawAfterRestore } from '../../src/keys/restored.ts';
+import { rotateSignedPreKey } from '../../src/keys/rotate.ts';
+import { addPreKeys, uploadKeys } from '../../src/keys/upload.ts';
+import { validateKeys } from '../../src/keys/validate.ts';
+import { createValidationProofs } from '../../src/keys/validation.ts';
+import { systemClock } from '../../src/lib/clock.ts';
+import { silentLog } from '../../src/lib/log.ts';
+import type { KeyStore } from '../../src/ports/key-store.ts';
+import { requests } from '../../src/protocol/events.ts';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { createDatabase } from '../support/engines.ts';
+import { KeyMaker } from '../support/key-maker.ts';
+
+const DAY_MS = 24 * 3_600_000;
+
+let database: Database;
+let store: KeyStore;
+let drop: () => Promise<void>;
+let users = 0;
+beforeAll(async () => {
+  const created = await createDatabase();
+  drop = created.drop;
+  const address = { kind: 'url', url: created.url } as const;
+  await migrateDatabase(address);
+  database = openDatabase({ address, clock: systemClock, log: silentLog });
+  store = createKeyStore(database);
+});
+afterAll(async () => {
+  await database.close();
+  await drop();
+});
+
+const partsOf = (of: KeyStore) => ({
+  store: of,
+  locks: createInProcessLocks({ clock: systemClock }),
+  clock: systemClock,
+  poolMax: 100,
+  lowThreshold: 10,
+  signedPreKeyLifetimeMs: 86_400_000,
+});
+const validating = (of: KeyStore) => ({
+  ...partsOf(of),
+  proofs: createValidationProofs({ store: of, clock: systemClock }),
+  claimedPreKeyRetentionMs: 0,
+});
+const upload = (device: DeviceAddress, keys: KeyMaker, replaceIdentity = false) => {
+  const input = keys.keySet({ pqLastResortPreKey: keys.pq(1), replaceIdentity });
+  return uploadKeys(partsOf(store), device, requests.uploadKeys.input.parse(input));
+};
+
+/** The store, where `meanwhile` happens once before a change begins. */
+function interrupted(meanwhile: () => Promise<unknown>): KeyStore {
+  let hasHappened = false;
+  return {
+    ...store,
+    async change(device, action, how) {
+      if (!hasHappened) {
+        hasHappened = true;
+        await meanwhile();
+      }
+      return await store.change(device, action, how);
+    },
+  };
+}
+
+describe('keys that are signed by an identity which is gone before they are stored', () => {
+  const additions = {
+    addPreKeys: (of: KeyStore, device: DeviceAddress, keys: KeyMaker) =>
+      addPreKeys(
+        partsOf(of),
+        device,
+        requests.addPreKeys.input.parse({
+          oneTimePreKeys: [keys.oneTime(1)],
+          pqOneTimePreKeys: [keys.pq(7)],
+        }),
+      ),
+    rotateSignedPreKey: (of: KeyStore, device: DeviceAddress, keys: KeyMaker) =>
+      rotateSignedPreKey(
+        partsOf(of),
+        device,
+        requests.rotateSignedPreKey.input.parse({
+          signedPreKey: keys.signed(7),
+          pqLastResortPreKey: keys.pq(7),
+        }),
+      ),
+  };
+
+  describe.each(['addPreKeys', 'rotateSignedPreKey'] as const)('by %s', (request) => {
+    it('are refused where another identity has replaced it, and nothing of them is stored', async () => {
+      const [keys, other] = [new KeyMaker(), new KeyMaker()];
+      const device = { userId: `replaced-${++users}`, deviceId: 1 };
+      await upload(device, keys);
+      const between = interrupted(() => upload(device, other, true));
+      await expect(additions[request](between, device, keys)).rejects.toMatchObject({
+        code: 'SIGNATURE_INVALID',
+      });
+      expect(await store.read(device)).toMatchObject({
+        availableCounts: { ec: 0, pq: 0 },
+        signedPreKeys: { ec: { keyId: 1 }, pq: { keyId: 1 } },
+        keyVersion: 2,
+      });
+    });
+
+    it('are refused where the device was reset, and nothing of them is stored', async () => {
+      const keys = new KeyMaker();
+      const device = { userId: `reset-${++users}`, deviceId: 1 };
+      await upload(device, keys);
+      const between = interrupted(() => resetKeys(partsOf(store), device, {}));
+      await expect(additions[request](between, device, keys)).rejects.toMatchObject({
+        code: 'KEYS_NOT_UPLOADED',
+      });
+      expect(await store.read(device)).toMatchObject({
+        identity: null,
+        availableCounts: { ec: 0, pq: 0 },
+        signedPreKeys: { ec: null, pq: null },
+      });
+    });
+
+    it('are stored where the same identity came back meanwhile', async () => {
+      const keys = new KeyMaker();
+      const device = { userId: `same-${++users}`, deviceId: 1 };
+      await upload(device, keys);
+      const between = interrupted(async () => {
+        await upload(device, new KeyMaker(), true);
+        const again = keys.keySet({ signedPreKey: keys.signed(3), pqLastResortPreKey: keys.pq(3) });
+        const input = requests.uploadKeys.input.parse({ ...again, replaceIdentity: true });
+        await uploadKeys(partsOf(store), device, input);
+      });
+      await additions[request](between, device, keys);
+      const stored = (await store.read(device))!;
+      if (request === 'addPreKeys') expect(stored.availableCounts).toEqual({ ec: 1, pq: 1 });
+      else expect(stored.signedPreKeys).toMatchObject({ ec: { keyId: 7 }, pq: { keyId: 7 } });
+    });
+  });
+});
+
+describe('ids that are uploaded after a backup was restored, before the client has compared its keys', () => {
+  it('are alreadyClaimed, and stay so when it has', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `restored-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    await withdrawAfterRestore({
+      maintenance: createMaintenance(database),
+      clock: systemClock,
+      onBatch: () => {},
+    });
+    const add = async (keyId: number) => {
+      const input = { oneTimePreKeys: [keys.oneTime(keyId)], pqOneTimePreKeys: [keys.pq(keyId)] };
+      return (await addPreKeys(partsOf(store), device, requests.addPreKeys.input.parse(input))).data;
+    };
+    const refused = { stored: 0, unchanged: 0, conflicts: [{ keyId: 5, reason: 'alreadyClaimed' }] };
+    expect(await add(5)).toMatchObject({ oneTimePreKeys: refused, pqOneTimePreKeys: refused });
+    const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
+    expect(await validateKeys(validating(store), device, local)).toMatchObject({ changed: true });
+    expect(await validateKeys(validating(store), device, local)).toMatchObject({ changed: false });
+    expect(await add(5)).toMatchObject({ oneTimePreKeys: refused, pqOneTimePreKeys: refused });
+    expect(await add(6)).toMatchObject({ oneTimePreKeys: { stored: 1 }, pqOneTimePreKeys: { stored: 1 } });
+  });
+});
+
+describe('a validation that finds the server rolled back', () => {
+  const add = async (device: DeviceAddress, keys: KeyMaker, keyId: number) => {
+    const input = { oneTimePreKeys: [keys.oneTime(keyId)], pqOneTimePreKeys: [keys.pq(keyId)] };
+    return (await addPreKeys(partsOf(store), device, requests.addPreKeys.input.parse(input))).data;
+  };
+  const local = (keys: KeyMaker, more: { localPreKeyIds?: number[]; localPqPreKeyIds?: number[] } = {}) => ({
+    localIdentityKey: keys.identityKey(),
+    localSignedPreKeyId: 1,
+    lastKeyVersion: 9,
+    ...more,
+  });
+
+  it('withdraws the pools of both kinds for good', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `rolled-back-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    for (const keyId of [1, 2]) await add(device, keys, keyId);
+    expect(await validateKeys(validating(store), device, local(keys))).toMatchObject({ changed: true });
+    const { canonicalKey } = (await store.read(device))!.identity!;
+    for (const kind of ['ec', 'pq'] as const) {
+      const left = await store.change(device, async (set) => ({
+        used: [...(await set.usedIds(kind, canonicalKey, [1, 2, 3]))].sort(),
+        pooled: (await set.pooled(kind, [1, 2, 3])).size,
+      }));
+      expect(left).toEqual({ used: [1, 2], pooled: 0 });
+    }
+  });
+
+  it('takes nothing of what was uploaded since another one has found it', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `rolled-back-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    const between = interrupted(async () => {
+      await validateKeys(validating(store), device, local(keys));
+      await add(device, keys, 5);
+    });
+    await validateKeys(validating(between), device, local(keys));
+    expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 1, pq: 1 } });
+  });
+
+  it('takes what its client holds, though another one has found it before, and counts that', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `rolled-back-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    let countVersion = 0;
+    const between = interrupted(async () => {
+      await validateKeys(validating(store), device, local(keys));
+      ({ countVersion } = await add(device, keys, 5));
+    });
+    const held = { localPreKeyIds: [5], localPqPreKeyIds: [5] };
+    const { data } = await validateKeys(validating(between), device, local(keys, held));
+    expect(data).toMatchObject({ preKeyIdsToDelete: [5], pqPreKeyIdsToDelete: [5] });
+    expect(await store.read(device)).toMatchObject({
+      availableCounts: { ec: 0, pq: 0 },
+      countVersion: countVersion + 1,
+    });
+  });
+
+  it('takes nothing of another identity’s that has come since', async () => {
+    const [keys, other] = [new KeyMaker(), new KeyMaker()];
+    const device = { userId: `rolled-back-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    const between = interrupted(async () => {
+      await validateKeys(validating(store), device, local(keys));
+      await upload(device, other, true);
+      await add(device, other, 5);
+    });
+    const held = { localPreKeyIds: [5], localPqPreKeyIds: [5] };
+    await validateKeys(validating(between), device, local(keys, held));
+    expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 1, pq: 1 } });
+  });
+});
+
+describe('a device that is used between the search for idle ones and its turn', () => {
+  it('keeps its keys, and the next one loses them', async () => {
+    const [used, idle] = ['1-used', '2-idle'].map((userId) => ({ userId, deviceId: 1 })) as [
+      DeviceAddress,
+      DeviceAddress,
+    ];
+    for (const device of [used, idle]) await upload(device, new KeyMaker());
+    const nowMs = systemClock.nowMs() + 40 * DAY_MS;
+    const between = interrupted(() =>
+      store.change(used, (set) => set.save({ ...draftOf(set.current), updatedAtMs: nowMs })),
+    );
+    const wiped: DeviceAddress[] = [];
+    const sweep = createIdleSweep({
+      ...partsOf(between),
+      clock: { ...systemClock, nowMs: () => nowMs },
+      retentionMs: 30 * DAY_MS,
+      onWiped: async (device) => void wiped.push(device),
+    });
+    await sweep.run();
+    expect((await store.read(used))!.identity).not.toBeNull();
+    expect((await store.read(idle))!.identity).toBeNull();
+    expect(wiped.slice(0, 1)).toEqual([idle]);
+  });
+});
+
+describe('a change of keys that is refused', () => {
+  it('gives the device’s lock back', async () => {
+    const device = { userId: `refused-${++users}`, deviceId: 1 };
+    await upload(device, new KeyMaker());
+    const parts = partsOf(store);
+    const input = requests.uploadKeys.input.parse(new KeyMaker().keySet());
+    await expect(uploadKeys(parts, device, input)).rejects.toMatchObject({ code: 'IDENTITY_MISMATCH' });
+    await expect(resetKeys(parts, device, { ifKeyVersion: 0 })).rejects.toMatchObject({
+      code: 'KEYS_OUT_OF_SYNC',
+    });
+    expect((await parts.locks.acquire([device])).held.size).toBe(1);
+  });
+});
+
+describe('a pool runs low', () => {
+  const THRESHOLD = 10;
+  const plenty = 50;
+
+  it.each([
+    [11, 10, false],
+    [10, 9, true],
+    [9, 8, false],
+    [50, 1, true],
+    [9, 0, true],
+    [0, 0, false],
+    [0, 9, false],
+    [9, 9, false],
+    [50, 0, true],
+  ])('or does not, of either kind, from %i to %i: %s', (before, after, ranLow) => {
+    for (const kind of ['ec', 'pq'] as const) {
+      const counts = (count: number) => ({ ec: plenty, pq: plenty, [kind]: count });
+      expect(fellLow(counts(before), counts(after), THRESHOLD)).toBe(ranLow);
+    }
+  });
+});
