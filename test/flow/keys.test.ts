@@ -541,6 +541,17 @@ describe('versions', () => {
     expect(back.countVersion).toBeGreaterThan(countAfterReset!);
   });
 
+  it('rise both where another identity comes without one-time prekeys', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
+    const other = new KeyMaker().keySet({ replaceIdentity: true });
+    expect(await client.call('uploadKeys', other)).toMatchObject({
+      keyVersion: 2,
+      countVersion: 2,
+      availableCount: 0,
+    });
+  });
+
   it('count an empty claim as no change of the pools', async () => {
     const { keys, client, ...device } = await stranger();
     await client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }));
@@ -600,6 +611,22 @@ describe('ifKeyVersion', () => {
       identityKey: other.identityKey(),
       keyVersion: 2,
     });
+  });
+
+  it('is looked at before ids that were retired, and lets a view pass that is newer than the server’s', async () => {
+    const { keys, client } = await stranger();
+    const first = keys.keySet({ pqLastResortPreKey: keys.pq(1) });
+    await client.call('uploadKeys', first);
+    await client.call('rotateSignedPreKey', { signedPreKey: keys.signed(2), pqLastResortPreKey: keys.pq(2) });
+    const { signedPreKey } = first;
+    for (const late of [
+      await client.refusal('uploadKeys', { ...first, ifKeyVersion: 0 }),
+      await client.refusal('rotateSignedPreKey', { signedPreKey, ifKeyVersion: 1 }),
+    ]) {
+      expect(late).toMatchObject({ code: 'KEYS_OUT_OF_SYNC', details: { keyVersion: 2 } });
+    }
+    const newer = { signedPreKey: keys.signed(3), ifKeyVersion: 9 };
+    expect(await client.call('rotateSignedPreKey', newer)).toMatchObject({ keyVersion: 3 });
   });
 
   it('lets what is asked for already stand', async () => {
@@ -1123,7 +1150,79 @@ describe('resetKeys', () => {
   });
 });
 
+describe('a signed prekey that stands', () => {
+  it('keeps its time, whatever is uploaded or rotated beside it', async () => {
+    const { keys, client } = await stranger();
+    const input = keys.keySet({ pqLastResortPreKey: keys.pq(1) });
+    await client.call('uploadKeys', input);
+    const { signedPreKeyExpiresAt } = await client.call('keyStatus');
+    await clock.advance(60_000);
+    await client.call('uploadKeys', { ...input, oneTimePreKeys: [keys.oneTime(1)] });
+    expect(await client.call('keyStatus')).toMatchObject({ signedPreKeyExpiresAt });
+    const rotated = await client.call('rotateSignedPreKey', { pqLastResortPreKey: keys.pq(2) });
+    expect(rotated).toMatchObject({ keyVersion: 2, signedPreKeyExpiresAt });
+    const expiresAt = new Date(clock.nowMs() + ROTATION_MS).toISOString();
+    expect(await client.call('rotateSignedPreKey', { signedPreKey: keys.signed(2) })).toMatchObject({
+      signedPreKeyExpiresAt: expiresAt,
+    });
+  });
+
+  it('is of an identity that is given back as it came first, and a validation from before opens the gate', async () => {
+    const { keys, client } = await stranger();
+    const input = keys.keySet();
+    await client.call('uploadKeys', input);
+    const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
+    const { validation } = await client.call('validateKeys', local);
+    await client.call('uploadKeys', { ...input, identityKey: keys.identityKey('raw') });
+    expect(await client.call('keyStatus')).toMatchObject({
+      identityKey: keys.identityKey(),
+      keyVersion: 1,
+    });
+    expect(await client.call('clientReady', { validation: validation! })).toMatchObject({ keyVersion: 1 });
+  });
+});
+
 describe('keyStats and checkPreKeys', () => {
+  it('tell when the keys were changed last, by whatever request', async () => {
+    const { keys, client } = await stranger();
+    const changes = [
+      () => client.call('uploadKeys', keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] })),
+      () => client.call('addPreKeys', { oneTimePreKeys: [keys.oneTime(2)] }),
+      () => client.call('withdrawPreKeys', { preKeyIds: [1] }),
+      () => client.call('rotateSignedPreKey', { signedPreKey: keys.signed(2) }),
+      () => client.call('resetKeys'),
+    ];
+    for (const change of changes) {
+      await clock.advance(1_000);
+      await change();
+      const lastUpdated = new Date(clock.nowMs()).toISOString();
+      expect(await client.call('keyStats')).toMatchObject({ lastUpdated });
+    }
+  });
+
+  it('ask for no PQ keys of a device whose next key set offers none, and count what is of it alone', async () => {
+    const { keys, client, ...device } = await stranger();
+    const oneTimePreKeys = ids(1, 20).map((id) => keys.oneTime(id));
+    await client.call(
+      'uploadKeys',
+      keys.keySet({ pqLastResortPreKey: keys.pq(99), oneTimePreKeys, pqOneTimePreKeys: [keys.pq(1)] }),
+    );
+    expect(await client.call('checkPreKeys')).toMatchObject({ needsMorePreKeys: true });
+    await client.call('resetKeys');
+    await client.call('uploadKeys', keys.keySet({ signedPreKey: keys.signed(2), oneTimePreKeys }));
+    expect(await client.call('checkPreKeys')).toMatchObject({ needsMorePreKeys: false });
+    const lastResort = { pqLastResortPreKey: keys.pq(98), pqOneTimePreKeys: [keys.pq(2)] };
+    await client.call('uploadKeys', keys.keySet({ signedPreKey: keys.signed(3), ...lastResort }));
+    await claim(device);
+    const other = new KeyMaker();
+    await client.call(
+      'uploadKeys',
+      other.keySet({ replaceIdentity: true, oneTimePreKeys: ids(1, 20).map((id) => other.oneTime(id)) }),
+    );
+    expect(await client.call('checkPreKeys')).toMatchObject({ needsMorePreKeys: false });
+    expect(await client.call('keyStats')).toMatchObject({ totalPreKeys: 20, consumedPreKeys: 0 });
+  });
+
   it('count what is there and what was handed out', async () => {
     const { keys, client, ...device } = await stranger();
     await client.call(
