@@ -431,6 +431,14 @@ describe('a change by the socket itself', () => {
     expect(bob.client.waiting('gateClosed')).toBe(0);
   });
 
+  it('a rotation that comes with another registration id closes the gate: no sender knows it yet', async () => {
+    const bob = await opened(shared);
+    const upload = { ...bob.device.uploadInput(NO_MORE_KEYS), signedPreKey: bob.device.newSignedPreKey() };
+    const registrationId = (upload.registrationId + 1) % 16_384;
+    await bob.client.call('uploadKeys', { ...upload, registrationId });
+    expect(await bob.client.next('gateClosed')).toEqual({ reason: 'keysRotated', keyVersion: 2 });
+  });
+
   it('asking for what already stands, or for what is refused, leaves the gate open', async () => {
     const alice = await opened(shared);
     const bob = await opened(shared);
