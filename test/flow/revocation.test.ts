@@ -190,17 +190,23 @@ describe('keygate revoke', () => {
     await stolen.client.disconnected;
   });
 
-  it('lets no socket that has not heard of it give the device keys again', async () => {
-    const at = await gatewayFor(undo, { clock: createManualClock() });
-    const stolen = await enrol(at, someone(), FEW_KEYS);
-    const { keyVersion } = await revoke(at, stolen.address);
-    const upload = new SignalDevice(stolen.address).uploadInput(FEW_KEYS);
-    const closed = stolen.client.next('gateClosed');
-    expect(await stolen.client.refusal('uploadKeys', upload)).toMatchObject({ code: 'FORBIDDEN' });
-    // No sweep is due: what was refused has made the socket look.
-    expect(await closed).toEqual({ reason: 'deviceRevoked', keyVersion });
-    await stolen.client.disconnected;
-  });
+  it.each(['uploadKeys', 'withdrawPreKeys'] as const)(
+    'lets no socket that has not heard of it change the device’s keys by %s',
+    async (request) => {
+      const at = await gatewayFor(undo, { clock: createManualClock() });
+      const stolen = await enrol(at, someone(), FEW_KEYS);
+      const { keyVersion } = await revoke(at, stolen.address);
+      const input =
+        request === 'withdrawPreKeys'
+          ? { preKeyIds: [1] }
+          : new SignalDevice(stolen.address).uploadInput(FEW_KEYS);
+      const closed = stolen.client.next('gateClosed');
+      expect(await stolen.client.refusal(request, input)).toMatchObject({ code: 'FORBIDDEN' });
+      // No sweep is due: what was refused has made the socket look.
+      expect(await closed).toEqual({ reason: 'deviceRevoked', keyVersion });
+      await stolen.client.disconnected;
+    },
+  );
 
   it('lets no request give the device keys again that was let in before', async () => {
     const at = await gatewayFor(undo);
