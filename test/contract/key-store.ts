@@ -741,6 +741,15 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(ecIdOf(await claimOne(device))).toBe(3);
       });
 
+      it('gets no key beside a single other, which gets it alone', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [5], pq: [6] });
+        const { bundles } = await claimAll([spared(device), requestOf(device), spared(device)]);
+        expect(bundles.map((list) => ecIdOf(list[0]))).toEqual([null, 5, null]);
+        expect(bundles.map((list) => list[0]!.pqPreKey!.keyId)).toEqual([1, 6, 1]);
+        expect((await keys.read(device))!.claimedCounts).toEqual({ ec: 1, pq: 1 });
+      });
+
       it('is repeated as it was answered, whichever way it is asked again', async () => {
         const device = newDevice();
         await storeKeySet(keys, device, { ec: [1, 2] });
