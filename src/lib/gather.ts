@@ -3,8 +3,8 @@ import { type Clock, steadyClock } from './clock.ts';
 
 export interface Gatherer<Item, Result> {
   /**
-   * Resolves with the item's own result, or rejects with what its batch was rejected with. Of two batches the later may
-   * be told first.
+   * Resolves with the item's own result, or rejects with what its batch was rejected with, or with the line's refusal. Of
+   * two batches the later may be told first.
    */
   submit(item: Item): Promise<Result>;
 }
