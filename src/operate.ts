@@ -175,12 +175,16 @@ function poolLine(pool: PoolTotals): string {
 }
 
 /** What the store knows of it: whether an open gate still stands, the gateway knows that serves the device. */
-function gateOf(totals: { hasKeys: boolean; servedFence: number; restoredAtMs: number | null }): string {
+function gateOf(totals: {
+  hasKeys: boolean;
+  servedAtMs: number | null;
+  restoredAtMs: number | null;
+}): string {
   if (!totals.hasKeys) return 'closed: there are no keys';
   if (totals.restoredAtMs !== null)
     return 'closed: a backup was restored, and the client has not compared its keys';
-  if (totals.servedFence === 0) return 'never opened';
-  return `opened last by connection ${totals.servedFence}`;
+  if (totals.servedAtMs === null) return 'never opened';
+  return `last found open ${new Date(totals.servedAtMs).toISOString()}`;
 }
 
 async function sweep(values: Values, env: NodeJS.ProcessEnv): Promise<void> {

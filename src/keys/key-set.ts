@@ -37,13 +37,21 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
 /**
  * The store as one request may change it.
  *
- * @param refuse throws where the request may not change the device as it stands, of which the transaction holds the row
- * @param onRefused hears of what it has thrown, when the transaction has ended
+ * @param by.fence the number of the connection that asks; null where none does
+ * @param by.refuse throws where the request may not change the device as it stands, of which the transaction holds the row
+ * @param by.onRefused hears of what it has thrown, when the transaction has ended
  */
-export function changedUnless(
-  refuse: (current: DeviceKeys) => void,
+export function changedBy(
+  {
+    fence,
+    refuse,
+    onRefused,
+  }: {
+    fence: number | null;
+    refuse: (current: DeviceKeys) => void;
+    onRefused: (error: GatewayError) => void;
+  },
   store: KeyStore,
-  onRefused: (error: GatewayError) => void,
 ): KeyStore {
   return {
     ...store,
@@ -59,7 +67,7 @@ export function changedUnless(
         return action(keys);
       };
       try {
-        return await store.change(device, judged, how);
+        return await store.change(device, judged, { ...how, fence });
       } finally {
         if (refusal instanceof GatewayError) onRefused(refusal);
       }
@@ -82,7 +90,7 @@ export function fellLow(
 
 /** The row to save, to be changed step by step. */
 export function draftOf(current: DeviceKeys): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, revokedAtMs: ____, ...rest } = current;
+  const { signedPreKeys: _, servedAtMs: __, fence: ___, revokedAtMs: ____, ...rest } = current;
   return { ...rest, availableCounts: { ...rest.availableCounts }, claimedCounts: { ...rest.claimedCounts } };
 }
 

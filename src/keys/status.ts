@@ -19,7 +19,7 @@ export const NO_KEYS: DeviceKeys = {
   identityVersion: 0,
   updatedAtMs: null,
   servedAtMs: null,
-  servedFence: 0,
+  fence: 0,
   revokedAtMs: null,
   restoredAtMs: null,
 };

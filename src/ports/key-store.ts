@@ -47,8 +47,8 @@ export interface DeviceKeys {
   updatedAtMs: number | null;
   /** When the device's gate was opened last, or was last found open, give or take half a day. */
   servedAtMs: number | null;
-  /** The number of the newest connection that was ever served; 0 before the first. */
-  servedFence: number;
+  /** The number of the newest connection that was ever served or changed the keys; 0 before the first. */
+  fence: number;
   /** Tokens issued until then speak for the device no more; null where it was never revoked. */
   revokedAtMs: number | null;
   /**
@@ -70,10 +70,7 @@ export type SignedPreKeyIdState =
 export type WipeReason = 'RECIPIENT_IDENTITY_CHANGED' | 'RECIPIENT_KEYS_RESET' | 'DEVICE_REVOKED';
 
 /** The fields that a change of a key set ends with. */
-export type DeviceKeysUpdate = Omit<
-  DeviceKeys,
-  'signedPreKeys' | 'servedAtMs' | 'servedFence' | 'revokedAtMs'
->;
+export type DeviceKeysUpdate = Omit<DeviceKeys, 'signedPreKeys' | 'servedAtMs' | 'fence' | 'revokedAtMs'>;
 
 /**
  * One device's key set inside a transaction that holds the device's row: nothing of this device's
@@ -175,11 +172,13 @@ export interface KeyStore {
    *
    * @param how.isUpkeep whether nobody is told that it was done: a crash soon after may undo it, and the row waits for
    *   no disk
+   * @param how.fence the number of the connection that asks, which `save` notes: from then on no older one is served,
+   *   and whoever asks can tell that an older one came late
    */
   change<Result>(
     device: DeviceAddress,
     action: (keys: KeySetTransaction) => Promise<Result>,
-    how?: { isUpkeep: boolean },
+    how?: { isUpkeep?: boolean; fence?: number | null },
   ): Promise<Result>;
 
   /** The user's devices that have keys, sorted by device id. */

@@ -24,8 +24,8 @@ export interface DeviceTotals {
   pq: PoolTotals;
   updatedAtMs: number | null;
   pendingCount: number;
-  /** The number of the connection whose gate was opened last; 0 where none ever was, or a restore took it away. */
-  servedFence: number;
+  /** When the device's gate was opened last, or was last found open; null where it never was. */
+  servedAtMs: number | null;
   restoredAtMs: number | null;
 }
 

@@ -6,7 +6,7 @@ import { type SendParts, sendMessages } from '../delivery/send.ts';
 import type { Session } from '../delivery/session.ts';
 import type { BundleClaims } from '../keys/claim-bundle.ts';
 import type { DrainAlarm } from '../keys/drain-alarm.ts';
-import { changedUnless, type KeyChange } from '../keys/key-set.ts';
+import { changedBy, type KeyChange } from '../keys/key-set.ts';
 import { resetKeys } from '../keys/reset.ts';
 import { rotateSignedPreKey } from '../keys/rotate.ts';
 import { checkPreKeys, keyStats, keyStatus, listDevices } from '../keys/status.ts';
@@ -73,9 +73,11 @@ export function createHandlers(parts: HandlersParts): Handlers {
 
   /** What a request that changes keys works with. */
   function on({ connection, tokenAge }: RequestContext): HandlersParts {
-    const refuse = ({ servedFence, revokedAtMs }: DeviceKeys): void => {
-      // A gateway that had stood still carries out a late request when a newer connection has long been served.
-      if (connection !== null && servedFence > connection.session.fence) {
+    const fence = connection?.session.fence ?? null;
+    const refuse = ({ fence: newest, revokedAtMs }: DeviceKeys): void => {
+      // A gateway that had stood still carries out a late request when a newer connection has long been served, or has
+      // changed what the late one would undo.
+      if (fence !== null && newest > fence) {
         throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
       }
       if (isRevoked(tokenAge(), revokedAtMs)) throw new GatewayError('FORBIDDEN', 'the device was revoked');
@@ -84,7 +86,7 @@ export function createHandlers(parts: HandlersParts): Handlers {
     const onRefused = (error: GatewayError): void => {
       if (error.code === 'FORBIDDEN') connection?.session.look();
     };
-    return { ...parts, store: changedUnless(refuse, store, onRefused) };
+    return { ...parts, store: changedBy({ fence, refuse, onRefused }, store) };
   }
 
   return {

@@ -154,7 +154,7 @@ export async function wipeKeySet(
 }
 
 export function updateOf(keys: KeySetTransaction): DeviceKeysUpdate {
-  const { signedPreKeys: _, servedAtMs: __, servedFence: ___, revokedAtMs: ____, ...rest } = keys.current;
+  const { signedPreKeys: _, servedAtMs: __, fence: ___, revokedAtMs: ____, ...rest } = keys.current;
   return structuredClone(rest);
 }
 
@@ -232,7 +232,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           identityVersion: 0,
           updatedAtMs: null,
           servedAtMs: null,
-          servedFence: 0,
+          fence: 0,
           revokedAtMs: null,
           restoredAtMs: null,
         });
@@ -268,7 +268,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         for (const store of [keys, otherNode]) {
           const { identity: readIdentity, signedPreKeys, ...rest } = (await store.read(device))!;
           const { identity: _, ...savedRest } = saved;
-          expect(rest).toEqual({ ...savedRest, servedAtMs: null, servedFence: 0, revokedAtMs: null });
+          expect(rest).toEqual({ ...savedRest, servedAtMs: null, fence: 0, revokedAtMs: null });
           expect(plain(readIdentity!)).toEqual(plain(identity));
           expect(plain(signedPreKeys)).toMatchObject(plain({ ec, pq }) as object);
         }

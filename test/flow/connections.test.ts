@@ -257,6 +257,23 @@ describe('a node that does not know that it was superseded', () => {
     await expect(change(bob)).rejects.toThrow('a newer connection of this device took over');
     expect(await newer.client.call('keyStatus')).toEqual(before);
   });
+
+  it('undoes no change of a newer connection that has not opened its gate yet', async () => {
+    const { first, second } = await twoDeafNodes();
+    const bob = await opened(first);
+    const newer = await second.connect(bob.address);
+    const replaced = new SignalDevice(bob.address);
+    await newer.call('uploadKeys', { ...replaced.uploadInput(FEW_KEYS), replaceIdentity: true });
+    await newer.call('addPreKeys', replaced.morePreKeys(1));
+    const before = await newer.call('keyStatus');
+    const late = bob.client.call('uploadKeys', {
+      ...new SignalDevice(bob.address).uploadInput(FEW_KEYS),
+      replaceIdentity: true,
+    });
+    await expect(late).rejects.toThrow('a newer connection of this device took over');
+    expect(await newer.call('keyStatus')).toEqual(before);
+    await open({ client: newer, device: replaced });
+  });
 });
 
 describe('two nodes', () => {

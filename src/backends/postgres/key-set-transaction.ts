@@ -10,11 +10,15 @@ import { devices, messages, oneTimePreKeys, PRE_KEY_KIND, signedPreKeys, usedPre
 import { momentOf } from './time-sql.ts';
 import { foldClaims, foldReplacedSignedPreKeys, markUsed, usedAmong } from './used-ids.ts';
 
-/** @param current what `readKeys` told in `tx` as it locked the device's row */
+/**
+ * @param current what `readKeys` told in `tx` as it locked the device's row
+ * @param fence the number of the connection that asks; null where none does
+ */
 export function createKeySetTransaction(
   tx: Transaction,
   device: DeviceAddress,
   current: DeviceKeys,
+  fence: number | null,
 ): KeySetTransaction {
   const { userId, deviceId } = device;
   const ofDevice = sql`user_id = ${userId} AND device_id = ${deviceId}`;
@@ -187,6 +191,7 @@ export function createKeySetTransaction(
           updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
           restoredAt: update.restoredAtMs === null ? null : new Date(update.restoredAtMs),
           revision: sql`${devices.revision} + 1`,
+          fence: Math.max(current.fence, fence ?? 0),
           ...(ranLow ? { lowNoticeVersion: update.countVersion } : {}),
         })
         .where(ofDevice);
@@ -273,7 +278,7 @@ export async function readKeys(
     identityVersion: row.identityVersion,
     updatedAtMs: row.updatedAt?.getTime() ?? null,
     servedAtMs: row.servedAt?.getTime() ?? null,
-    servedFence: row.fence,
+    fence: row.fence,
     revokedAtMs: row.revokedAt?.getTime() ?? null,
     restoredAtMs: row.restoredAt?.getTime() ?? null,
   };

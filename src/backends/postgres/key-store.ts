@@ -37,7 +37,7 @@ export function createKeyStore(database: Database): KeyStore {
       return await database.run(async (db) => await readKeys(db, device, false));
     },
 
-    async change(device, action, { isUpkeep } = { isUpkeep: false }) {
+    async change(device, action, { isUpkeep = false, fence = null } = {}) {
       return await inTurn(device, () =>
         database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
           let current = await readKeys(tx, device, true);
@@ -45,7 +45,7 @@ export function createKeyStore(database: Database): KeyStore {
             await tx.insert(devices).values(device).onConflictDoNothing();
             current = await readKeys(tx, device, true);
           }
-          return await action(createKeySetTransaction(tx, device, current!));
+          return await action(createKeySetTransaction(tx, device, current!, fence));
         }),
       );
     },

@@ -62,14 +62,15 @@ export function createMaintenance(database: Database): Maintenance {
           has_keys: boolean;
           key_version: number;
           count_version: number;
-          fence: number;
+          served_ms: number | null;
           updated_ms: number | null;
           restored_ms: number | null;
           pending: number;
         }
       >(sql`
-        SELECT identity_key IS NOT NULL AS has_keys, key_version, count_version, fence, ec_available, ec_claimed,
+        SELECT identity_key IS NOT NULL AS has_keys, key_version, count_version, ec_available, ec_claimed,
                pq_available, pq_claimed, extract(epoch FROM updated_at)::float8 * 1000 AS updated_ms,
+               extract(epoch FROM served_at)::float8 * 1000 AS served_ms,
                extract(epoch FROM restored_at)::float8 * 1000 AS restored_ms,
                (SELECT count(*)::float8 FROM ${messages} m
                 WHERE m.user_id = d.user_id AND m.device_id = d.device_id AND m.pending) AS pending
@@ -82,7 +83,7 @@ export function createMaintenance(database: Database): Maintenance {
         ...poolsOf(row),
         updatedAtMs: row.updated_ms,
         pendingCount: row.pending,
-        servedFence: row.fence,
+        servedAtMs: row.served_ms,
         restoredAtMs: row.restored_ms,
       };
     },
