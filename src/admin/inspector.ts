@@ -5,7 +5,7 @@ import { fileURLToPath } from 'node:url';
 import cookie from '@fastify/cookie';
 import files from '@fastify/static';
 import fastify, { type FastifyReply, type FastifyRequest } from 'fastify';
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, hasPassed } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
 import type { InspectionStore, LowDevice } from '../ports/inspection.ts';
 import type { KeyStore } from '../ports/key-store.ts';
@@ -296,7 +296,7 @@ function createOverview(
   let askedAtMs = Number.NEGATIVE_INFINITY;
 
   async function refresh(): Promise<void> {
-    if (clock.nowMs() - askedAtMs < LOW_DEVICES_PERIOD_MS) return;
+    if (!hasPassed(clock, askedAtMs, LOW_DEVICES_PERIOD_MS)) return;
     askedAtMs = clock.nowMs();
     lowDevices = await store.lowDevices(lowThreshold, LOW_DEVICES_MAX);
   }

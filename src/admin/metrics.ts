@@ -3,7 +3,7 @@
  * user. On the way of a request nothing is made or hashed: the children of a metric are looked up once and kept.
  */
 import { Counter, collectDefaultMetrics, Gauge, type Metric, Registry } from 'prom-client';
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, hasPassed } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
 import type { Statistics, StoreStatistics } from '../ports/statistics.ts';
 import { bounceReason } from '../protocol/envelope.ts';
@@ -286,7 +286,7 @@ function storeReader({ clock, statistics }: MetricsParts): {
   let reading: Promise<void> | null = null;
   return {
     refresh() {
-      if (clock.nowMs() - readAtMs < STORE_PERIOD_MS) return Promise.resolve();
+      if (!hasPassed(clock, readAtMs, STORE_PERIOD_MS)) return Promise.resolve();
       reading ??= statistics
         .read()
         .then((read) => {

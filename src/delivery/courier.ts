@@ -2,7 +2,7 @@
  * The courier of one process: it knows every served socket, looks where a poke points, and looks again by itself where
  * a poke may have been lost.
  */
-import { type Clock, every, type Timer } from '../lib/clock.ts';
+import { type Clock, every, hasPassed, type Timer } from '../lib/clock.ts';
 import type { Log } from '../lib/log.ts';
 import type { Bus, BusListener } from '../ports/bus.ts';
 import type { MessageStore, QueuedEnvelope, StoredMessage } from '../ports/message-store.ts';
@@ -79,7 +79,7 @@ export function createCourier(parts: CourierParts): Courier {
       if (session.gate().name === 'open') open.push(session);
       else session.doubtKeys();
     }
-    const notesServed = clock.nowMs() - servedNotedMs >= NOTE_SERVED_PERIOD_MS;
+    const notesServed = hasPassed(clock, servedNotedMs, NOTE_SERVED_PERIOD_MS);
     if (notesServed) servedNotedMs = clock.nowMs();
     for (let start = 0; start < open.length; start += SWEEP_DEVICES_MAX) {
       const readers = open.slice(start, start + SWEEP_DEVICES_MAX).map((session) => session.reader());

@@ -3,7 +3,7 @@
  * ends soon; and WebSocket's own frames are bounded, which the engine never sees.
  */
 import type { Server, Socket } from 'socket.io';
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, hasPassed } from '../lib/clock.ts';
 import { TOKEN_LENGTH_MAX } from '../protocol/limits.ts';
 import type { LibraryWebSocket } from './plain-frames.ts';
 
@@ -65,9 +65,8 @@ function boundControlFrames(webSocket: WebSocketOfEngine, clock: Clock): void {
   let frames = 0;
   let sinceMs = clock.nowMs();
   const count = (): void => {
-    const nowMs = clock.nowMs();
-    if (nowMs - sinceMs >= CONTROL_FRAMES_PERIOD_MS) {
-      sinceMs = nowMs;
+    if (hasPassed(clock, sinceMs, CONTROL_FRAMES_PERIOD_MS)) {
+      sinceMs = clock.nowMs();
       frames = 0;
     }
     frames += 1;

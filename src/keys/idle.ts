@@ -1,5 +1,5 @@
 /** Devices that nobody has used for long lose their keys: what is sent to them would wait for nobody. */
-import type { Clock } from '../lib/clock.ts';
+import { type Clock, hasPassed } from '../lib/clock.ts';
 import type { DeviceKeys, KeyStore } from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
@@ -41,7 +41,7 @@ export function createIdleSweep(parts: {
 }): IdleSweep {
   const { store, locks, clock, retentionMs, onWiped } = parts;
   let after: DeviceAddress | null = null;
-  let restsUntilMs = 0;
+  let walkedAtMs = Number.NEGATIVE_INFINITY;
 
   /** `gone`: its keys were taken before, and what waited for it was not bounced, since the process died. */
   async function wipe(device: DeviceAddress, idleBeforeMs: number): Promise<'wiped' | 'gone' | 'used'> {
@@ -63,7 +63,8 @@ export function createIdleSweep(parts: {
     async run() {
       const nowMs = clock.nowMs();
       const idleBeforeMs = idleCut({ nowMs, retentionMs });
-      if (idleBeforeMs === null || nowMs < restsUntilMs) return { wipedCount: 0, isAtEnd: true };
+      if (idleBeforeMs === null || !hasPassed(clock, walkedAtMs, REST_MS))
+        return { wipedCount: 0, isAtEnd: true };
       let wipedCount = 0;
       for (let pages = 0; pages < PAGES_MAX; pages++) {
         const { idle, last } = await store.findIdle({ idleBeforeMs, after, limit: LOOKED_AT_MAX });
@@ -77,7 +78,7 @@ export function createIdleSweep(parts: {
         }
         after = last;
         if (last === null) {
-          restsUntilMs = nowMs + REST_MS;
+          walkedAtMs = nowMs;
           return { wipedCount, isAtEnd: true };
         }
       }

@@ -47,6 +47,12 @@ export const steadyClock: Clock = {
   after: systemClock.after,
 };
 
+/** Whether `periodMs` have passed since. A clock that was set back can't tell: then they have. */
+export function hasPassed(clock: Clock, sinceMs: number, periodMs: number): boolean {
+  const ageMs = clock.nowMs() - sinceMs;
+  return ageMs < 0 || ageMs >= periodMs;
+}
+
 /** Calls `action` every `periodMs`; a run that is still under way is never overlapped. `action` must not reject. */
 export function every(clock: Clock, periodMs: number, action: () => Promise<void>): Timer {
   let cancelled = false;

@@ -4,6 +4,7 @@ import { readFileSync } from 'node:fs';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { parse } from 'yaml';
 import { eventually } from '../support/eventually.ts';
+import { FEW_KEYS, gatewayFor, undoAfterEach } from '../support/flow.ts';
 import {
   connectClient,
   enrol,
@@ -13,7 +14,9 @@ import {
   startGateway,
   type TestGateway,
 } from '../support/gateway.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
+const undo = undoAfterEach();
 const ALICE = { userId: 'alice', deviceId: 1 };
 const BOB = { userId: 'bob', deviceId: 1 };
 let gateway: TestGateway;
@@ -45,8 +48,8 @@ beforeAll(async () => {
 });
 afterAll(() => gateway.stop());
 
-async function read(): Promise<string> {
-  const answer = await fetch(`${gateway.adminUrl}/metrics`);
+async function read({ adminUrl } = gateway): Promise<string> {
+  const answer = await fetch(`${adminUrl}/metrics`);
   expect(answer.status).toBe(200);
   expect(answer.headers.get('content-type')).toMatch(/^text\/plain; version=0\.0\.4/);
   return await answer.text();
@@ -85,6 +88,18 @@ describe('/metrics', () => {
     ['keygate_devices_by_available_prekeys{le="+Inf"}', 1],
   ])('%s is %d', async (series, value) => {
     await eventually(async () => expect(seriesValue(await read(), series)).toBe(value));
+  });
+
+  it('is not stuck after the clock was set back by a day', async () => {
+    const clock = createManualClock();
+    const moved = await gatewayFor(undo, { clock });
+    const devices = async (): Promise<number> =>
+      seriesValue(await read(moved), 'keygate_devices_by_available_prekeys{le="+Inf"}');
+    expect(await devices()).toBe(0);
+    await enrol(moved, ALICE, FEW_KEYS);
+    expect(await devices()).toBe(0);
+    await clock.advance(-86_400_000);
+    expect(await devices()).toBe(1);
   });
 
   it('has labels of few values, and nothing of a device in any', async () => {

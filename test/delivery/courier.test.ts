@@ -201,6 +201,15 @@ describe('the courier', () => {
     );
   });
 
+  it('notes it also after the clock was set back by a day', async () => {
+    await attachOpen(BOB);
+    await clock.advance(-86_400_000);
+    courier.stop();
+    courier.start();
+    await clock.advance(SWEEP_MS);
+    await eventually(() => expect(asked).toContain('still served bob.1'));
+  });
+
   it('cuts a connection that was overtaken while it was taken in', async () => {
     const newerSocket = socket();
     fence = 10;

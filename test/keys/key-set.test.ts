@@ -266,6 +266,29 @@ describe('a device that is used between the search for idle ones and its turn', 
   });
 });
 
+describe('the sweep of idle devices', () => {
+  it('rests for an hour when it has seen all of them, or until the clock is set back', async () => {
+    const startMs = systemClock.nowMs() + 400 * DAY_MS;
+    let nowMs = startMs;
+    const sweep = createIdleSweep({
+      ...partsOf(store),
+      clock: { ...systemClock, nowMs: () => nowMs },
+      retentionMs: 30 * DAY_MS,
+      onWiped: async () => {},
+    });
+    while (!(await sweep.run()).isAtEnd);
+    const wipedAt = async (atMs: number): Promise<number> => {
+      nowMs = atMs;
+      await upload({ userId: `rested-${++users}`, deviceId: 1 }, new KeyMaker());
+      return (await sweep.run()).wipedCount;
+    };
+    expect(await wipedAt(startMs + 3_599_999)).toBe(0);
+    expect(await wipedAt(startMs + 3_600_000)).toBe(2);
+    expect(await wipedAt(startMs + 3_600_001)).toBe(0);
+    expect(await wipedAt(startMs - DAY_MS)).toBe(2);
+  });
+});
+
 describe('a change of keys that is refused', () => {
   it('gives the device’s lock back', async () => {
     const device = { userId: `refused-${++users}`, deviceId: 1 };

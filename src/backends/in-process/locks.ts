@@ -1,5 +1,5 @@
 /** The device locks of a single node: a map, with the expiry and the owners that nodes would need. */
-import type { Clock } from '../../lib/clock.ts';
+import { type Clock, hasPassed } from '../../lib/clock.ts';
 import type { DeviceLocks } from '../../ports/lock.ts';
 import { addressKey } from '../../protocol/ids.ts';
 
@@ -18,10 +18,8 @@ export function createInProcessLocks(options: { clock: Clock; lockMs?: number })
   const locks = new Map<string, Lock>();
   let acquisitions = 0;
 
-  /** A clock that was set back can't tell how old a lock is: then it counts as expired. */
   function isExpired({ takenAtMs, lockMs }: Lock): boolean {
-    const ageMs = clock.nowMs() - takenAtMs;
-    return ageMs < 0 || ageMs >= lockMs;
+    return hasPassed(clock, takenAtMs, lockMs);
   }
 
   /** In the order of their taking; behind one that lasts longer, expired ones may wait for it. */
