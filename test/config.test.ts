@@ -158,6 +158,9 @@ describe('configuration', () => {
     ['REDIS_URL', 'redis://cache?cluster=yes'],
     ['REDIS_URL', 'redis://cache/?cluster='],
     ['REDIS_URL', 'redis://cache/1?cluster=true'],
+    ['REDIS_URL', 'redis://cache?tls=true'],
+    ['REDIS_URL', 'redis://cache?enableOfflineQueue=true'],
+    ['REDIS_URL', 'redis://cache?family=5'],
     ['REDIS_URL', 'redis://one:6379,two:6379/1'],
     ['REDIS_URL', 'redis://one:6379,two:6379?db=1'],
     ['JWT_SECRET', 'short'],
@@ -192,6 +195,7 @@ describe('configuration', () => {
     'rediss://user:p%2Fw@cache:6379/1?cluster=false',
     'redis://[::1]:6379/2',
     'redis://cache?cluster=true',
+    'redis://cache?family=6&db=1',
     'redis://one:6379,two:6379/0',
   ])('takes REDIS_URL=%j', (url) => {
     expect(parseConfig({ DATABASE_URL, JWT_SECRET, REDIS_URL: url }).redisUrl).toBe(url);

@@ -8,6 +8,9 @@ const SEVERAL_HOSTS = /^[^:]*:\/\/(?:[^/?#]*@)?[^@/?#]*,[^@/?#]*(?:[/?#]|$)/;
 const REDIS_HOSTS =
   /^[^:]*:\/\/(?:[^@\s/]*@)?(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?(?:,(?:\[[\da-fA-F:.]+\]|[\w.-]+)(?::\d{1,5})?)*(?:[/?]\S*)?$/;
 
+/** ioredis takes whatever else stands there for an option of its own, and puts it above those that it is given. */
+const REDIS_PARAMETERS: ReadonlySet<string> = new Set(['cluster', 'db', 'family']);
+
 const OF_ANOTHER_CLIENT = 'another client of PostgreSQL understands and this one does not';
 
 /** What stands in URLs that were made for other clients: PostgreSQL would refuse it without saying where it came from. */
@@ -87,12 +90,18 @@ function areSwitches(query: URLSearchParams, name: string): boolean {
 function redisPathFault(url: string): string | null {
   const [, hosts = '', path = '', search] = /^[^:]*:\/\/(?:[^@/]*@)?([^/?]*)([^?]*)(.*)$/.exec(url) ?? [];
   const query = new URLSearchParams(search);
+  if (![...query.keys()].every((name) => REDIS_PARAMETERS.has(name))) {
+    return 'must have no parameter but cluster, db and family: TLS is asked for by rediss://, and a password stands before the host';
+  }
   const databases = [path.replace(/^\//, '') || '0', ...query.getAll('db')];
   if (databases.some((database) => !/^\d{1,9}$/.test(database))) {
     return 'must have the number of a database after the host, as in redis://host:6379/1, or nothing';
   }
   if (!areSwitches(query, 'cluster')) {
     return 'may say ?cluster=true or ?cluster=false, nothing else of cluster';
+  }
+  if (!query.getAll('family').every((family) => ['0', '4', '6'].includes(family))) {
+    return 'may say ?family=4 or ?family=6, for IPv4 or IPv6 alone, or ?family=0 for either, nothing else of family';
   }
   const isCluster = hosts.includes(',') || query.get('cluster') === 'true';
   if (isCluster && databases.some((database) => Number(database) !== 0)) {

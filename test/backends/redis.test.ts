@@ -13,7 +13,7 @@ import { type Log, silentLog } from '../../src/lib/log.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
 import { keygate } from '../support/command-line.ts';
-import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
+import { createDatabase, type Engine, startRedis, startRedisSentinel } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { testEnvironment } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
@@ -494,6 +494,23 @@ describe('what is told of a Redis that can not be used', () => {
     );
     await admin.acl('SETUSER', 'narrow', '+subscribe');
     expect(await examined(url)).toMatchObject({ version: expect.any(String) });
+  });
+
+  it('is that it is a Sentinel, to the doctor and in the log', async () => {
+    const sentinel = await startRedisSentinel();
+    onTestFinished(() => sentinel.stop());
+    const hint = / \(as a Sentinel answers: REDIS_URL must name the Redis itself\)$/;
+    expect(String(await examined(sentinel.url))).toMatch(hint);
+    const warnings: object[] = [];
+    const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };
+    const node = await startNode({ url: sentinel.url, log, timing: { startWaitMaxMs: 300 } });
+    onTestFinished(() => node.stop());
+    await node.bus.acquire({ device: { userId: 'alice', deviceId: 1 }, fence: 1 });
+    await eventually(() =>
+      expect(warnings).toContainEqual(
+        expect.objectContaining({ text: 'bus: Redis refuses leases', reason: expect.stringMatching(hint) }),
+      ),
+    );
   });
 
   it('does not have its link connect anew at each refusal, as of a replica', async () => {

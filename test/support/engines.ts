@@ -4,7 +4,7 @@
  */
 import { randomBytes } from 'node:crypto';
 import { closeSync, openSync } from 'node:fs';
-import { access, mkdtemp, readdir, readFile, realpath, rm } from 'node:fs/promises';
+import { access, mkdtemp, readdir, readFile, realpath, rm, writeFile } from 'node:fs/promises';
 import { connect } from 'node:net';
 import { tmpdir } from 'node:os';
 import { dirname, join } from 'node:path';
@@ -119,6 +119,26 @@ export async function startRedis({ appendOnly = false }: { appendOnly?: boolean 
   const binary = await findRedis();
   const more = ['--appendonly', appendOnly ? 'yes' : 'no', '--appendfsync', 'always'];
   return inTemporaryFolder((dir) => startRedisIn(dir, binary, more));
+}
+
+/**
+ * What knows where a Redis is, and is none itself.
+ *
+ * @throws MissingEngineError with one line that says what to install
+ */
+export async function startRedisSentinel(): Promise<Engine> {
+  const binary = await findRedis();
+  return inTemporaryFolder(async (dir) => {
+    const file = join(dir, 'sentinel.conf');
+    await writeFile(file, '');
+    return await startEngine(dir, {
+      name: 'Redis Sentinel',
+      binary,
+      argsFor: (port) => [file, '--sentinel', '--bind', '127.0.0.1', '--port', String(port), '--dir', dir],
+      answers: answersPing,
+      urlFor: (port) => `redis://127.0.0.1:${port}`,
+    });
+  });
 }
 
 /** A Redis Cluster without replicas: what a lost node held is lost, and the others serve on. */

@@ -184,7 +184,11 @@ export function linkFault(error: Error): string {
   const { lastNodeError } = error as { lastNodeError?: unknown };
   const { message } = lastNodeError instanceof Error ? lastNodeError : error;
   // What knows no HELLO repeats it with the password.
-  return message.replace(/,? *with args beginning with.*/s, '');
+  const fault = message.replace(/,? *with args beginning with.*/s, '');
+  // Every Redis knows these.
+  return /^ERR unknown command .?(time|evalsha|eval)\b/i.test(fault)
+    ? `${fault} (as a Sentinel answers: REDIS_URL must name the Redis itself)`
+    : fault;
 }
 
 /** Whether Redis has answered, with a refusal. */

@@ -25,8 +25,8 @@ export async function examineRedis(link: RedisLink): Promise<RedisFacts> {
       throw new Error(`no connection to Redis: ${reason}${schemeHint(link, reason)}`);
     });
   }
-  const [seconds, microseconds] = await link.time();
-  const info = await link.info('server');
+  const [seconds, microseconds] = await link.time().catch(refused('to tell its time'));
+  const info = await link.info('server').catch(refused('to tell its version'));
   await tryRights(link);
   return {
     version: /redis_version:(\S+)/.exec(info)?.[1] ?? 'unknown',
