@@ -5,7 +5,8 @@ import { lineOf } from './admin/tail-lines.ts';
 import type { Config } from './config.ts';
 import { existingSecret } from './embedded-secret.ts';
 import { systemClock } from './lib/clock.ts';
-import { filterFromQuery, type StreamFilter, streamEventNames } from './protocol/inspector.ts';
+import { streamEventNames } from './protocol/inspector/events.ts';
+import { filterFromQuery, type StreamFilter } from './protocol/inspector/filter.ts';
 import { UsageError } from './usage-error.ts';
 
 export const TAIL_HELP = `Usage: keygate tail [--device <device>] [--event <name>] [--json] …

@@ -3,7 +3,9 @@
  * knowing. Pure, so that every answer can be tried.
  */
 import type { BounceReason } from '../protocol/envelope.ts';
-import type { Diagnosis, NodeState, SocketFacts } from '../protocol/inspector.ts';
+import type { Diagnosis } from '../protocol/inspector/diagnosis.ts';
+import type { SocketFacts } from '../protocol/inspector/facts.ts';
+import type { NodeState } from '../protocol/inspector/stream.ts';
 import { isoTime } from './live-sockets.ts';
 
 export interface DeviceFacts {

@@ -3,12 +3,12 @@ import type { Clock } from '../lib/clock.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
 import {
   GATE_HISTORY_MAX,
-  type GateName,
   type GateStepSeen,
-  isOfDevice,
   SOCKETS_MAX,
   type SocketFacts,
-} from '../protocol/inspector.ts';
+} from '../protocol/inspector/facts.ts';
+import { isOfDevice } from '../protocol/inspector/filter.ts';
+import type { GateName } from '../protocol/inspector/values.ts';
 import type { LiveSocket, Observer } from '../requests/observe.ts';
 
 export interface LiveSockets {

@@ -8,7 +8,7 @@ import type { Log } from '../lib/log.ts';
 import type { Statistics, StoreStatistics } from '../ports/statistics.ts';
 import { bounceReason } from '../protocol/envelope.ts';
 import type { PushPayload, RequestData } from '../protocol/events.ts';
-import { type GateName, gateName } from '../protocol/inspector.ts';
+import { type GateName, gateName } from '../protocol/inspector/values.ts';
 import type { Reports, RequestEnded } from '../requests/observe.ts';
 import { createDistribution } from './distribution.ts';
 import type { AdminPage } from './health.ts';

@@ -3,7 +3,7 @@
  * faster than the viewer takes them. Nobody ever waits for a viewer.
  */
 import type { Clock, Timer } from '../lib/clock.ts';
-import type { StreamEvent } from '../protocol/inspector.ts';
+import type { StreamEvent } from '../protocol/inspector/events.ts';
 
 export interface Outbox {
   hasRoom(): boolean;

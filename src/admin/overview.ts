@@ -1,6 +1,7 @@
 /** A second of one node in numbers, and the sum of many nodes' seconds. Nothing is counted while nobody looks. */
 import type { Clock } from '../lib/clock.ts';
-import type { NodeState, OverviewSample } from '../protocol/inspector.ts';
+import type { OverviewSample } from '../protocol/inspector/overview.ts';
+import type { NodeState } from '../protocol/inspector/stream.ts';
 import type { Observer } from '../requests/observe.ts';
 import { isoTime, type LiveSockets } from './live-sockets.ts';
 

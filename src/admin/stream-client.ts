@@ -1,6 +1,7 @@
 /** Reads the inspector's stream as a program does: with the admin token, and coming back by itself. */
 import { type Clock, pause } from '../lib/clock.ts';
-import { filterToQuery, type StreamFilter, type StreamFrame, streamFrame } from '../protocol/inspector.ts';
+import { filterToQuery, type StreamFilter } from '../protocol/inspector/filter.ts';
+import { type StreamFrame, streamFrame } from '../protocol/inspector/stream.ts';
 
 export interface StreamClientOptions {
   /** Of the admin listener. */

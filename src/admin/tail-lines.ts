@@ -1,6 +1,6 @@
 /** Events of the stream as lines of a terminal: columns that line up, colours that mean something. */
 import { unreachable } from '../lib/unreachable.ts';
-import type { Direction, StreamEvent } from '../protocol/inspector.ts';
+import type { Direction, StreamEvent } from '../protocol/inspector/events.ts';
 
 const ARROWS: Readonly<Record<Direction, string>> = { in: '→', out: '←', server: '·' };
 const COLOURS = { grey: 90, red: 31, green: 32, yellow: 33, cyan: 36 } as const;

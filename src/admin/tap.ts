@@ -5,7 +5,9 @@
 import type { Clock } from '../lib/clock.ts';
 import { createRecent } from '../lib/recent.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
-import { type GateName, matchesFilter, type StreamEvent, type StreamFilter } from '../protocol/inspector.ts';
+import type { StreamEvent } from '../protocol/inspector/events.ts';
+import { matchesFilter, type StreamFilter } from '../protocol/inspector/filter.ts';
+import type { GateName } from '../protocol/inspector/values.ts';
 import type { Observer, Reports } from '../requests/observe.ts';
 import { isoTime, type LiveSockets } from './live-sockets.ts';
 import type { Outbox } from './outbox.ts';

@@ -1,7 +1,9 @@
 /** A viewer's connection: server-sent events that wait for nobody, and end with the session that opened them. */
 import type { ServerResponse } from 'node:http';
 import { type Clock, every } from '../lib/clock.ts';
-import type { OverviewSample, StreamFilter, StreamFrame } from '../protocol/inspector.ts';
+import type { StreamFilter } from '../protocol/inspector/filter.ts';
+import type { OverviewSample } from '../protocol/inspector/overview.ts';
+import type { StreamFrame } from '../protocol/inspector/stream.ts';
 import { isoTime } from './live-sockets.ts';
 import type { Nodes } from './nodes.ts';
 import { createOutbox } from './outbox.ts';

@@ -1,7 +1,8 @@
 import { describe, expect, it } from 'vitest';
 import { type DeviceFacts, diagnose, type PutOff, SLOW_BYTES } from '../../src/admin/diagnose.ts';
 import { bounceReason } from '../../src/protocol/envelope.ts';
-import { diagnosis, type SocketFacts } from '../../src/protocol/inspector.ts';
+import { diagnosis } from '../../src/protocol/inspector/diagnosis.ts';
+import type { SocketFacts } from '../../src/protocol/inspector/facts.ts';
 
 const NOW = Date.parse('2026-03-01T12:00:00.000Z');
 const EARLIER = '2026-03-01T11:59:50.000Z';

@@ -4,7 +4,8 @@ import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { FLUSH_PERIOD_MS } from '../../src/admin/outbox.ts';
 import { addressKey } from '../../src/protocol/ids.ts';
-import { adminRoutes, type OverviewSample } from '../../src/protocol/inspector.ts';
+import { adminRoutes } from '../../src/protocol/inspector/admin-api.ts';
+import type { OverviewSample } from '../../src/protocol/inspector/overview.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, hold, opened, redisFor, someone, undoAfterEach } from '../support/flow.ts';
 import {

@@ -8,7 +8,7 @@ import { describe, expect, it } from 'vitest';
 import { lineOf } from '../../src/admin/tail-lines.ts';
 import { ERRORS } from '../../src/protocol/errors.ts';
 import { addressKey } from '../../src/protocol/ids.ts';
-import { type StreamEvent, streamEvent } from '../../src/protocol/inspector.ts';
+import { type StreamEvent, streamEvent } from '../../src/protocol/inspector/events.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { opened, redisFor, someone, undoAfterEach } from '../support/flow.ts';

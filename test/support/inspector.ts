@@ -1,17 +1,9 @@
 /** The inspector as a browser uses it: logs in, keeps the cookie, reads streams. */
-import {
-  type AdminAnswer,
-  type AdminError,
-  adminRoutes,
-  filterToQuery,
-  type OverviewSample,
-  overviewSample,
-  type StreamEvent,
-  type StreamEventKind,
-  type StreamFilter,
-  type StreamFrame,
-  streamFrame,
-} from '../../src/protocol/inspector.ts';
+import { type AdminAnswer, type AdminError, adminRoutes } from '../../src/protocol/inspector/admin-api.ts';
+import type { StreamEvent, StreamEventKind } from '../../src/protocol/inspector/events.ts';
+import { filterToQuery, type StreamFilter } from '../../src/protocol/inspector/filter.ts';
+import { type OverviewSample, overviewSample } from '../../src/protocol/inspector/overview.ts';
+import { type StreamFrame, streamFrame } from '../../src/protocol/inspector/stream.ts';
 import { eventually } from './eventually.ts';
 
 export const ADMIN_TOKEN = 'the-admin-token-of-the-tests';

@@ -1,5 +1,6 @@
 /** The admin API as the page calls it. */
-import { type AdminAnswer, type AdminError, adminRoutes, type GateName } from '../../protocol/inspector.ts';
+import { type AdminAnswer, type AdminError, adminRoutes } from '../../protocol/inspector/admin-api.ts';
+import type { GateName } from '../../protocol/inspector/values.ts';
 
 /** A refusal, with a sentence that a reader can act on. */
 export class ApiError extends Error {

@@ -1,6 +1,6 @@
 /** The frame around every page: who is logged in, where one can go, and how the line is. */
 import { useEffect, useState } from 'preact/hooks';
-import type { AdminAnswer } from '../../protocol/inspector.ts';
+import type { AdminAnswer } from '../../protocol/inspector/admin-api.ts';
 import { addressOf, VIEWS, type View } from './address.ts';
 import { ApiError, api, whenSignedOut } from './api.ts';
 import { count } from './format.ts';

@@ -1,5 +1,5 @@
 /** What an event says in one line. */
-import type { Direction, StreamEvent } from '../../protocol/inspector.ts';
+import type { Direction, StreamEvent } from '../../protocol/inspector/events.ts';
 import { count } from './format.ts';
 import { inOneLine } from './redacted-text.ts';
 

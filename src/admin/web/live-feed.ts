@@ -1,13 +1,8 @@
 /** The live stream as the page keeps it: bounded, paused and filtered, told to whoever draws it once a frame. */
-import {
-  adminRoutes,
-  filterToQuery,
-  matchesFilter,
-  type NodeState,
-  type StreamEvent,
-  type StreamFilter,
-  type StreamFrame,
-} from '../../protocol/inspector.ts';
+import { adminRoutes } from '../../protocol/inspector/admin-api.ts';
+import type { StreamEvent } from '../../protocol/inspector/events.ts';
+import { filterToQuery, matchesFilter, type StreamFilter } from '../../protocol/inspector/filter.ts';
+import type { NodeState, StreamFrame } from '../../protocol/inspector/stream.ts';
 import { checkSession } from './api.ts';
 import { createEventLog, type EventLog } from './event-log.ts';
 import { count } from './format.ts';

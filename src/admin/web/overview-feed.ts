@@ -1,5 +1,6 @@
 /** The last minutes of the whole installation, one sample a second. */
-import { adminRoutes, type OverviewSample } from '../../protocol/inspector.ts';
+import { adminRoutes } from '../../protocol/inspector/admin-api.ts';
+import type { OverviewSample } from '../../protocol/inspector/overview.ts';
 import { checkSession } from './api.ts';
 import { createServerEvents, type LineStatus } from './server-events.ts';
 

@@ -1,13 +1,8 @@
 /** One device: why its messages do not arrive, its key set, who claimed, and what waits. */
 import { useRef, useState } from 'preact/hooks';
-import type {
-  AdminAnswer,
-  ClaimFacts,
-  Diagnosis,
-  DiagnosisKind,
-  KeySetFacts,
-  PendingFacts,
-} from '../../../protocol/inspector.ts';
+import type { AdminAnswer } from '../../../protocol/inspector/admin-api.ts';
+import type { Diagnosis, DiagnosisKind } from '../../../protocol/inspector/diagnosis.ts';
+import type { ClaimFacts, KeySetFacts, PendingFacts } from '../../../protocol/inspector/facts.ts';
 import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { claimText } from '../event-text.ts';

@@ -1,6 +1,6 @@
 /** The live stream: a table that follows, stands still, is filtered, searched with keys, and exported. */
 import { useCallback, useEffect, useRef, useState } from 'preact/hooks';
-import { filterFromQuery, filterToQuery, type StreamFilter } from '../../../protocol/inspector.ts';
+import { filterFromQuery, filterToQuery, type StreamFilter } from '../../../protocol/inspector/filter.ts';
 import { addressOf } from '../address.ts';
 import {
   bytesOf,

@@ -1,6 +1,7 @@
 /** One message's life, over all nodes. */
 import { useRef } from 'preact/hooks';
-import type { AdminAnswer, MessageStage, StreamEvent } from '../../../protocol/inspector.ts';
+import type { AdminAnswer } from '../../../protocol/inspector/admin-api.ts';
+import type { MessageStage, StreamEvent } from '../../../protocol/inspector/events.ts';
 import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { nameOf, outcomeOf } from '../event-text.ts';

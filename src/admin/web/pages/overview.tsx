@@ -1,6 +1,6 @@
 /** How the whole installation does: the last ten minutes, one sample a second. */
 import { useState } from 'preact/hooks';
-import type { OverviewSample } from '../../../protocol/inspector.ts';
+import type { OverviewSample } from '../../../protocol/inspector/overview.ts';
 import { addressOf } from '../address.ts';
 import type { Session } from '../app.tsx';
 import { count } from '../format.ts';

@@ -1,6 +1,7 @@
 /** Who is connected, how each gate stands, and what keeps each socket busy. */
 import { useState } from 'preact/hooks';
-import { type AdminAnswer, type GateName, gateName } from '../../../protocol/inspector.ts';
+import type { AdminAnswer } from '../../../protocol/inspector/admin-api.ts';
+import { type GateName, gateName } from '../../../protocol/inspector/values.ts';
 import { addressOf } from '../address.ts';
 import { api } from '../api.ts';
 import { bytes, count, counted } from '../format.ts';

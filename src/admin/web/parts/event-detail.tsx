@@ -1,5 +1,5 @@
 /** Everything of one event, or the difference of two. */
-import type { StreamEvent } from '../../../protocol/inspector.ts';
+import type { StreamEvent } from '../../../protocol/inspector/events.ts';
 import type { RedactedValue } from '../../../protocol/redact.ts';
 import { type Difference, differences } from '../diff.ts';
 import { bytesOf, claimText, DIRECTION_WORDS, latencyOf, nameOf, outcomeOf } from '../event-text.ts';

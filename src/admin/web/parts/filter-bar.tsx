@@ -2,13 +2,9 @@
 import type { Ref } from 'preact';
 import { useEffect, useRef, useState } from 'preact/hooks';
 import { ERRORS } from '../../../protocol/errors.ts';
-import {
-  type Direction,
-  type GateName,
-  gateName,
-  type StreamFilter,
-  streamEventNames,
-} from '../../../protocol/inspector.ts';
+import { type Direction, streamEventNames } from '../../../protocol/inspector/events.ts';
+import type { StreamFilter } from '../../../protocol/inspector/filter.ts';
+import { type GateName, gateName } from '../../../protocol/inspector/values.ts';
 
 const DIRECTIONS: Readonly<Record<Direction, string>> = { in: '→ in', out: '← out', server: '· inside' };
 const CODES: readonly string[] = ['ok', ...Object.keys(ERRORS)];

@@ -1,5 +1,6 @@
 /** Gate states as they look everywhere: a shape, a colour and a word. */
-import type { GateName, GateStepSeen } from '../../../protocol/inspector.ts';
+import type { GateStepSeen } from '../../../protocol/inspector/facts.ts';
+import type { GateName } from '../../../protocol/inspector/values.ts';
 import { clockTime, duration } from '../time.ts';
 
 const SHAPES: Readonly<Record<GateName, preact.JSX.Element>> = {

@@ -1,6 +1,6 @@
 /** One socket: its facts, its gate's history, and the button that ends it. */
 import { useRef, useState } from 'preact/hooks';
-import type { SocketFacts } from '../../../protocol/inspector.ts';
+import type { SocketFacts } from '../../../protocol/inspector/facts.ts';
 import { api } from '../api.ts';
 import { bytes, counted } from '../format.ts';
 import { clockTime, duration, nowMs, relative } from '../time.ts';

@@ -1,12 +1,11 @@
 import { describe, expect, it } from 'vitest';
+import { type StreamEvent, streamEvent } from '../../../src/protocol/inspector/events.ts';
 import {
   filterFromQuery,
   filterToQuery,
   matchesFilter,
-  type StreamEvent,
   type StreamFilter,
-  streamEvent,
-} from '../../src/protocol/inspector.ts';
+} from '../../../src/protocol/inspector/filter.ts';
 
 const request: StreamEvent = {
   time: '2026-03-01T12:00:00.000Z',
