@@ -1,7 +1,7 @@
 /** How the HTTP door says no: a contract error as an answer, whatever was thrown and however little could be read. */
-import { STATUS_CODES } from 'node:http';
 import type { Socket } from 'node:net';
 import type { FastifyReply } from 'fastify';
+import { answerLast } from '../lib/last-answer.ts';
 import { ERRORS, type ErrorObject, GatewayError } from '../protocol/errors.ts';
 
 /** The headers of every answer. */
@@ -56,13 +56,5 @@ export function refuseUnreadable(error: Error & { code?: string }, socket: Socke
     error.code === 'HPE_HEADER_OVERFLOW' ? 431 : error.code === 'ERR_HTTP_REQUEST_TIMEOUT' ? 408 : 400;
   const refusal =
     status === 431 ? new GatewayError('PAYLOAD_TOO_LARGE') : malformed('the request can not be read');
-  const body = JSON.stringify({ success: false, error: refusal.toObject() });
-  const head = [
-    `HTTP/1.1 ${status} ${STATUS_CODES[status]}`,
-    'content-type: application/json; charset=utf-8',
-    `content-length: ${Buffer.byteLength(body)}`,
-    'connection: close',
-    ...Object.entries(HEADERS).map(([name, value]) => `${name}: ${value}`),
-  ];
-  socket.end(`${head.join('\r\n')}\r\n\r\n${body}`, () => socket.destroy());
+  answerLast(socket, { status, headers: HEADERS, answer: { success: false, error: refusal.toObject() } });
 }
