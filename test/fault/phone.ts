@@ -313,8 +313,12 @@ export function createPhone(options: PhoneOptions): Phone {
           continue;
         }
         const { validation, missingKeys } = validated.data;
-        if (validation === undefined)
-          throw new Error(`${device}: the server misses ${missingKeys.join(', ')}`);
+        if (validation === undefined) {
+          record({ event: 'missed', device, what: missingKeys.join(', ') });
+          // It goes on as an application would; what it found stays in the history.
+          owed = { preKeys: [], replacesIdentity: true };
+          continue;
+        }
         note(validated.data);
         const ready = await ask('clientReady', { validation }, { name: 'ready' });
         if (ready?.ok === true && !isOver()) {
