@@ -152,6 +152,8 @@ export function listWithoutRepeats<Item extends z.ZodType>(
     .array(item)
     .max(lengthMax)
     .superRefine((list, context) => {
+      // As most lists of envelopes are.
+      if (list.length < 2) return;
       const seen = new Set<unknown>();
       list.forEach((value, index) => {
         const id = idOf(value);

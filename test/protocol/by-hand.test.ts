@@ -102,6 +102,16 @@ describe('strict base64', () => {
     );
   });
 
+  it('has no character beyond its alphabet, wherever it stands', () => {
+    for (let code = 0; code < 0x1_00_41; code++) {
+      const character = String.fromCodePoint(code);
+      const isOfAlphabet = /^[A-Za-z0-9+/]$/.test(character);
+      for (const text of [`${character}AAA`, `AAA${character}`, `AAAA${character}A==`]) {
+        if (isStrictBase64(text) !== (isOfAlphabet || text === 'AAA=')) throw new Error(JSON.stringify(text));
+      }
+    }
+  });
+
   it.each(['AA=A', 'A===', '====', 'AB==', 'AAB=', 'AAAA=', 'AAAA\n', '=AAA', 'AAAA===='])(
     'is not %j',
     (text) => {
