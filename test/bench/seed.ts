@@ -2,6 +2,7 @@
  * Devices and keys by SQL: thousands of devices in a second, where uploads would take minutes of verification. The keys
  * are real ones of libsignal, used again and again, since nobody compares one device's with another's.
  */
+import { randomBytes } from 'node:crypto';
 import type postgres from 'postgres';
 import { byteaArray, numberArray, textArray } from '../../src/backends/postgres/array-literal.ts';
 import { systemClock } from '../../src/lib/clock.ts';
@@ -127,7 +128,7 @@ export async function refillQueues(
     INSERT INTO messages (user_id, device_id, sequence, id, kind, peer_user_id, peer_device_id, message_id, type,
                           content, identity_version, stored_at, expires_at)
     SELECT u.user_id, 1, nextval('message_sequence'), gen_random_uuid(), 0, 'sender-1000', 1, gen_random_uuid(), 2,
-           ${Buffer.alloc(options.contentBytes, 7)}::bytea, 1, now(), now() + interval '30 days'
+           ${randomBytes(options.contentBytes)}::bytea, 1, now(), now() + interval '30 days'
     FROM unnest(${textArray(options.users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
     CROSS JOIN generate_series(1, ${options.perDevice}::int4) AS n
     ORDER BY u.nth, n`;

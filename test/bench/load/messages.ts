@@ -1,5 +1,5 @@
 /** A ring of open gates: each device sends to the next, in a closed loop when its message was stored and handed out. */
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import type { DeviceToken } from '../seed.ts';
 import { faultOf } from './claims.ts';
 import { type DriveInput, drive } from './drive.ts';
@@ -26,7 +26,6 @@ export async function driveMessages(
   devices: readonly DeviceToken[],
   input: MessagesInput,
 ): Promise<Measurement> {
-  const content = Buffer.alloc(input.contentBytes, 7).toString('base64');
   const flights = new Map<string, Flight>();
 
   function advance(messageId: string, flight: Flight): void {
@@ -39,6 +38,8 @@ export async function driveMessages(
   const measurement = await drive(sockets, input, ({ socket, index, meter, again }) => {
     const to = (index + 1) % sockets.length;
     const { userId } = devices[to]!;
+    // As ciphertext is: what looks through the same bytes over and over has them foreseen by the processor.
+    const content = randomBytes(input.contentBytes).toString('base64');
     const envelope = `{"deviceId":1,"registrationId":${input.registrationIds[to]},"type":2,"content":"${content}"}`;
     const requests = new Map<number, string>();
     return {

@@ -2,14 +2,14 @@
  * A bare Socket.IO server: it verifies tokens, answers every request with an object of a bundle's shape and size,
  * emits a backlog in acknowledged pages, and does nothing else.
  */
-import { randomUUID } from 'node:crypto';
+import { randomBytes, randomUUID } from 'node:crypto';
 import { jwtVerify } from 'jose';
 import type { Socket } from 'socket.io';
 import { serveSockets } from './socket-server.ts';
 
 const reply = JSON.parse(process.env.BENCH_REPLY ?? '{}');
 const secret = new TextEncoder().encode(process.env.BENCH_SECRET ?? '');
-const content = Buffer.alloc(Number(process.env.BENCH_CONTENT_BYTES ?? 0), 7).toString('base64');
+const contentBytes = Number(process.env.BENCH_CONTENT_BYTES ?? 0);
 /** What waits for every device that says `clientReady`, as the gateway would push it. */
 const backlog = Array.from({ length: Number(process.env.BENCH_BACKLOG ?? 0) }, () => ({
   id: randomUUID(),
@@ -17,7 +17,7 @@ const backlog = Array.from({ length: Number(process.env.BENCH_BACKLOG ?? 0) }, (
   messageId: randomUUID(),
   sender: { userId: 'sender-1000', deviceId: 1 },
   type: 2,
-  content,
+  content: randomBytes(contentBytes).toString('base64'),
   storedAt: new Date().toISOString(),
 }));
 const PAGE = 100;
