@@ -39,7 +39,7 @@ export function untouched<Data>(data: Data): KeyChange<Data> {
  *
  * @param by.fence the number of the connection that asks; null where none does
  * @param by.refuse throws where the request may not change the device as it stands, of which the transaction holds the row
- * @param by.onRefused hears of what it has thrown, when the transaction has ended
+ * @param by.onRefused hears that it has thrown, when the transaction has ended
  */
 export function changedBy(
   {
@@ -49,27 +49,24 @@ export function changedBy(
   }: {
     fence: number | null;
     refuse: (current: DeviceKeys) => void;
-    onRefused: (error: GatewayError) => void;
+    onRefused: () => void;
   },
   store: KeyStore,
 ): KeyStore {
   return {
     ...store,
     async change(device, action, how) {
-      let refusal: unknown = null;
+      let isRefused = false;
       const judged: typeof action = (keys) => {
-        try {
-          refuse(keys.current);
-        } catch (error) {
-          refusal = error;
-          throw error;
-        }
+        isRefused = true;
+        refuse(keys.current);
+        isRefused = false;
         return action(keys);
       };
       try {
         return await store.change(device, judged, { ...how, fence });
       } finally {
-        if (refusal instanceof GatewayError) onRefused(refusal);
+        if (isRefused) onRefused();
       }
     },
   };

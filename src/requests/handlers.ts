@@ -81,11 +81,16 @@ export function createHandlers(parts: HandlersParts): Handlers {
         throw new GatewayError('UNAVAILABLE', 'a newer connection of this device took over');
       }
       if (isRevoked(tokenAge(), revokedAtMs)) throw new GatewayError('FORBIDDEN', 'the device was revoked');
+      // An open gate was served under this number. To write it again would blot out what tells of the restore.
+      if (fence !== null && newest < fence && connection?.session.gate().name === 'open') {
+        throw new GatewayError(
+          'UNAVAILABLE',
+          'the server was restored from a backup; compare the keys with it',
+        );
+      }
     };
-    // Not while it is being refused: the look ends the socket, and the answer goes out before.
-    const onRefused = (error: GatewayError): void => {
-      if (error.code === 'FORBIDDEN') connection?.session.look();
-    };
+    // Not while it is being refused: the look ends the socket, or closes its gate, and the answer goes out before.
+    const onRefused = (): void => connection?.session.look();
     return { ...parts, store: changedBy({ fence, refuse, onRefused }, store) };
   }
 

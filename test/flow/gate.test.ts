@@ -639,6 +639,36 @@ describe('a server that was restored from an older backup', () => {
   });
 
   it.each([
+    ['adds prekeys', 'addPreKeys'],
+    ['withdraws some', 'withdrawPreKeys'],
+    ['rotates', 'rotateSignedPreKey'],
+  ] as const)(
+    'is found out though the first that it hears of a connection is that it %s',
+    async (_, request) => {
+      const alice = await opened(shared);
+      const bob = await opened(shared);
+      const before = await bob.client.call('keyStatus');
+      const sql = postgres(shared.databaseUrl, { max: 1 });
+      await sql`UPDATE devices SET fence = 0
+              WHERE user_id = ${bob.address.userId} AND device_id = ${bob.address.deviceId}`;
+      await sql.end();
+      const input = {
+        addPreKeys: bob.device.morePreKeys(1),
+        withdrawPreKeys: { preKeyIds: [1] },
+        rotateSignedPreKey: { signedPreKey: bob.device.newSignedPreKey() },
+      };
+      // What it offers may have been handed out in the time that was lost.
+      expect(await bob.client.refusal(request, input[request])).toMatchObject({ code: 'UNAVAILABLE' });
+      expect(await bob.client.next('gateClosed')).toEqual({ reason: 'serverRestored', keyVersion: 1 });
+      expect(await bob.client.call('keyStatus')).toEqual(before);
+      await bob.client.call(request, input[request]);
+      await send(alice.client, bob, 'held');
+      await afterOthersGotTheirs(shared, alice.client);
+      expect(contents(bob.client)).toEqual([]);
+    },
+  );
+
+  it.each([
     ['says which version it knows', true],
     ['does not say which version it knows', false],
   ])('closes the gate with serverRestored, and a client that %s opens it again', async (_, tells) => {
