@@ -47,7 +47,7 @@ export interface DeviceKeys {
   updatedAtMs: number | null;
   /** When the device's gate was opened last, or was last found open, give or take half a day. */
   servedAtMs: number | null;
-  /** The number of the newest connection that was ever served or changed the keys; 0 before the first. */
+  /** The number of the newest connection that was ever served or asked for a change; 0 before the first. */
   fence: number;
   /** Tokens issued until then speak for the device no more; null where it was never revoked. */
   revokedAtMs: number | null;
@@ -172,8 +172,8 @@ export interface KeyStore {
    *
    * @param how.isUpkeep whether nobody is told that it was done: a crash soon after may undo it, and the row waits for
    *   no disk
-   * @param how.fence the number of the connection that asks, which `save` notes: from then on no older one is served,
-   *   and whoever asks can tell that an older one came late
+   * @param how.fence the number of the connection that asks, which is noted unless `action` throws: from then on no older
+   *   one is served, and whoever asks can tell that an older one came late
    */
   change<Result>(
     device: DeviceAddress,

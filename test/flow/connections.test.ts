@@ -274,6 +274,24 @@ describe('a node that does not know that it was superseded', () => {
     expect(await newer.call('keyStatus')).toEqual(before);
     await open({ client: newer, device: replaced });
   });
+
+  it('undoes nothing that a newer connection was told to stand already', async () => {
+    const { first, second } = await twoDeafNodes();
+    const address = someone();
+    const older = await first.connect(address);
+    const newer = await second.connect(address);
+    expect(await newer.call('resetKeys', { reason: 'to begin afresh' })).toEqual({ keyVersion: 0 });
+    const late = older.call('uploadKeys', new SignalDevice(address).uploadInput(FEW_KEYS));
+    await expect(late).rejects.toThrow('a newer connection of this device took over');
+
+    const bob = await enrol(first, someone(), FEW_KEYS);
+    const again = await second.connect(bob.address);
+    const { signedPreKey } = bob.device.uploadInput(FEW_KEYS);
+    expect(await again.call('rotateSignedPreKey', { signedPreKey })).toMatchObject({ keyVersion: 1 });
+    const rotation = bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
+    await expect(rotation).rejects.toThrow('a newer connection of this device took over');
+    expect(await again.call('keyStatus')).toMatchObject({ signedPreKeyId: signedPreKey.keyId });
+  });
 });
 
 describe('two nodes', () => {

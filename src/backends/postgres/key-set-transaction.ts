@@ -10,15 +10,11 @@ import { devices, messages, oneTimePreKeys, PRE_KEY_KIND, signedPreKeys, usedPre
 import { momentOf } from './time-sql.ts';
 import { foldClaims, foldReplacedSignedPreKeys, markUsed, usedAmong } from './used-ids.ts';
 
-/**
- * @param current what `readKeys` told in `tx` as it locked the device's row
- * @param fence the number of the connection that asks; null where none does
- */
+/** @param current what `readKeys` told in `tx` as it locked the device's row */
 export function createKeySetTransaction(
   tx: Transaction,
   device: DeviceAddress,
   current: DeviceKeys,
-  fence: number | null,
 ): KeySetTransaction {
   const { userId, deviceId } = device;
   const ofDevice = sql`user_id = ${userId} AND device_id = ${deviceId}`;
@@ -191,7 +187,6 @@ export function createKeySetTransaction(
           updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
           restoredAt: update.restoredAtMs === null ? null : new Date(update.restoredAtMs),
           revision: sql`${devices.revision} + 1`,
-          fence: Math.max(current.fence, fence ?? 0),
           ...(ranLow ? { lowNoticeVersion: update.countVersion } : {}),
         })
         .where(ofDevice);

@@ -45,7 +45,15 @@ export function createKeyStore(database: Database): KeyStore {
             await tx.insert(devices).values(device).onConflictDoNothing();
             current = await readKeys(tx, device, true);
           }
-          return await action(createKeySetTransaction(tx, device, current!, fence));
+          const result = await action(createKeySetTransaction(tx, device, current!));
+          // Also where nothing was changed: whoever asked is told how things stand.
+          if (fence !== null && fence > current!.fence) {
+            await tx
+              .update(devices)
+              .set({ fence })
+              .where(and(eq(devices.userId, device.userId), eq(devices.deviceId, device.deviceId)));
+          }
+          return result;
         }),
       );
     },

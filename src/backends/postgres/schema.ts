@@ -61,7 +61,7 @@ export const devices = pgTable(
     pqClaimed: bigNumber('pq_claimed').notNull().default(0),
     /** One-time PQ prekeys were offered under the present identity, wherever they are now. */
     offersPq: boolean('offers_pq').notNull().default(false),
-    /** The number of the newest connection that was served or changed the keys; older ones read, delete and change nothing. */
+    /** The number of the newest connection that was served or asked for a change of keys; older ones read, delete and change nothing. */
     fence: bigNumber('fence').notNull().default(0),
     updatedAt: moment('updated_at'),
     /** When a gate was opened last, or was last found open; null where none ever was. */
