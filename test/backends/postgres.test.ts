@@ -21,6 +21,7 @@ import { base64, describeKeyStore, identityOf, newDevice, storeKeySet } from '..
 import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 interface OpenEngine {
   address: PostgresAddress;
@@ -360,6 +361,26 @@ describe('the store of one process', () => {
     const holds = await held(keys, device);
     await storeKeySet(keys, newDevice(), {});
     await holds.release();
+  });
+
+  it('refuses a change that has waited for its turn until its caller may have given up, and never does it', async () => {
+    const clock = createManualClock();
+    const keys = createKeyStore(database, { clock });
+    const device = newDevice();
+    const holds = await held(keys, device);
+    let isCarriedOut = false;
+    const late = keys.change(device, async () => {
+      isCarriedOut = true;
+    });
+    const refused = expect(late).rejects.toMatchObject({ code: 'UNAVAILABLE', retryAfterMs: 1_000 });
+    await clock.advance(4_999);
+    const lastInTime = keys.change(device, async () => 'done');
+    await clock.advance(1);
+    await refused;
+    await holds.release();
+    expect(await lastInTime).toBe('done');
+    expect(isCarriedOut).toBe(false);
+    expect(clock.timerCount()).toBe(0);
   });
 
   it('answers with what a restored backup holds, although the numbers are the same again', async () => {

@@ -1,31 +1,45 @@
 /** The key store in PostgreSQL: reads, and changes in turn for each device; claims and retention lie beside it. */
 import { randomBytes } from 'node:crypto';
 import { and, eq, sql } from 'drizzle-orm';
+import { type Clock, steadyClock } from '../../lib/clock.ts';
+import { createSlots, NoSlotError, type Slots } from '../../lib/slots.ts';
 import type { KeyStore } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
 import { numberArray } from './array-literal.ts';
 import { createClaims } from './claims.ts';
 import { type Database, hotStatement, select } from './database.ts';
+import { unavailable } from './faults.ts';
 import { createKeyRetention } from './key-retention.ts';
 import { createKeySetTransaction, readKeys } from './key-set-transaction.ts';
 import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, sharedSecrets } from './schema.ts';
 import { momentOf } from './time-sql.ts';
 import { usedAmong } from './used-ids.ts';
 
-export function createKeyStore(database: Database): KeyStore {
-  /** The last change of each device that is being changed by this process. */
-  const changes = new Map<string, Promise<unknown>>();
+/** Changes of one device that wait for those before them. Whoever waits longer may have given up: nothing was begun for him. */
+const LINE = { slotCount: 1, waitingMax: 1_000, waitMaxMs: 5_000 };
+
+/** @param how.clock by default the steady one */
+export function createKeyStore(
+  database: Database,
+  { clock = steadyClock }: { clock?: Clock } = {},
+): KeyStore {
+  /** Of the devices that are being changed by this process. */
+  const lines = new Map<string, { slots: Slots; length: number }>();
 
   /** Runs one after the other what is of one device, so that changes that wait for its row hold one connection in all. */
   async function inTurn<Result>(device: DeviceAddress, action: () => Promise<Result>): Promise<Result> {
     const key = addressKey(device);
-    const turn = (changes.get(key) ?? Promise.resolve()).then(action, action);
-    changes.set(key, turn);
+    const line = lines.get(key) ?? { slots: createSlots({ clock, ...LINE }), length: 0 };
+    lines.set(key, line);
+    line.length += 1;
     try {
-      return await turn;
+      return await line.slots.run(action);
+    } catch (error) {
+      throw error instanceof NoSlotError ? unavailable(error) : error;
     } finally {
-      if (changes.get(key) === turn) changes.delete(key);
+      line.length -= 1;
+      if (line.length === 0) lines.delete(key);
     }
   }
 
