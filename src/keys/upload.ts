@@ -1,6 +1,12 @@
 /** Uploads: a whole key set, or more one-time prekeys. One upload is one transaction. */
 import type { Clock } from '../lib/clock.ts';
-import type { DeviceKeysUpdate, KeySetTransaction, KeyStore, OneTimePreKey } from '../ports/key-store.ts';
+import type {
+  DeviceKeysUpdate,
+  Identity,
+  KeySetTransaction,
+  KeyStore,
+  OneTimePreKey,
+} from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData } from '../protocol/events.ts';
@@ -123,7 +129,7 @@ const IDENTITY_READS_MAX = 3;
 /**
  * Adds one-time prekeys to the stored key set.
  *
- * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, BAD_REQUEST, UNAVAILABLE; nothing was stored then
+ * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, KEYS_OUT_OF_SYNC, BAD_REQUEST, UNAVAILABLE; nothing was stored then
  */
 export async function addPreKeys(
   parts: UploadParts,
@@ -149,7 +155,7 @@ export async function addPreKeys(
  * Verifies `signed` against the stored identity, then runs `action` in a transaction that proves this identity still
  * to be the stored one.
  *
- * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, UNAVAILABLE, and what `action` throws
+ * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, KEYS_OUT_OF_SYNC, UNAVAILABLE, and what `action` throws
  */
 export async function withVerifiedIdentity<Result>(
   store: KeyStore,
@@ -157,10 +163,19 @@ export async function withVerifiedIdentity<Result>(
   signed: Parameters<typeof verifySignedKeys>[1],
   action: (keys: KeySetTransaction, canonicalKey: Uint8Array) => Promise<Result>,
 ): Promise<Result> {
+  let found: Identity | null = null;
   for (let reads = 0; reads < IDENTITY_READS_MAX; reads++) {
-    const identity = (await store.read(device))?.identity;
-    if (identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
+    const current = await store.read(device);
+    if (current?.identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
+    const { identity, keyVersion } = current;
     await verifySignedKeys(identity, signed);
+    found ??= identity;
+    // What bears no signature does not say whose it is: it may be of the identity that is gone.
+    if (!sameIdentity(found, identity)) {
+      throw new GatewayError('KEYS_OUT_OF_SYNC', 'another identity key was stored meanwhile', {
+        details: { keyVersion },
+      });
+    }
     const outcome = await store.change(device, async (keys) => {
       if (keys.current.identity === null) throw new GatewayError('KEYS_NOT_UPLOADED');
       if (!sameIdentity(keys.current.identity, identity)) return null;

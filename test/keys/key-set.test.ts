@@ -144,6 +144,21 @@ describe('keys that are signed by an identity which is gone before they are stor
   });
 });
 
+describe('one-time prekeys that bear no signature, added while another identity comes', () => {
+  it('are refused: they may be of the one that is gone', async () => {
+    const [keys, other] = [new KeyMaker(), new KeyMaker()];
+    const device = { userId: `unsigned-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    const between = interrupted(() => upload(device, other, true));
+    const input = requests.addPreKeys.input.parse({ oneTimePreKeys: [keys.oneTime(1)] });
+    await expect(addPreKeys(partsOf(between), device, input)).rejects.toMatchObject({
+      code: 'KEYS_OUT_OF_SYNC',
+      details: { keyVersion: 2 },
+    });
+    expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 0, pq: 0 }, keyVersion: 2 });
+  });
+});
+
 describe('ids that are uploaded after a backup was restored, before the client has compared its keys', () => {
   it('are alreadyClaimed, and stay so when it has', async () => {
     const keys = new KeyMaker();
