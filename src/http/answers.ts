@@ -6,7 +6,6 @@ import type { RequestName } from '../protocol/events.ts';
 import { httpRoutes } from '../protocol/http-routes.ts';
 import type { DeviceBundle } from '../protocol/keys.ts';
 import { DEVICE_ID_MAX, ISSUES_MAX } from '../protocol/limits.ts';
-import type { Caller } from '../requests/authenticate.ts';
 import { badRequest, type Dispatch } from '../requests/dispatch.ts';
 import type { RequestContext } from '../requests/handlers.ts';
 
@@ -17,14 +16,9 @@ type Answer = { ok: true; data: Record<string, unknown> } | { ok: false; error: 
 /** One entry per route: what the HTTP client wrote becomes a request of the registry, and its reply an answer. */
 export function createAnswers(
   dispatch: Dispatch,
-): Record<RouteName, (request: FastifyRequest, caller: Caller) => Promise<Answer>> {
-  const contextOf = (caller: Caller): RequestContext => ({
-    ...{ door: 'http', device: caller.device, connection: null, isArrivalCharged: true },
-    tokenAge: () => caller,
-  });
-
+): Record<RouteName, (request: FastifyRequest, context: RequestContext) => Promise<Answer>> {
   return {
-    async uploadKeys(request, caller) {
+    async uploadKeys(request, context) {
       refuseOthers(request.query, []);
       const { shape } = httpRoutes.uploadKeys.body;
       const { keyBundle } = fieldsOf(request.body, Object.keys(shape), []);
@@ -33,7 +27,7 @@ export function createAnswers(
         Object.keys(shape.keyBundle.shape),
         ['keyBundle'],
       );
-      const reply = await dispatch('uploadKeys', { ...rest, identityKey }, contextOf(caller));
+      const reply = await dispatch('uploadKeys', { ...rest, identityKey }, context);
       return asWritten(reply, ([field, ...deeper]) =>
         field === undefined
           ? ['keyBundle']
@@ -41,53 +35,49 @@ export function createAnswers(
       );
     },
 
-    async requestBundle(request, caller) {
+    async requestBundle(request, context) {
       const { deviceId: wanted } = refuseOthers(request.query, ['deviceId']);
       const { userId } = request.params as { userId: string };
       const claimId = request.headers['idempotency-key'] ?? randomUUID();
       let deviceId = wanted === undefined ? null : deviceIdOf(wanted);
       if (deviceId === null) {
-        const listed = await dispatch(
-          'listDevices',
-          { userId },
-          { ...contextOf(caller), isArrivalCharged: false },
-        );
+        const listed = await dispatch('listDevices', { userId }, { ...context, isArrivalCharged: false });
         if (!listed.ok) return listed;
         deviceId = Math.min(...listed.data.devices.map((listedDevice) => listedDevice.deviceId));
       }
-      const reply = await dispatch('requestBundle', { claimId, userId, deviceId }, contextOf(caller));
+      const reply = await dispatch('requestBundle', { claimId, userId, deviceId }, context);
       if (reply.ok) return { ok: true, data: { keyBundle: keyBundleOf(reply.data.devices[0]!) } };
       return asWritten(reply, ([field, ...deeper]) =>
         field === 'claimId' ? ['Idempotency-Key'] : field === undefined ? [] : [field, ...deeper],
       );
     },
 
-    async checkPreKeys(request, caller) {
+    async checkPreKeys(request, context) {
       refuseOthers(request.query, []);
-      return await dispatch('checkPreKeys', {}, contextOf(caller));
+      return await dispatch('checkPreKeys', {}, context);
     },
 
-    async addPreKeys(request, caller) {
+    async addPreKeys(request, context) {
       refuseOthers(request.query, []);
       const { preKeys } = fieldsOf(request.body, Object.keys(httpRoutes.addPreKeys.body.shape), []);
       if (preKeys === undefined) throw badRequest([{ path: ['preKeys'], message: 'must be a list' }]);
-      const reply = await dispatch('addPreKeys', { oneTimePreKeys: preKeys }, contextOf(caller));
+      const reply = await dispatch('addPreKeys', { oneTimePreKeys: preKeys }, context);
       return asWritten(reply, ([field, ...deeper]) => (field === undefined ? [] : ['preKeys', ...deeper]));
     },
 
-    async keyStats(request, caller) {
+    async keyStats(request, context) {
       refuseOthers(request.query, []);
-      return await dispatch('keyStats', {}, contextOf(caller));
+      return await dispatch('keyStats', {}, context);
     },
 
-    async keyStatus(request, caller) {
+    async keyStatus(request, context) {
       refuseOthers(request.query, []);
-      return await dispatch('keyStatus', {}, contextOf(caller));
+      return await dispatch('keyStatus', {}, context);
     },
 
-    async validateKeys(request, caller) {
+    async validateKeys(request, context) {
       refuseOthers(request.query, []);
-      return await dispatch('validateKeys', request.body, contextOf(caller));
+      return await dispatch('validateKeys', request.body, context);
     },
   };
 }

@@ -9,8 +9,9 @@ import { listenFault } from '../lib/listen-fault.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import { httpRoutes } from '../protocol/http-routes.ts';
 import { FRAME_BYTES_MAX, JSON_DEPTH_MAX, USER_ID_LENGTH_MAX } from '../protocol/limits.ts';
-import type { Authenticator, Caller } from '../requests/authenticate.ts';
+import type { Authenticator, Caller, KeysFound } from '../requests/authenticate.ts';
 import { type Dispatch, draining } from '../requests/dispatch.ts';
+import type { RequestContext } from '../requests/handlers.ts';
 import type { Limits } from '../requests/limits.ts';
 import type { Observer } from '../requests/observe.ts';
 import { type AllowedOrigins, isOriginAllowed } from '../requests/origins.ts';
@@ -21,7 +22,7 @@ export interface HttpDoorParts {
   dispatch: Dispatch;
   authenticator: Pick<Authenticator, 'authenticate'>;
   /** @throws GatewayError FORBIDDEN for a revoked token */
-  refuseRevoked(caller: Caller): Promise<void>;
+  refuseRevoked(caller: Caller): Promise<KeysFound>;
   limits: Pick<Limits, 'chargeArrival'>;
   origins: AllowedOrigins;
   clock: Clock;
@@ -66,6 +67,8 @@ interface Admission {
   caller: Caller;
   name: RouteName;
   startedMs: number;
+  /** Null until the store has told it, and said that the token was not revoked. */
+  found: KeysFound | null;
 }
 
 /** @returns the door, not yet listening */
@@ -154,10 +157,11 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
         throw draining();
       }
       const caller = await authenticator.authenticate(bearerToken(request.headers.authorization));
-      request.setDecorator<Admission>('admission', { caller, name, startedMs });
+      const admission: Admission = { caller, name, startedMs, found: null };
+      request.setDecorator<Admission>('admission', admission);
       // Also what turns out to be unreadable, or revoked, has cost something.
       await parts.limits.chargeArrival(caller.device, name);
-      await parts.refuseRevoked(caller);
+      admission.found = await parts.refuseRevoked(caller);
     };
   }
 
@@ -170,8 +174,8 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       url: path,
       onRequest: admit(name),
       handler: async (request, reply) => {
-        const { caller } = request.getDecorator<Admission>('admission');
-        const answer = await answers[name](request, caller);
+        const { caller, found } = request.getDecorator<Admission>('admission');
+        const answer = await answers[name](request, contextOf(caller, found));
         return answer.ok ? reply.send({ success: true, ...answer.data }) : refuse(reply, answer.error);
       },
     });
@@ -227,6 +231,13 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
 /** The framework would listen at each address of this name, at all but one on a server that nothing here can bound. */
 async function oneAddressOf(host: string): Promise<string> {
   return (await lookup(host, { verbatim: false })).address;
+}
+
+function contextOf(caller: Caller, found: KeysFound | null): RequestContext {
+  return {
+    ...{ door: 'http', device: caller.device, connection: null, isArrivalCharged: true, found },
+    tokenAge: () => caller,
+  };
 }
 
 /** @returns undefined where there is none, which the authenticator refuses */

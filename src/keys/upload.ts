@@ -129,17 +129,20 @@ const IDENTITY_READS_MAX = 3;
 /**
  * Adds one-time prekeys to the stored key set.
  *
+ * @param input.ifIdentityVersion the identity that they are of, where it is known
  * @throws GatewayError KEYS_NOT_UPLOADED, SIGNATURE_INVALID, KEYS_OUT_OF_SYNC, BAD_REQUEST, UNAVAILABLE; nothing was stored then
  */
 export async function addPreKeys(
   parts: UploadParts,
   device: DeviceAddress,
-  input: ParsedInput<'addPreKeys'>,
+  input: ParsedInput<'addPreKeys'> & { ifIdentityVersion?: number },
 ): Promise<KeyChange<UploadData>> {
   const oneTimePreKeys = decodeOneTimePreKeys(input.oneTimePreKeys);
   const pqOneTimePreKeys = decodePqOneTimePreKeys(input.pqOneTimePreKeys);
   return await withVerifiedIdentity(parts.store, device, { pqOneTimePreKeys }, async (keys, canonicalKey) => {
     const draft = draftOf(keys.current);
+    const { ifIdentityVersion = draft.identityVersion } = input;
+    if (ifIdentityVersion !== draft.identityVersion) throw replacedMeanwhile(draft);
     const verdicts = await addPools(parts, keys, draft, canonicalKey, {
       oneTimePreKeys,
       pqOneTimePreKeys,
@@ -167,15 +170,11 @@ export async function withVerifiedIdentity<Result>(
   for (let reads = 0; reads < IDENTITY_READS_MAX; reads++) {
     const current = await store.read(device);
     if (current?.identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
-    const { identity, keyVersion } = current;
+    const { identity } = current;
     await verifySignedKeys(identity, signed);
     found ??= identity;
     // What bears no signature does not say whose it is: it may be of the identity that is gone.
-    if (!sameIdentity(found, identity)) {
-      throw new GatewayError('KEYS_OUT_OF_SYNC', 'another identity key was stored meanwhile', {
-        details: { keyVersion },
-      });
-    }
+    if (!sameIdentity(found, identity)) throw replacedMeanwhile(current);
     const outcome = await store.change(device, async (keys) => {
       if (keys.current.identity === null) throw new GatewayError('KEYS_NOT_UPLOADED');
       if (!sameIdentity(keys.current.identity, identity)) return null;
@@ -185,6 +184,12 @@ export async function withVerifiedIdentity<Result>(
   }
   throw new GatewayError('UNAVAILABLE', 'the identity key keeps changing; try again', {
     retryAfterMs: 1_000,
+  });
+}
+
+function replacedMeanwhile({ keyVersion }: { keyVersion: number }): GatewayError {
+  return new GatewayError('KEYS_OUT_OF_SYNC', 'the identity key was replaced meanwhile', {
+    details: { keyVersion },
   });
 }
 

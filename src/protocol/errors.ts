@@ -40,7 +40,7 @@ export const ERRORS = {
   KEYS_OUT_OF_SYNC: {
     httpStatus: 409,
     retryable: false,
-    meaning: 'the validation, or ifKeyVersion, is of an older key set',
+    meaning: 'the validation, ifKeyVersion, or a request that took long, is of an older key set',
   },
   DEVICES_MISMATCHED: {
     httpStatus: 409,

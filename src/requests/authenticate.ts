@@ -108,17 +108,28 @@ export async function createAuthenticator(options: AuthenticatorOptions): Promis
   };
 }
 
+/** How a device's keys stood when a request came. */
+export interface KeysFound {
+  keyVersion: number;
+  identityVersion: number;
+}
+
 /**
  * Asks the store whether a token was revoked: for requests that bring a token. A socket's door asks where it numbers the
  * connection.
  *
+ * @returns what else it was told
  * @throws GatewayError FORBIDDEN for a revoked token, UNAVAILABLE where the store can't be reached
  */
-export async function refuseRevoked(messages: Pick<MessageStore, 'prove'>, caller: Caller): Promise<void> {
+export async function refuseRevoked(
+  messages: Pick<MessageStore, 'prove'>,
+  caller: Caller,
+): Promise<KeysFound> {
   const proof = await messages.prove(caller.device);
   if (isRevoked(caller, proof?.revokedAtMs ?? null)) {
     throw new GatewayError('FORBIDDEN', 'the device was revoked');
   }
+  return { keyVersion: proof?.keyVersion ?? 0, identityVersion: proof?.identityVersion ?? 0 };
 }
 
 /**

@@ -19,7 +19,7 @@ import type { DeviceKeys } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { ParsedInput, RequestData, RequestName } from '../protocol/events.ts';
 import { addressKey, type DeviceAddress } from '../protocol/ids.ts';
-import { type Authenticator, type Caller, refuseRevoked } from './authenticate.ts';
+import { type Authenticator, type Caller, type KeysFound, refuseRevoked } from './authenticate.ts';
 import type { Door } from './observe.ts';
 
 /** Who asks, and over what. */
@@ -30,6 +30,8 @@ export interface RequestContext {
   tokenAge(): TokenAge;
   /** Null where the request came by HTTP. */
   connection: Connection | null;
+  /** How the keys stood when it came, where no connection's number tells what comes late. */
+  found?: KeysFound | null;
   /** Whether it was charged for before it was read. */
   isArrivalCharged?: boolean;
   /** Too many bundles of its target were asked for lately: this one is to spend no one-time prekey. */
@@ -95,14 +97,20 @@ export function createHandlers(parts: HandlersParts): Handlers {
   }
 
   return {
-    uploadKeys: async (context, input) =>
-      announced(
+    async uploadKeys(context, input) {
+      const ifKeyVersion = input.ifKeyVersion ?? context.found?.keyVersion;
+      const asked = { ...input, ...(ifKeyVersion !== undefined && { ifKeyVersion }) };
+      return announced(
         context.device,
-        await carried(context.connection, () => uploadKeys(on(context), context.device, input)),
-      ),
+        await carried(context.connection, () => uploadKeys(on(context), context.device, asked)),
+      );
+    },
 
-    addPreKeys: async (context, input) =>
-      announced(context.device, await addPreKeys(on(context), context.device, input)),
+    async addPreKeys(context, input) {
+      const ifIdentityVersion = context.found?.identityVersion;
+      const asked = { ...input, ...(ifIdentityVersion !== undefined && { ifIdentityVersion }) };
+      return announced(context.device, await addPreKeys(on(context), context.device, asked));
+    },
 
     withdrawPreKeys: async (context, input) =>
       announced(context.device, await withdrawPreKeys(on(context), context.device, input)),

@@ -1,6 +1,7 @@
 /** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
-import { createServer } from 'node:http';
+import { createServer, type IncomingMessage, request } from 'node:http';
 import type { AddressInfo } from 'node:net';
+import postgres from 'postgres';
 import { io, Manager, type Socket } from 'socket.io-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createInProcessRateLimiter } from '../../src/backends/in-process/rate-limiter.ts';
@@ -291,6 +292,90 @@ describe('a node that does not know that it was superseded', () => {
     const rotation = bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
     await expect(rotation).rejects.toThrow('a newer connection of this device took over');
     expect(await again.call('keyStatus')).toMatchObject({ signedPreKeyId: signedPreKey.keyId });
+  });
+});
+
+/** A request by HTTP that was let in, and of whose body half has come. */
+async function letIn(at: TestGateway, { address }: Party, path: string, body: unknown) {
+  const sql = postgres(at.databaseUrl, { max: 1 });
+  const observer = postgres(at.databaseUrl, { max: 1 });
+  undo.push(
+    () => sql.end(),
+    () => observer.end(),
+  );
+  const sessions = (state: 'waiting' | 'busy') => observer`
+    SELECT 1 FROM pg_stat_activity
+    WHERE datname = current_database() AND application_name = 'keygate' AND state <> 'idle'
+      AND (${state} = 'busy' OR wait_event_type = 'Lock')`;
+  await sql`BEGIN`;
+  await sql`LOCK TABLE devices`;
+  const bytes = Buffer.from(JSON.stringify(body));
+  const token = await at.token(address);
+  const asked = request(`${at.url}${path}`, {
+    method: 'POST',
+    headers: {
+      authorization: `Bearer ${token}`,
+      'content-type': 'application/json',
+      'content-length': bytes.length,
+    },
+  });
+  asked.write(bytes.subarray(0, 10));
+  // Whether its token was revoked is asked before its body is read.
+  await eventually(async () => expect(await sessions('waiting')).toHaveLength(1));
+  await sql`COMMIT`;
+  await eventually(async () => expect(await sessions('busy')).toHaveLength(0));
+  return {
+    async finish(): Promise<{ status: number | undefined; body: unknown }> {
+      const answer = new Promise<IncomingMessage>((resolve, reject) => {
+        asked.once('response', resolve).once('error', reject);
+      });
+      asked.end(bytes.subarray(10));
+      const chunks: Buffer[] = [];
+      for await (const chunk of await answer) chunks.push(chunk as Buffer);
+      return { status: (await answer).statusCode, body: JSON.parse(Buffer.concat(chunks).toString()) };
+    },
+  };
+}
+
+describe('a request by HTTP, which no connection numbers', () => {
+  it.each<[string, string, (bob: Party) => unknown]>([
+    [
+      'replaces no identity',
+      '/api/keys/upload',
+      ({ address }) => {
+        const { identityKey, ...rest } = new SignalDevice(address).uploadInput(FEW_KEYS);
+        return { keyBundle: { ...rest, identityPubKey: identityKey, replaceIdentity: true } };
+      },
+    ],
+    [
+      'adds no prekeys',
+      '/api/keys/add-prekeys',
+      ({ device }) => ({ preKeys: device.morePreKeys(1).oneTimePreKeys }),
+    ],
+  ])('%s that came since it did', async (_, path, bodyOf) => {
+    const clock = createManualClock();
+    const gateway = await gatewayFor(undo, { clock });
+    const bob = await opened(gateway);
+    const late = await letIn(gateway, bob, path, bodyOf(bob));
+    const replaced = new SignalDevice(bob.address);
+    await bob.client.call('uploadKeys', { ...replaced.uploadInput(FEW_KEYS), replaceIdentity: true });
+    const before = await bob.client.call('keyStatus');
+    expect(await late.finish()).toMatchObject({
+      status: 409,
+      body: { error: { code: 'KEYS_OUT_OF_SYNC', details: { keyVersion: 2 } } },
+    });
+    expect(await bob.client.call('keyStatus')).toEqual(before);
+    await open({ client: bob.client, device: replaced });
+  });
+
+  it('is carried out where nothing was changed meanwhile, or nothing that it would undo', async () => {
+    const clock = createManualClock();
+    const gateway = await gatewayFor(undo, { clock });
+    const bob = await opened(gateway);
+    const preKeys = bob.device.morePreKeys(1).oneTimePreKeys;
+    const late = await letIn(gateway, bob, '/api/keys/add-prekeys', { preKeys });
+    await bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
+    expect(await late.finish()).toMatchObject({ status: 200, body: { availableCount: 2, keyVersion: 2 } });
   });
 });
 

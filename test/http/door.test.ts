@@ -695,7 +695,7 @@ describe('a door in trouble', () => {
       authenticator: {
         authenticate: async () => ({ device, issuedAtMs: null, expiresAtMs: Number.MAX_SAFE_INTEGER }),
       },
-      refuseRevoked: async () => {},
+      refuseRevoked: async () => ({ keyVersion: 0, identityVersion: 0 }),
       limits: { chargeArrival: async () => {} },
       origins: { listed: [ORIGIN], loopback: false },
       clock: systemClock,
