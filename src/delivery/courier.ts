@@ -46,7 +46,7 @@ export interface Courier extends BusListener {
 }
 
 const SWEEP_PERIOD_MS = 15_000;
-/** Revocations of so long ago are looked at again: whoever revokes may have another clock. */
+/** Revocations of so long before the last sweep are looked at again: whoever revokes may have another clock. */
 const REVOKED_LATELY_MS = 5 * 60_000;
 const REVOKED_MAX = 1_000;
 /** Sockets that stay open for long are noted as served, or their devices would be taken for idle. */
@@ -59,6 +59,8 @@ export function createCourier(parts: CourierParts): Courier {
   const sessions = new Map<string, Session>();
   let sweeping: Timer[] = [];
   let servedNotedMs = clock.nowMs();
+  /** A node that stood still, or had no store, was told of nothing that was revoked meanwhile. */
+  let revokedLookedAtMs = clock.nowMs();
 
   function forget(session: Session): void {
     // A late end of an older connection must not remove the newer one.
@@ -70,9 +72,12 @@ export function createCourier(parts: CourierParts): Courier {
   const shared: SessionShared = { ...parts, deleted: createDeletedLately(), forget };
 
   async function lookAround(): Promise<void> {
-    for (const device of await messages.revokedSince(clock.nowMs() - REVOKED_LATELY_MS, REVOKED_MAX)) {
+    const nowMs = clock.nowMs();
+    const revokedSinceMs = Math.min(revokedLookedAtMs, nowMs) - REVOKED_LATELY_MS;
+    for (const device of await messages.revokedSince(revokedSinceMs, REVOKED_MAX)) {
       sessions.get(addressKey(device))?.look();
     }
+    revokedLookedAtMs = nowMs;
     const open: Session[] = [];
     for (const session of sessions.values()) {
       // Of the others no version is compared: what a lost poke had to say of them, the next request finds.

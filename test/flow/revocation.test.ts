@@ -190,6 +190,19 @@ describe('keygate revoke', () => {
     await stolen.client.disconnected;
   });
 
+  it('is found out by a gateway that stood still meanwhile, or had no store, for longer than it looks back', async () => {
+    const moved = createManualClock();
+    let stoodStillMs = 0;
+    const clock = { ...moved, nowMs: () => moved.nowMs() + stoodStillMs };
+    const at = await gatewayFor(undo, { clock });
+    const stolen = await enrol(at, someone(), FEW_KEYS);
+    const { keyVersion } = await revoke(at, stolen.address);
+    stoodStillMs = 30 * 60_000;
+    await clock.advance(SWEEP_PERIOD_MS);
+    expect(await stolen.client.next('gateClosed')).toEqual({ reason: 'deviceRevoked', keyVersion });
+    await stolen.client.disconnected;
+  });
+
   it.each(['uploadKeys', 'withdrawPreKeys'] as const)(
     'lets no socket that has not heard of it change the device’s keys by %s',
     async (request) => {
