@@ -41,6 +41,8 @@ export interface RequestContext {
 /** What a request may do to the socket that it came by. */
 export interface Connection {
   session: Session;
+  /** False from when its end was seen. */
+  isOpen(): boolean;
   /** Goes on under a newer token. */
   extend(caller: Caller): void;
 }
@@ -77,6 +79,8 @@ export function createHandlers(parts: HandlersParts): Handlers {
   function on({ connection, tokenAge }: RequestContext): HandlersParts {
     const fence = connection?.session.fence ?? null;
     const refuse = ({ fence: newest, revokedAtMs }: DeviceKeys): void => {
+      // Nobody could learn what became of it, and its client may have asked for something else since, by HTTP.
+      if (connection?.isOpen() === false) throw new GatewayError('UNAVAILABLE', 'the connection has ended');
       // A gateway that had stood still carries out a late request when a newer connection has long been served, or has
       // changed what the late one would undo.
       if (fence !== null && newest > fence) {

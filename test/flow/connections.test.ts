@@ -337,6 +337,62 @@ async function letIn(at: TestGateway, { address }: Party, path: string, body: un
   };
 }
 
+describe('a change of keys that its socket has left behind', () => {
+  it('undoes nothing that its device has asked for by HTTP since', async () => {
+    const { first, second } = await twoDeafNodes();
+    const other = await opened(first);
+    const bob = await opened(first);
+    const sql = postgres(first.databaseUrl, { max: 1 });
+    const observer = postgres(first.databaseUrl, { max: 1 });
+    undo.push(
+      () => sql.end(),
+      () => observer.end(),
+    );
+    const waiting = (count: number) =>
+      eventually(async () => {
+        const sessions = await observer`
+          SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+        expect(sessions).toHaveLength(count);
+      });
+    const post = async (at: TestGateway, path: string, body: unknown) =>
+      await fetch(`${at.url}${path}`, {
+        method: 'POST',
+        headers: {
+          authorization: `Bearer ${await at.token(bob.address)}`,
+          'content-type': 'application/json',
+        },
+        body: JSON.stringify(body),
+      });
+    await sql`BEGIN`;
+    await sql`SELECT 1 FROM devices WHERE user_id = ${bob.address.userId} FOR UPDATE`;
+    // The first waits for the row, and the second for the first.
+    const left = [
+      bob.client.call('withdrawPreKeys', { preKeyIds: [99] }),
+      bob.client.call('resetKeys', { reason: 'left behind' }),
+    ];
+    await waiting(1);
+    // By its answer the reset has begun; by that of the other client, the end has been heard of.
+    await bob.client.call('keyStatus');
+    bob.client.close();
+    for (const answer of await Promise.allSettled(left)) expect(answer.status).toBe('rejected');
+    await other.client.call('keyStatus');
+
+    const replaced = new SignalDevice(bob.address);
+    const { identityKey, ...rest } = replaced.uploadInput(FEW_KEYS);
+    const keyBundle = { ...rest, identityPubKey: identityKey, replaceIdentity: true };
+    const newer = post(second, '/api/keys/upload', { keyBundle });
+    await waiting(2);
+    await sql`COMMIT`;
+    expect(await (await newer).json()).toMatchObject({ success: true, keyVersion: 2 });
+    // It waits for its turn behind what was left.
+    const preKeys = replaced.morePreKeys(1).oneTimePreKeys;
+    expect(await (await post(first, '/api/keys/add-prekeys', { preKeys })).json()).toMatchObject({
+      success: true,
+      keyVersion: 2,
+    });
+  });
+});
+
 describe('a request by HTTP, which no connection numbers', () => {
   it.each<[string, string, (bob: Party) => unknown]>([
     [
