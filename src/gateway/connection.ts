@@ -128,7 +128,7 @@ class DeviceConnection implements ServedSocket, LiveSocket, Connection {
     forgetHandshake(this.#socket);
     observer.socketOpened({ device: this.#device, fence: session.fence, live: this });
     const context: RequestContext = {
-      ...{ door: 'socket', device: this.#device, connection: this },
+      ...{ door: 'socket', device: this.#device, connection: this, isAwaited: () => !this.#ended },
       tokenAge: () => session.tokenAge(),
     };
     this.#frames.serve(({ id, event, args, bytes }) => {

@@ -174,8 +174,7 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
       url: path,
       onRequest: admit(name),
       handler: async (request, reply) => {
-        const { caller, found } = request.getDecorator<Admission>('admission');
-        const answer = await answers[name](request, contextOf(caller, found));
+        const answer = await answers[name](request, contextOf(request));
         return answer.ok ? reply.send({ success: true, ...answer.data }) : refuse(reply, answer.error);
       },
     });
@@ -233,9 +232,11 @@ async function oneAddressOf(host: string): Promise<string> {
   return (await lookup(host, { verbatim: false })).address;
 }
 
-function contextOf(caller: Caller, found: KeysFound | null): RequestContext {
+function contextOf(request: FastifyRequest): RequestContext {
+  const { caller, found } = request.getDecorator<Admission>('admission');
   return {
     ...{ door: 'http', device: caller.device, connection: null, isArrivalCharged: true, found },
+    isAwaited: () => !request.raw.socket.destroyed,
     tokenAge: () => caller,
   };
 }

@@ -30,6 +30,8 @@ export interface RequestContext {
   tokenAge(): TokenAge;
   /** Null where the request came by HTTP. */
   connection: Connection | null;
+  /** Whether the answer has a way left: false from when the end of the connection that it came by was seen. */
+  isAwaited(): boolean;
   /** How the keys stood when it came, where no connection's number tells what comes late. */
   found?: KeysFound | null;
   /** Whether it was charged for before it was read. */
@@ -41,8 +43,6 @@ export interface RequestContext {
 /** What a request may do to the socket that it came by. */
 export interface Connection {
   session: Session;
-  /** False from when its end was seen. */
-  isOpen(): boolean;
   /** Goes on under a newer token. */
   extend(caller: Caller): void;
 }
@@ -76,11 +76,11 @@ export function createHandlers(parts: HandlersParts): Handlers {
   }
 
   /** What a request that changes keys works with. */
-  function on({ connection, tokenAge }: RequestContext): HandlersParts {
+  function on({ connection, isAwaited, tokenAge }: RequestContext): HandlersParts {
     const fence = connection?.session.fence ?? null;
     const refuse = ({ fence: newest, revokedAtMs }: DeviceKeys): void => {
-      // Nobody could learn what became of it, and its client may have asked for something else since, by HTTP.
-      if (connection?.isOpen() === false) throw new GatewayError('UNAVAILABLE', 'the connection has ended');
+      // Nobody could learn what became of it, and its client may have asked for something else since.
+      if (!isAwaited()) throw new GatewayError('UNAVAILABLE', 'the connection has ended');
       // A gateway that had stood still carries out a late request when a newer connection has long been served, or has
       // changed what the late one would undo.
       if (fence !== null && newest > fence) {

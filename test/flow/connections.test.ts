@@ -424,6 +424,44 @@ describe('a request by HTTP, which no connection numbers', () => {
     await open({ client: bob.client, device: replaced });
   });
 
+  it('stores nothing of a client that has given up: it may hold the private halves no more', async () => {
+    const gateway = await gatewayFor(undo);
+    const other = await opened(gateway);
+    const bob = await opened(gateway);
+    const sql = postgres(gateway.databaseUrl, { max: 1 });
+    const observer = postgres(gateway.databaseUrl, { max: 1 });
+    undo.push(
+      () => sql.end(),
+      () => observer.end(),
+    );
+    const add = async (signal?: AbortSignal) =>
+      await fetch(`${gateway.url}/api/keys/add-prekeys`, {
+        method: 'POST',
+        headers: {
+          authorization: `Bearer ${await gateway.token(bob.address)}`,
+          'content-type': 'application/json',
+        },
+        body: JSON.stringify({ preKeys: bob.device.morePreKeys(1).oneTimePreKeys }),
+        ...(signal === undefined ? {} : { signal }),
+      });
+    await sql`BEGIN`;
+    await sql`SELECT 1 FROM devices WHERE user_id = ${bob.address.userId} FOR UPDATE`;
+    const patience = new AbortController();
+    const late = add(patience.signal);
+    await eventually(async () => {
+      const waiting = await observer`
+        SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+      expect(waiting).toHaveLength(1);
+    });
+    patience.abort();
+    await expect(late).rejects.toThrow('aborted');
+    // Once it has answered others, the gateway has heard of the end.
+    for (let i = 0; i < 2; i++) await other.client.call('keyStatus');
+    await sql`COMMIT`;
+    // It waits for its turn behind the one that was given up.
+    expect(await (await add()).json()).toMatchObject({ success: true, availableCount: 2 });
+  });
+
   it('is carried out where nothing was changed meanwhile, or nothing that it would undo', async () => {
     const clock = createManualClock();
     const gateway = await gatewayFor(undo, { clock });
