@@ -53,11 +53,12 @@ export function trustedNetworks(list: readonly string[]): BlockList {
   return networks;
 }
 
-/** IPv4 as sockets of IPv6 show it, and the spelling with a port that some proxies write. */
+/** Without the port and the brackets that some proxies write; IPv4 also where it is as sockets of IPv6 show it. */
 function plain(text: string): string {
-  const address = text.trim().replace(/^::ffff:(?=\d+\.)/i, '');
-  const [, bracketed] = /^\[([^\]]+)\](?::\d+)?$/.exec(address) ?? [];
-  return bracketed ?? address.replace(/^(\d+\.\d+\.\d+\.\d+):\d+$/, '$1');
+  const spelled = text.trim();
+  const [, bracketed] = /^\[([^\]]+)\](?::\d+)?$/.exec(spelled) ?? [];
+  const address = bracketed ?? spelled.replace(/^(.+\.\d+):\d+$/, '$1');
+  return address.replace(/^::ffff:(?=\d+\.)/i, '');
 }
 
 /** The first four groups, in one spelling. */

@@ -21,6 +21,7 @@ describe('the address of a caller', () => {
     ['an empty header', '10.1.2.3', '', '10.1.2.3'],
     ['nothing but proxies', '10.1.2.3', '10.0.0.2', '10.0.0.2'],
     ['IPv6', 'fd00::1', '[2001:db8::1]:443', '2001:db8:0:0::/64'],
+    ['IPv4 within IPv6, with a port', '10.1.2.3', '[::ffff:198.51.100.1]:4711', '198.51.100.1'],
   ])('is what trusted proxies tell: %s', (_, remoteAddress, forwardedFor, address) => {
     expect(behind({ remoteAddress, forwardedFor })).toBe(address);
   });
