@@ -20,7 +20,7 @@ export type ClientAddressOf = (request: Origination) => string;
 export function createClientAddressOf(trustedProxies: readonly string[]): ClientAddressOf {
   const trusted = trustedNetworks(trustedProxies);
   const isTrusted = (address: string): boolean =>
-    trustedProxies.length > 0 && trusted.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4');
+    trusted.check(address, isIP(address) === 6 ? 'ipv6' : 'ipv4');
 
   return ({ remoteAddress, forwardedFor }) => {
     let address = plain(remoteAddress ?? '');
