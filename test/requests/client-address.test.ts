@@ -21,7 +21,10 @@ describe('the address of a caller', () => {
     ['an empty header', '10.1.2.3', '', '10.1.2.3'],
     ['nothing but proxies', '10.1.2.3', '10.0.0.2', '10.0.0.2'],
     ['IPv6', 'fd00::1', '[2001:db8::1]:443', '2001:db8:0:0::/64'],
+    ['IPv6 in brackets alone', 'fd00::1', '[2001:db8::1]', '2001:db8:0:0::/64'],
+    ['IPv4 as sockets of IPv6 show it', '::ffff:10.1.2.3', '::FFFF:198.51.100.1', '198.51.100.1'],
     ['IPv4 within IPv6, with a port', '10.1.2.3', '[::ffff:198.51.100.1]:4711', '198.51.100.1'],
+    ['several headers', '10.1.2.3', ['1.1.1.1', '198.51.100.1, 10.9.9.9'], '198.51.100.1'],
   ])('is what trusted proxies tell: %s', (_, remoteAddress, forwardedFor, address) => {
     expect(behind({ remoteAddress, forwardedFor })).toBe(address);
   });
@@ -32,10 +35,24 @@ describe('the address of a caller', () => {
     expect(of('2001:0db8:0001:0002::1')).toBe(of('2001:db8:1:2::9'));
     expect(of('2001:db8:1:3::1')).not.toBe(of('2001:db8:1:2::1'));
     expect(of('::1')).toBe('0:0:0:0::/64');
+    expect(of('::2:3:4:5:6:7:8')).toBe('0:2:3:4::/64');
+    expect(of('2001:db8::3:4:5:6:7')).toBe('2001:db8:0:3::/64');
+  });
+
+  it('is not known where the connection has ended meanwhile', () => {
+    expect(direct({ remoteAddress: undefined, forwardedFor: undefined })).toBe('unknown');
+    expect(behind({ remoteAddress: undefined, forwardedFor: '198.51.100.1' })).toBe('unknown');
+  });
+
+  it('is told by every proxy of a network, however large, and by no other', () => {
+    const half = createClientAddressOf(['128.0.0.0/1']);
+    const of = (remoteAddress: string) => half({ remoteAddress, forwardedFor: '198.51.100.1' });
+    expect([of('128.0.0.1'), of('127.0.0.1')]).toEqual(['198.51.100.1', '127.0.0.1']);
   });
 
   it('trusts nobody by mistake', () => {
-    for (const text of ['0.0.0.0/0', '::/0', '10.0.0.0/33', '10.0.0', 'proxy.example', '10.0.0.0/8/8', '']) {
+    const networks = ['0.0.0.0/0', '::/0', '10.0.0.0/33', '10.0.0.0/8/8', '10.0.0.0/', '10.0.0.0/1e1'];
+    for (const text of [...networks, '10.0.0', 'proxy.example', '']) {
       expect(() => createClientAddressOf([text]), text).toThrow('must list addresses or networks');
     }
   });
