@@ -72,6 +72,38 @@ describe('counts', () => {
     expect(fullCount).toBeLessThanOrEqual(11);
   });
 
+  it('are kept with every value when a key of the older generation is used, also where that begins a new one', () => {
+    const keysMax = 1_000;
+    for (const othersCount of [0, keysMax - 1, keysMax]) {
+      const some = counts(keysMax);
+      const hash = hashOf('kept', '');
+      const first = some.add(hash);
+      for (const value of Object.values(COUNT)) some.values[first + value] = value + 7;
+      some.turn();
+      for (let nth = 0; nth < othersCount; nth++) charge(some, `other-${nth}`);
+      const at = some.find(hash);
+      expect(Object.values(COUNT).map((value) => some.values[at + value]! - value)).toEqual(Array(5).fill(7));
+    }
+  });
+
+  it('are kept apart for hashes of which one half is the same, or 0', () => {
+    const few = counts(1_000);
+    const hashes = [
+      { high: 3, low: 5 },
+      { high: 4, low: 5 },
+      { high: 3, low: 6 },
+      { high: 3, low: 0 },
+      { high: 4, low: 0 },
+      { high: 0, low: 5 },
+    ];
+    for (const [nth, hash] of hashes.entries()) {
+      expect(few.find(hash)).toBe(-1);
+      const at = few.add(hash);
+      few.values[at + COUNT.untold] = nth;
+    }
+    expect(hashes.map((hash) => few.values[few.find(hash) + COUNT.untold])).toEqual([0, 1, 2, 3, 4, 5]);
+  });
+
   it('are kept of a key without a letter', () => {
     const few = counts(1_000);
     for (let times = 0; times < 3; times++) charge(few, '');

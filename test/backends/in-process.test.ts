@@ -4,16 +4,60 @@ import { createInProcessBus } from '../../src/backends/in-process/bus.ts';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
 import { createInProcessRateLimiter, type SharedCounts } from '../../src/backends/in-process/rate-limiter.ts';
 import { type Clock, systemClock } from '../../src/lib/clock.ts';
-import { silentLog } from '../../src/lib/log.ts';
-import { describeBus, device } from '../contract/bus.ts';
+import { type Log, type LogFields, silentLog } from '../../src/lib/log.ts';
+import { describeBus, device, recorder } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
 import { describeRateLimiter, WINDOW_MS } from '../contract/rate-limiter.ts';
+import { eventually } from '../support/eventually.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 
 describeBus('in process', async () => ({
   bus: createInProcessBus({ log: silentLog }),
   close: async () => {},
 }));
+
+describe('the in-process bus', () => {
+  it('looks at no device that was released since it was poked', async () => {
+    const { log, errors } = noted();
+    const bus = createInProcessBus({ log });
+    const heard = recorder();
+    await bus.start(heard);
+    const [alice, bob] = [device('alice'), device('bob')];
+    for (const each of [alice, bob]) await bus.acquire({ device: each, fence: 1 });
+    bus.poke([alice, bob]);
+    bus.release({ device: alice, fence: 1 });
+    await eventually(() => expect(heard.pokes).toEqual(['bob.1']));
+    expect(errors).toEqual([]);
+  });
+
+  it('has the log tell what a listener throws', async () => {
+    const { log, errors } = noted();
+    const bus = createInProcessBus({ log });
+    const alice = device('alice');
+    const onDisplaced = () => {
+      throw new Error('a fault of the listener');
+    };
+    await bus.start({ ...recorder(), onDisplaced });
+    await bus.acquire({ device: alice, fence: 1 });
+    expect(await bus.acquire({ device: alice, fence: 2 })).toBe(true);
+    expect(errors).toEqual([{ error: 'Error: a fault of the listener' }]);
+  });
+
+  it('tells nothing once it has stopped', async () => {
+    const bus = createInProcessBus({ log: silentLog });
+    const heard = recorder();
+    await bus.start(heard);
+    await bus.stop();
+    for (const fence of [1, 2]) await bus.acquire({ device: device('alice'), fence });
+    expect(heard.displaced).toEqual([]);
+  });
+});
+
+/** A log, and what it was told of errors. */
+function noted(): { log: Log; errors: LogFields[] } {
+  const errors: LogFields[] = [];
+  return { errors, log: { ...silentLog, error: (fields) => errors.push(fields) } };
+}
 
 describeLocks('in process', async (lockMs) => {
   const locks = createInProcessLocks({ clock: systemClock, lockMs });
