@@ -102,14 +102,14 @@ export function writePlainFrames(webSocket: LibraryWebSocket, frames: string): v
   if (webSocket.readyState === OPEN) webSocket._socket?.write(frames, 'latin1');
 }
 
-/** @returns where the text of the frame begins that begins at `at`; -1 where it is not a plain one, or its head not all there */
+/** @returns where the text of the frame begins that begins at `at`; -1 where it is not a plain one, or its mask not all there */
 function startOfText(chunk: Buffer, at: number): number {
   const short = at + 2 + MASK_BYTES;
   if (chunk.length < short || chunk[at] !== WHOLE_TEXT) return -1;
   const length = chunk[at + 1]! - MASKED;
   if (length < 0 || length > MEDIUM) return -1;
-  if (length < MEDIUM) return short;
-  return chunk.length < short + 2 ? -1 : short + 2;
+  // Where the length is not all there, the text isn't either.
+  return length < MEDIUM ? short : short + 2;
 }
 
 /** Applies the mask that stands before `start`, which twice is nothing. @returns whether each byte is ASCII now */
