@@ -20,6 +20,7 @@ import { Frames, type RequestFrame } from '../../src/gateway/frames.ts';
 import { type LibraryWebSocket, plainFrame } from '../../src/gateway/plain-frames.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { frame, OPCODE, openAdmittedPeer, openWebSocketPeer, type RawPeer } from '../hostile/raw-peer.ts';
+import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
 
 const FIRST_ID = 1;
@@ -29,6 +30,9 @@ const PING = frame(OPCODE.ping, 'are you there');
 const masked = (payload: string | Buffer, options: { isLast?: boolean } = {}, opcode: number = OPCODE.text) =>
   frame(opcode, payload, { ...options, mask: randomBytes(4) });
 const text = (payload: string): Buffer => masked(payload);
+/** What is `onWire` once it is masked. */
+const unmaskedBy = (mask: Buffer, onWire: string): Buffer =>
+  Buffer.from(onWire).map((byte, at) => byte ^ mask[at % 4]!) as Buffer;
 
 /** A request as one frame; the others of its kinds take the library's way or Socket.IO's. */
 const KINDS: Record<string, (id: number) => Buffer[]> = {
@@ -133,18 +137,27 @@ describe('requests', () => {
     );
   });
 
-  it('that are no UTF-8 end the connection with the code for it', async () => {
+  const broken = Buffer.concat([
+    Buffer.from('421["keyStatus",{"x":"'),
+    Buffer.from([0xc3, 0x28]),
+    Buffer.from('"}]'),
+  ]);
+  const mask = Buffer.alloc(4, 0x80);
+  it.each([
+    ['with letters that are none', () => masked(broken)],
+    // Masked twice, it would be a request.
+    [
+      'of which the mask makes text',
+      () => frame(OPCODE.text, unmaskedBy(mask, '421["keyStatus",{}]'), { mask }),
+    ],
+  ])('that are no UTF-8, %s, end the connection with the code for it', async (_, bytes) => {
     const other = await openAdmittedPeer(
       gateway.url,
       await gateway.token({ userId: 'no-text', deviceId: 1 }),
     );
-    const broken = Buffer.concat([
-      Buffer.from('421["keyStatus",{"x":"'),
-      Buffer.from([0xc3, 0x28]),
-      Buffer.from('"}]'),
-    ]);
-    await other.write(masked(broken));
+    await other.write(bytes());
     expect(await other.seen('\x88\x02\x03\xef')).toBe(true);
+    expect(other.received).not.toContain('431[');
     other.destroy();
   });
 
@@ -224,6 +237,132 @@ describe('the short way', () => {
     await peer.write(text('423["three"]'));
     expect(await peer.seen('433[{}]')).toBe(true);
     expect(write).toHaveBeenCalledOnce();
+  });
+
+  it('tells a request as it was written, and how long it was', async () => {
+    await start();
+    const inputs = ['"é🔑"', `"${'é🔑'.repeat(100)}","x"`, '{"x":"y"},2', `"${'x'.repeat(200)}é"`];
+    for (const [id, input] of inputs.entries()) {
+      await peer.write(text(`42${id}["one",${input}]`));
+      expect(await peer.seen(`43${id}[{}]`)).toBe(true);
+      // Of Socket.IO's packet, as where it comes by the library.
+      const bytes = Buffer.byteLength(`2${id}["one",${input}]`);
+      expect(requests.pop()).toEqual({ id, event: 'one', args: JSON.parse(`[${input}]`), bytes });
+    }
+  });
+
+  it('reads a chunk that lies in the midst of other memory', async () => {
+    await start();
+    // Masked, it is text too.
+    const request = frame(OPCODE.text, `421["one","${'x'.repeat(200)}"]`, { mask: Buffer.alloc(4, 1) });
+    const memory = Buffer.alloc(1_000);
+    library()._socket!.emit('data', memory.subarray(500, 500 + request.copy(memory, 500)));
+    expect(await peer.seen('431[{}]')).toBe(true);
+    expect(requests.map(({ args }) => args)).toEqual([['x'.repeat(200)]]);
+  });
+
+  it('leaves a frame without a mask to the library, which ends the connection', async () => {
+    await start();
+    const [letters, ended] = ['421["bare"]', once(socket, 'disconnect')];
+    await peer.write(Buffer.concat([Buffer.from([0x81, letters.length]), Buffer.from(letters)]));
+    expect(await peer.seen('\x88\x02\x03\xea')).toBe(true);
+    await ended;
+    expect(requests).toEqual([]);
+  });
+
+  it.each<[string, Buffer]>([
+    ...['connect', 'connect_error', 'disconnect', 'disconnecting', 'newListener', 'removeListener'].map(
+      (event): [string, Buffer] => [`its own event ${event}`, text(`421["${event}"]`)],
+    ),
+    ['an event that is no text', text('421[1,{}]')],
+    ['more arguments than may be', text(`421["one"${',1'.repeat(64)}]`)],
+    ['no list', text('421{"one":1}')],
+    ['a request without a number', text('42["one"]')],
+    ['a number that is too long to come back', text('421234567890123456["one"]')],
+    ['bytes that look like a request', masked('421["one"]', {}, OPCODE.binary)],
+  ])('leaves to Socket.IO what is not plainly a request: %s', async (_, bytes) => {
+    await start();
+    await peer.write(Buffer.concat([bytes, text('427["last"]')]));
+    // False where the connection ended by it.
+    await peer.seen('437[{}]');
+    expect(requests.filter(({ event }) => event !== 'last')).toEqual([]);
+  });
+
+  it('takes numbers of 15 digits, and as many arguments as may be', async () => {
+    await start();
+    await peer.write(text(`42123456789012345["one"${',1'.repeat(63)}]`));
+    expect(await peer.seen('43123456789012345[{}]')).toBe(true);
+    expect(requests[0]?.args).toHaveLength(63);
+  });
+
+  it('writes what is more than 64 KiB before the turn ends', async () => {
+    await start();
+    const write = vi.spyOn(library()._socket!, 'write');
+    for (let count = 0; count < 2; count++) frames.push('news', `"${'x'.repeat(32_000)}"`);
+    expect(write).not.toHaveBeenCalled();
+    frames.push('news', `"${'x'.repeat(32_000)}"`);
+    expect(write).toHaveBeenCalledOnce();
+  });
+
+  it('writes nothing behind a close frame', async () => {
+    await start();
+    frames.push('news', '"late"');
+    (library() as unknown as { close(): void }).close();
+    expect(await peer.seen('\x88\x00')).toBe(true);
+    await peer.write(masked('', {}, OPCODE.close));
+    await once(peer.socket, 'end');
+    expect(peer.received).not.toContain('late');
+  });
+
+  it('counts what Socket.IO sends as unread no longer than until the network has taken it', async () => {
+    await start();
+    socket.emit('news', 'x'.repeat(10_000));
+    expect(await peer.seen('xxx"]')).toBe(true);
+    await eventually(() => expect(frames.facts().bufferedBytes).toBe(0));
+  });
+
+  describe('takes no request out of the midst of another frame:', () => {
+    const inner = frame(OPCODE.text, '421["smuggled"]');
+
+    /** Each piece is heard before the next is written. */
+    async function writeApart(...pieces: Buffer[]): Promise<void> {
+      for (const piece of pieces) {
+        const heard = once(library()._socket!, 'data');
+        await peer.write(piece);
+        await heard;
+      }
+    }
+
+    it('of one whose head came alone', async () => {
+      await start();
+      const ping = frame(OPCODE.ping, inner);
+      await writeApart(ping.subarray(0, 6), ping.subarray(6), text('422["last"]'));
+      expect(await peer.seen('432[{}]')).toBe(true);
+      expect(requests.map(({ event }) => event)).toEqual(['last']);
+    });
+
+    it('of one of whose head a byte came alone', async () => {
+      await start();
+      // From the second byte on, two pings look like a text: their masks are its length, its mask and its letters.
+      const letters = Buffer.from('421["smuggled"]');
+      const second = Buffer.alloc(letters.length);
+      second[0] = 0x80 | OPCODE.ping;
+      second[1] = 0x80 | (letters.length - 6);
+      const mask = Buffer.from([second[0] ^ letters[0]!, second[1] ^ letters[1]!, 0, 0]);
+      for (let at = 2; at < letters.length; at++) second[at] = letters[at]! ^ mask[at % 4]!;
+      const first = Buffer.from([0x80 | OPCODE.ping, 0x81, 0x80 | letters.length, ...mask]);
+      await writeApart(first.subarray(0, 1), Buffer.concat([first.subarray(1), second]), text('422["last"]'));
+      expect(await peer.seen('432[{}]')).toBe(true);
+      expect(requests.map(({ event }) => event)).toEqual(['last']);
+    });
+
+    it('of one in fragments, which ends the connection', async () => {
+      await start();
+      const ended = once(socket, 'disconnect');
+      await writeApart(masked('421["first', { isLast: false }), inner);
+      await ended;
+      expect(requests).toEqual([]);
+    });
   });
 
   /** Another client of the same server. */
@@ -365,8 +504,25 @@ describe('the short way', () => {
     expect(packets).toEqual(['message', 'noop', 'message']);
   });
 
+  it('tells the engine no more of a client that has said its pong', async () => {
+    await start({ pingInterval: 50, pingTimeout: 20_000 });
+    const packets: string[] = [];
+    socket.conn.on('packet', ({ type }: { type: string }) => packets.push(type));
+    expect(frames.facts().roundTripMs).toBeNull();
+    await new Promise<void>((resolve) => {
+      peer.onText = (message) => {
+        if (message === '2') resolve();
+      };
+    });
+    await peer.write(Buffer.concat([text('3'), text('427["one"]')]));
+    expect(await peer.seen('437[{}]')).toBe(true);
+    expect(packets).toEqual(['pong', 'message']);
+    expect(frames.facts().roundTripMs).toBeGreaterThanOrEqual(0);
+  });
+
   it.each([
     ['the short way', () => frames.push('news', `"${'x'.repeat(10_000)}"`)],
+    ['the library, since it is not ASCII', () => frames.push('news', `"${'é'.repeat(5_000)}"`)],
     ['Socket.IO', () => socket.emit('news', 'x'.repeat(10_000))],
   ])('finds a client too slow that reads nothing of what is sent by %s', async (_, send) => {
     await start();
