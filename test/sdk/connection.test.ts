@@ -143,18 +143,101 @@ describe('back-off', () => {
     await fake.stop();
   });
 
-  it('waits as long as a draining server asks for', async () => {
+  it.each([
+    ['least', () => 0, 12_000],
+    ['most', () => 1, 12_500],
+  ])('waits as long as a draining server asks for, jittered: at the %s', async (_, random, waitMs) => {
     const fake = await startFakeGateway((next) => next());
-    const standing = standingClock(() => 0);
+    const standing = standingClock(random);
     const client = await openClient(fake.url, { clock: standing.clock });
     const said = new Promise((resolve) => client.on('serverDraining', resolve));
     await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
     fake.io.emit('serverDraining', { retryAfterMs: 12_000 });
     expect(await said).toEqual({ retryAfterMs: 12_000 });
     for (const socket of fake.io.sockets.sockets.values()) socket.conn.close();
-    expect(await backOffs(client, standing, 1)).toEqual([12_000]);
+    expect(await backOffs(client, standing, 1)).toEqual([waitMs]);
     client.close();
     await fake.stop();
+  });
+
+  it('grows also where each connection is taken, and ends before anything was answered', async () => {
+    const fake = await startFakeGateway((next) => next());
+    fake.io.on('connection', (socket) => socket.conn.close());
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    for (const [index, delayMs] of [500, 1_000, 2_000].entries()) {
+      await eventually(() => expect(fake.handshakes()).toBe(index + 1));
+      expect(await backOffs(client, standing, 1)).toEqual([delayMs]);
+    }
+    client.close();
+    await fake.stop();
+  });
+
+  it('tells why a token is asked for: a refusal counts until a connection is taken, and no longer', async () => {
+    const fake = await startFakeGateway((next) => {
+      const data = { code: 'UNAUTHENTICATED', message: 'it is none', retryable: false };
+      next(fake.handshakes() === 1 ? Object.assign(new Error(data.code), { data }) : undefined);
+    });
+    const line = await startTcpProxy(fake.url);
+    const standing = standingClock(() => 0);
+    const reasons: TokenReason[] = [];
+    const getToken = async (reason: TokenReason) => {
+      reasons.push(reason);
+      return 'a token';
+    };
+    const client = await openClient(line.url, { clock: standing.clock, getToken: getToken as never });
+    await eventually(() => expect(client.state).toBe('offline'));
+    line.unplug();
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    await eventually(() => expect(client.snapshot().trouble?.code).toBe('UNREACHABLE'));
+    line.plugIn();
+    expect(await backOffs(client, standing, 1)).toEqual([1_000]);
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    await eventually(() => expect(client.snapshot().trouble).toBeNull());
+    line.cut();
+    expect(await backOffs(client, standing, 1)).toEqual([2_000]);
+    expect(reasons).toEqual(['connect', 'refused', 'refused', 'connect']);
+    client.close();
+    await line.stop();
+    await fake.stop();
+  });
+
+  it.each(['resolves', 'rejects'])(
+    'heeds no token of an attempt that was given up, which %s late',
+    async (how) => {
+      const fake = await startFakeGateway((next) => next());
+      const tokens: unknown[] = [];
+      fake.io.on('connection', (socket) => tokens.push(socket.handshake.auth.token));
+      const standing = standingClock(() => 0);
+      const asked: { resolve(token: string): void; reject(error: Error): void }[] = [];
+      const client = await openClient(fake.url, {
+        clock: standing.clock,
+        getToken: () => new Promise((resolve, reject) => asked.push({ resolve, reject })),
+      });
+      await standing.time.advance(20_000);
+      expect(await backOffs(client, standing, 1)).toEqual([500]);
+      expect(asked).toHaveLength(2);
+      if (how === 'resolves') asked[0]!.resolve('the late one');
+      else asked[0]!.reject(new Error('too late'));
+      // Whoever connects now comes behind it.
+      const other = await openClient(fake.url, { getToken: async () => 'of another' });
+      await eventually(() => expect(tokens).toContain('of another'));
+      other.close();
+      expect(client.state).toBe('connecting');
+      asked[1]!.resolve('the next one');
+      await eventually(() => expect(tokens).toEqual(['of another', 'the next one']));
+      client.close();
+      await fake.stop();
+    },
+  );
+
+  it('is over with the client that is closed', async () => {
+    const standing = standingClock(() => 0);
+    const client = await openClient('http://127.0.0.1:1', { clock: standing.clock });
+    await eventually(() => expect(client.state).toBe('offline'));
+    client.close();
+    await standing.time.advance(60_000);
+    expect(client.state).toBe('closed');
   });
 
   it('gives up an attempt that is never answered', async () => {
@@ -311,6 +394,16 @@ describe('a request', () => {
       phone.client.call('sendMessages', letter('x'.repeat(FRAME_BYTES_MAX))),
     ).rejects.toMatchObject({ code: 'PAYLOAD_TOO_LARGE', retryable: false });
     await expect(phone.client.call('sendMessages', letter(1n))).rejects.toThrow(TypeError);
+    const roomBytes = FRAME_BYTES_MAX - 256 - JSON.stringify(letter('')).length;
+    const tooLong = /^sendMessages: \d+ bytes are more than a frame may hold$/;
+    for (const content of ['x'.repeat(roomBytes + 1), 'é'.repeat(Math.ceil((roomBytes + 1) / 2))]) {
+      await expect(phone.client.call('sendMessages', letter(content))).rejects.toThrow(tooLong);
+    }
+    // A frame holds it: that it is too long for a message is for the gateway to say.
+    await expect(phone.client.call('sendMessages', letter('x'.repeat(roomBytes)))).rejects.toMatchObject({
+      code: 'PAYLOAD_TOO_LARGE',
+      message: 'larger than the wire allows',
+    });
     await phone.say(alice.userId, 'goes through');
     await eventually(() => expect(friend.shown).toHaveLength(1));
     expect(phone.client.snapshot().outboxLength).toBe(0);
@@ -352,6 +445,78 @@ describe('a request', () => {
       await fake.stop();
     },
   );
+
+  it('to one user waits for the one before it, which was put off for as long as the gateway asks', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    const client = await openClient(fake.url, { clock: standing.clock });
+    const asked: string[] = [];
+    fake.io.on('connection', (socket) => {
+      socket.on('sendMessages', ({ messageId }, acknowledge) => {
+        asked.push(messageId);
+        const error = { code: 'RATE_LIMITED', message: 'wait', retryable: true, retryAfterMs: 3_000 };
+        if (asked.length === 1) acknowledge({ ok: false, error });
+        else acknowledge({ ok: true, data: { storedAt: messageId, accepted: [], rejected: [] } });
+      });
+    });
+    const write = (userId: string, messageId: string) =>
+      client.call('sendMessages', { messageId, userId, envelopes: [] });
+    const [first, second] = [write('bob', 'first'), write('bob', 'second')];
+    expect(await write('carol', 'to another')).toMatchObject({ storedAt: 'to another' });
+    expect(asked).toEqual(['first', 'to another']);
+    await eventually(() => expect(standing.delays).toContain(3_000));
+    await standing.time.advance(2_999);
+    expect(asked).toHaveLength(2);
+    await standing.time.advance(1);
+    expect([await first, await second]).toMatchObject([{ storedAt: 'first' }, { storedAt: 'second' }]);
+    expect(asked).toEqual(['first', 'to another', 'first', 'second']);
+    client.close();
+    await fake.stop();
+  });
+
+  it('that is refused because the token ran out is asked again by another connection, with another token', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(() => 0);
+    let tokens = 0;
+    const getToken = async () => `token ${++tokens}`;
+    const client = await openClient(fake.url, { clock: standing.clock, getToken });
+    fake.io.on('connection', (socket) => {
+      socket.on('keyStatus', (_, acknowledge) => {
+        const { token } = socket.handshake.auth;
+        const error = { code: 'TOKEN_EXPIRED', message: 'it ran out', retryable: false };
+        if (token === 'token 1') acknowledge({ ok: false, error });
+        else acknowledge({ ok: true, data: { identityKey: token } });
+      });
+    });
+    const answer = client.call('keyStatus', {});
+    expect(await backOffs(client, standing, 1)).toEqual([500]);
+    expect(await answer).toEqual({ identityKey: 'token 2' });
+    client.close();
+    await fake.stop();
+  });
+
+  it('by which the next token is refused does not end the connection, whose own token may be good', async () => {
+    const fake = await startFakeGateway((next) => next());
+    const client = await openClient(fake.url, { clock: standingClock(() => 0).clock });
+    fake.io.on('connection', (socket) => {
+      socket.on('keyStatus', (_, acknowledge) => acknowledge({ ok: true, data: { keyVersion: 7 } }));
+    });
+    await eventually(() => expect(fake.io.sockets.sockets.size).toBe(1));
+    const [socket] = fake.io.sockets.sockets.values();
+    const refused = new Promise<void>((resolve) => {
+      socket!.on('refreshToken', (_, acknowledge) => {
+        const error = { code: 'TOKEN_EXPIRED', message: 'it ran out', retryable: false };
+        acknowledge({ ok: false, error });
+        resolve();
+      });
+    });
+    socket!.emit('tokenExpiring', { expiresAt: '' });
+    await refused;
+    expect(await client.call('keyStatus', {})).toEqual({ keyVersion: 7 });
+    expect(fake.handshakes()).toBe(1);
+    client.close();
+    await fake.stop();
+  });
 
   it('of one connection that was refused for the time being is asked again over the next', async () => {
     const fake = await startFakeGateway((next) => next());
@@ -448,6 +613,118 @@ describe('a gate', () => {
       await fake.stop();
     },
   );
+});
+
+describe('the path to an open gate', () => {
+  /** A device with keys, at a gateway that answers as it is told, and has the same keys. */
+  async function prepare(random: () => number) {
+    const fake = await startFakeGateway((next) => next());
+    const standing = standingClock(random);
+    const keys = new LibsignalKeys(new Disk(), bob);
+    await keys.createIdentity();
+    await keys.signedPreKey.generate(1);
+    await keys.pqLastResortPreKey.generate(1);
+    const versions = { keyVersion: 2, countVersion: 1 };
+    const slots = { signedPreKeyId: 1, pqLastResortPreKeyId: 1 };
+    const ec = { missingKeys: [], preKeyIdsToDelete: [], preKeyIdsToUpload: [], preKeyIdsNotHeld: [] };
+    const pq = { pqPreKeyIdsToDelete: [], pqPreKeyIdsToUpload: [], pqPreKeyIdsNotHeld: [] };
+    const data: Record<string, object> = {
+      keyStatus: { ...(await keys.identity()), ...slots, ...versions },
+      validateKeys: { ...ec, ...pq, ...versions, keysValid: true, validation: 'it is good' },
+      clientReady: { pendingCount: 0, keyVersion: 2 },
+    };
+    /** How each request is refused; those that are not in here are answered. */
+    const refusals: Record<string, { code: string; retryable: boolean }> = {};
+    const asked: string[] = [];
+    fake.io.on('connection', (socket) => {
+      for (const name of Object.keys(data)) {
+        socket.on(name, (_, acknowledge) => {
+          asked.push(name);
+          const refusal = refusals[name];
+          if (refusal === undefined) acknowledge({ ok: true, data: data[name] });
+          else acknowledge({ ok: false, error: { ...refusal, message: refusal.code } });
+        });
+      }
+    });
+    const client = await connect({
+      ...{ url: fake.url, getToken: async () => 'a token', keys, onMessage: async () => {} },
+      clock: standing.clock,
+    });
+    return {
+      ...{ client, standing, data, refusals },
+      count: (name: string) => asked.filter((each) => each === name).length,
+      async stop() {
+        client.close();
+        await fake.stop();
+      },
+    };
+  }
+
+  it.each([
+    ['least', () => 0, [1_000, 2_000, 4_000, 8_000, 16_000, 20_000, 20_000]],
+    ['most', () => 1, [1_500, 3_000, 6_000, 12_000, 24_000, 30_000, 30_000]],
+  ])(
+    'is gone again after a fault of the gateway, at growing pauses: at the %s',
+    async (_, random, pauses) => {
+      const { client, standing, refusals, count, stop } = await prepare(random);
+      refusals.validateKeys = { code: 'INTERNAL', retryable: false };
+      const started = client.start();
+      for (const [index, pauseMs] of pauses.entries()) {
+        await eventually(() => expect(count('validateKeys')).toBe(index + 1));
+        await eventually(() => expect(client.snapshot().trouble?.code).toBe('INTERNAL'));
+        await eventually(() => expect(standing.delays.at(-1)).toBe(pauseMs));
+        await standing.time.advance(pauseMs - 1);
+        expect(count('validateKeys')).toBe(index + 1);
+        if (index === pauses.length - 1) delete refusals.validateKeys;
+        await standing.time.advance(1);
+      }
+      expect(await started).toBe('ready');
+      expect(client.snapshot().trouble).toBeNull();
+      await stop();
+    },
+  );
+
+  it('is left where the client is closed in such a pause', async () => {
+    const { client, refusals, stop } = await prepare(() => 0);
+    refusals.validateKeys = { code: 'INTERNAL', retryable: false };
+    const started = client.start();
+    await eventually(() => expect(client.snapshot().trouble?.code).toBe('INTERNAL'));
+    client.close();
+    await expect(started).rejects.toMatchObject({ code: 'CLOSED' });
+    await stop();
+  });
+
+  it.each(['KEYS_OUT_OF_SYNC', 'KEYS_NOT_VALIDATED', 'KEYS_NOT_UPLOADED', 'IDENTITY_MISMATCH'])(
+    'is given up when five rounds ended in %s',
+    async (code) => {
+      const { client, refusals, count, stop } = await prepare(() => 0);
+      refusals.clientReady = { code, retryable: false };
+      await expect(client.start()).rejects.toMatchObject({ code: 'NO_AGREEMENT' });
+      expect(count('validateKeys')).toBe(5);
+      expect(client.snapshot().trouble?.code).toBe('NO_AGREEMENT');
+      // Whoever calls it again begins anew.
+      delete refusals.clientReady;
+      expect(await client.start()).toBe('ready');
+      await stop();
+    },
+  );
+
+  it('is given up when five validations found nothing to mend, and were none', async () => {
+    const { client, data, count, stop } = await prepare(() => 0);
+    data.validateKeys = { ...data.validateKeys, validation: undefined };
+    await expect(client.start()).rejects.toMatchObject({ code: 'NO_AGREEMENT' });
+    expect([count('validateKeys'), count('clientReady')]).toEqual([5, 0]);
+    await stop();
+  });
+
+  it('ends at a refusal that does not pass', async () => {
+    const { client, refusals, count, stop } = await prepare(() => 0);
+    refusals.validateKeys = { code: 'FORBIDDEN', retryable: false };
+    await expect(client.start()).rejects.toMatchObject({ code: 'FORBIDDEN' });
+    expect(count('validateKeys')).toBe(1);
+    expect(client.snapshot().trouble).toEqual({ code: 'FORBIDDEN', message: 'FORBIDDEN' });
+    await stop();
+  });
 });
 
 describe('trouble', () => {
@@ -651,6 +928,15 @@ describe('the outbox', () => {
     const [answer] = await Promise.all(waiting);
     await eventually(() => expect(phone.client.state).toBe('ready'));
     expect(await phone.client.call('keyStats', {})).toEqual(answer);
+  });
+
+  it('holds 256 requests where nothing else is asked for', async () => {
+    const client = await openClient('http://127.0.0.1:1', { clock: standingClock(() => 0).clock });
+    const ends = Array.from({ length: 257 }, () => client.call('keyStats', {}).catch(({ code }) => code));
+    expect(await ends[256]).toBe('OUTBOX_FULL');
+    expect(client.snapshot().outboxLength).toBe(256);
+    client.close();
+    expect(new Set(await Promise.all(ends.slice(0, 256)))).toEqual(new Set(['CLOSED']));
   });
 
   it('is emptied with an error when the client is closed', async () => {

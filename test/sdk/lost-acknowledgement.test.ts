@@ -206,10 +206,21 @@ describe('the acknowledgement of', () => {
     expect(handedOver).toHaveLength(2);
   });
 
-  it('a change of keys that could undo a newer one is lost, and it is not repeated', async () => {
-    const { phone } = await pair();
-    const lost = proxy.loseAnswerOf('resetKeys');
-    await expect(phone.client.call('resetKeys', {})).rejects.toMatchObject({ code: 'UNANSWERED' });
-    await lost;
-  });
+  it.each(['uploadKeys', 'rotateSignedPreKey', 'resetKeys'] as const)(
+    '%s is lost, and it is not repeated, since it could undo a newer change of keys',
+    async (name) => {
+      const { phone } = await pair();
+      const { identityKey, registrationId } = (await phone.keys.identity())!;
+      await phone.keys.signedPreKey.generate(900);
+      const signedPreKey = (await phone.keys.signedPreKey.read())!;
+      const inputs = {
+        uploadKeys: { identityKey, registrationId, signedPreKey },
+        rotateSignedPreKey: { signedPreKey },
+        resetKeys: {},
+      };
+      const lost = proxy.loseAnswerOf(name);
+      await expect(phone.client.call(name, inputs[name])).rejects.toMatchObject({ code: 'UNANSWERED' });
+      await lost;
+    },
+  );
 });
