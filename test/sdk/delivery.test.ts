@@ -115,6 +115,19 @@ describe('messages that were sent while the device was offline', () => {
     expect(counts).toEqual(Array(4).fill(POOL_LEVEL - 4));
   });
 
+  it('are waited for no longer when the connection ends', async () => {
+    const { phone, friend } = await pair();
+    phone.close();
+    await friend.say(bob.userId, 'hello');
+    await phone.restart();
+    phone.beforeReceiving = () => new Promise(() => {});
+    expect(await phone.client.start()).toBe('ready');
+    expect(phone.client.snapshot().drainProgress).toEqual({ handled: 0, pending: 1 });
+    proxy.unplug();
+    await eventually(() => expect(phone.client.state).not.toBe('ready'));
+    expect(phone.client.snapshot().drainProgress).toBeNull();
+  });
+
   it('are not waited for for ever: a message that keeps failing does not keep the pool empty', async () => {
     const time = createManualClock();
     const clock = {

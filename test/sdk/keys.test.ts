@@ -456,6 +456,48 @@ describe('another identity on the gateway', () => {
   });
 });
 
+describe('a reset', () => {
+  it('that the user asks for may have any reason, however long', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const reason = 'because '.repeat(1_000);
+    await phone.client.reset(reason);
+    expect(phone.client.state).toBe('needsSetup');
+    expect(phone.client.metrics().resets).toMatchObject([{ reason }]);
+    expect((await status(phone)).identityKey).toBeNull();
+  });
+
+  it('goes on where the keys change on the gateway while it is asked for', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    const { keyVersion } = await status(phone);
+    const lost = proxy.loseRequest('resetKeys').then(() => proxy.unplug());
+    const reset = phone.client.reset('a fresh start');
+    await lost;
+    await rotateElsewhere(phone);
+    proxy.plugIn();
+    await reset;
+    expect(await status(phone)).toMatchObject({ identityKey: null, keyVersion: keyVersion + 2 });
+    expect(phone.client.metrics().resets).toHaveLength(1);
+  });
+});
+
+describe('an identity key', () => {
+  it('is the same with its type byte and without', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const before = await status(phone);
+    await phone.restart();
+    const { keys } = phone;
+    const identity = keys.identity.bind(keys);
+    keys.identity = async () => {
+      const whole = (await identity())!;
+      const bare = Buffer.from(whole.identityKey, 'base64').subarray(1).toString('base64');
+      return { ...whole, identityKey: bare };
+    };
+    expect(await phone.client.start()).toBe('ready');
+    expect(phone.client.metrics().resets).toEqual([]);
+    expect(await status(phone)).toMatchObject({ identityKey: before.identityKey });
+  });
+});
+
 describe('without a network', () => {
   it('the verdict is of the local keys alone, and with the network comes the rest', async () => {
     const phone = await enrolPhone(proxy.url, bob);
@@ -528,6 +570,26 @@ describe('one-time prekeys that can’t be read', () => {
     expect(await phone.client.start()).toBe('ready');
     await filled(phone);
     expect(phone.client.metrics()).toMatchObject({ resets: [], preKeysRegenerated: 4 });
+  });
+
+  it('a single one is replaced also where the gateway has lost all keys of the device', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    const [broken] = await phone.keys.oneTimePreKeys.ids();
+    phone.close();
+    const elsewhere = await gateway.connect(bob);
+    await elsewhere.call('resetKeys', {});
+    elsewhere.close();
+    phone.disk.damage(`preKey/${broken}`);
+    await phone.restart();
+    expect(await phone.client.checkKeys()).toMatchObject({
+      needsSetup: false,
+      missingKeys: ['identity', 'signedPreKey'],
+    });
+    expect(await phone.keys.oneTimePreKeys.ids()).not.toContain(broken);
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    expect(phone.client.metrics().resets).toEqual([]);
   });
 
   it('all of them are systemic: one reset', async () => {
@@ -628,6 +690,38 @@ describe('replenishing', () => {
       expect(notices).toHaveLength(round);
       expect(phone.client.metrics().preKeysRegenerated).toBe(6 * round);
     }
+  });
+
+  it('shows how far it is, in steps, and that it is over when it failed', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    await phone.restart({ poolLevel: POOL_LEVEL + 45 });
+    const made = new Set<string>();
+    phone.client.subscribe(
+      ({ keyProgress }) => keyProgress && made.add(`${keyProgress.made} of ${keyProgress.wanted}`),
+    );
+    const { oneTimePreKeys } = phone.keys;
+    const { generate } = oneTimePreKeys;
+    const failed = new Promise<void>((resolve) => {
+      oneTimePreKeys.generate = async (ids) => {
+        if (ids.length === 20) return await generate(ids);
+        resolve();
+        throw new Error('the disk is full');
+      };
+    });
+    expect(await phone.client.start()).toBe('ready');
+    await failed;
+    await eventually(() => expect(phone.client.snapshot().keyProgress).toBeNull());
+    expect([...made]).toEqual(['0 of 45', '20 of 45', '40 of 45']);
+    expect(phone.client.state).toBe('ready');
+  });
+
+  it('fills pools that hold more than one upload may', async () => {
+    const phone = await enrolPhone(gateway.url, bob, { poolLevel: 230 });
+    await eventually(async () => {
+      expect(await status(phone)).toMatchObject({ preKeyCount: 230, pqPreKeyCount: 230 });
+    });
+    await eventually(() => expect(phone.client.metrics().preKeysRegenerated).toBe(2 * 130));
   });
 
   it('fills up to the level also where keys are claimed while it fills', async () => {
