@@ -348,6 +348,7 @@ export async function connect(options: ConnectOptions): Promise<KeygateClient> {
           if (end === 'needsSetup' || isOpen()) return end;
         } catch (error) {
           if (isOutOfStep(error)) {
+            kept = null;
             disagreements += 1;
             if (disagreements >= ROUNDS_MAX) throw noAgreement();
           } else if (mayPass(error)) {
