@@ -159,7 +159,8 @@ describe('private halves', () => {
     let nowMs = Date.now();
     const clock = { ...hurriedClock, nowMs: () => nowMs };
     const { phone, friend } = await pair();
-    const held = await phone.keys.oneTimePreKeys.ids();
+    const { oneTimePreKeys, pqOneTimePreKeys } = phone.keys;
+    const held = [...(await oneTimePreKeys.ids()), ...(await pqOneTimePreKeys.ids())];
     await claimSession(friend, bob);
     const drainedAgain = async (): Promise<number[]> => {
       await phone.restart({ clock });
@@ -167,15 +168,15 @@ describe('private halves', () => {
       await filled(phone);
       // The check waits for its turn after the refill.
       await phone.client.checkKeys();
-      return await phone.keys.oneTimePreKeys.ids();
+      return [...(await phone.keys.oneTimePreKeys.ids()), ...(await phone.keys.pqOneTimePreKeys.ids())];
     };
     expect(await drainedAgain()).toEqual(expect.arrayContaining(held));
-    nowMs += 59 * day;
+    nowMs += 60 * day - 1;
     expect(await drainedAgain()).toEqual(expect.arrayContaining(held));
-    nowMs += 2 * day;
+    nowMs += 1;
     const left = await drainedAgain();
-    expect(left).toHaveLength(POOL_LEVEL);
-    expect(held.filter((id) => !left.includes(id))).toHaveLength(1);
+    expect(left).toHaveLength(2 * POOL_LEVEL);
+    expect(held.filter((id) => !left.includes(id))).toHaveLength(2);
   });
 
   it('of a replaced signed prekey go when their time is over', async () => {
@@ -196,8 +197,35 @@ describe('private halves', () => {
     // Claimed before the rotation, sent after it.
     await friend.say(bob.userId, 'by the old key');
     await eventually(() => expect(texts(phone)).toEqual(['by the old key']));
-    nowMs += 61 * day;
+    nowMs += 60 * day - 1;
+    expect(await drainedAgain()).toHaveLength(3);
+    nowMs += 1;
     expect(await drainedAgain()).toHaveLength(1);
+  });
+
+  it('that are gone are remembered no longer', async () => {
+    let nowMs = Date.now();
+    const clock = { ...hurriedClock, nowMs: () => nowMs };
+    const { phone, friend } = await pair();
+    await claimSession(friend, bob);
+    await phone.keys.signedPreKey.generate(500);
+    const rememberedAfterDrain = async () => {
+      await phone.restart({ clock });
+      await phone.client.start();
+      await filled(phone);
+      // The check waits for its turn after the refill.
+      await phone.client.checkKeys();
+      const { offered, replaced } = (await phone.disk.kitStorage().load())!;
+      return { offered: Object.keys(offered.ec).map(Number), replaced: Object.keys(replaced.ec) };
+    };
+    const { offered, replaced } = await rememberedAfterDrain();
+    expect(offered).toHaveLength(POOL_LEVEL + 1);
+    expect(replaced).toHaveLength(2);
+    nowMs += 60 * 86_400_000;
+    await rememberedAfterDrain();
+    const held = await phone.keys.oneTimePreKeys.ids();
+    expect(held).toHaveLength(POOL_LEVEL);
+    expect(await rememberedAfterDrain()).toEqual({ offered: held, replaced: [] });
   });
 });
 
