@@ -99,6 +99,27 @@ describe('a fresh install', () => {
     expect(phone.client.metrics()).toMatchObject({ identityRegenerations: 1, resets: [] });
   });
 
+  it('has on its disk which ids are taken before a key is made under one of them', async () => {
+    const phone = await installPhone(gateway.url, bob);
+    await phone.client.start();
+    const made: { id: number; nextKeyId: number | undefined }[] = [];
+    const note = async (ids: readonly number[]): Promise<void> => {
+      const nextKeyId = (await phone.disk.kitStorage().load())?.nextKeyId;
+      for (const id of ids) made.push({ id, nextKeyId });
+    };
+    for (const slot of [phone.keys.signedPreKey, phone.keys.pqLastResortPreKey]) {
+      const { generate } = slot;
+      slot.generate = (id) => note([id]).then(() => generate(id));
+    }
+    for (const pool of [phone.keys.oneTimePreKeys, phone.keys.pqOneTimePreKeys]) {
+      const { generate } = pool;
+      pool.generate = (ids) => note(ids).then(() => generate(ids));
+    }
+    expect(await phone.client.setUp()).toBe('ready');
+    expect(made).toHaveLength(2 + 2 * POOL_LEVEL);
+    expect(made.filter(({ id, nextKeyId = 0 }) => nextKeyId <= id)).toEqual([]);
+  });
+
   it('takes the place of an older install of the device, whose messages bounce', async () => {
     const old = await enrolPhone(gateway.url, bob);
     const friend = await enrolPhone(gateway.url, alice);
@@ -639,6 +660,28 @@ describe('what is out of step is mended before the gate opens', () => {
     expect(await phone.keys.signedPreKey.ids()).toEqual([signedPreKeyId, 500, after.signedPreKeyId]);
     expect(phone.client.metrics().signedPreKeyRotations).toBe(1);
   });
+
+  it.each([
+    ['signed prekey', 'signedPreKey', 'signedPreKeyId'],
+    ['last-resort prekey', 'pqLastResortPreKey', 'pqLastResortPreKeyId'],
+  ] as const)(
+    'a %s that this device has forgotten is replaced under an id beyond its own',
+    async (_, slot, id) => {
+      const phone = await enrolPhone(gateway.url, bob);
+      phone.close();
+      await phone.keys[slot].generate(500);
+      const elsewhere = await gateway.connect(bob);
+      await elsewhere.call('rotateSignedPreKey', { [slot]: (await phone.keys[slot].read())! });
+      elsewhere.close();
+      // As after a restore of the application's own backup.
+      await phone.keys[slot].delete([500]);
+      await phone.restart();
+      expect(await phone.client.start()).toBe('ready');
+      const after = await status(phone);
+      expect(after[id]).toBeGreaterThan(500);
+      expect(after[id]).toBe((await phone.keys[slot].read())?.keyId);
+    },
+  );
 
   it('prekeys that were never uploaded are uploaded, those that are lost are withdrawn', async () => {
     const phone = await enrolPhone(gateway.url, bob);
