@@ -203,6 +203,30 @@ describe('private halves', () => {
     expect(await drainedAgain()).toHaveLength(1);
   });
 
+  it('of what the gateway has lost go when their time is over', async () => {
+    let nowMs = Date.now();
+    const clock = { ...hurriedClock, nowMs: () => nowMs };
+    const { phone } = await pair();
+    const lost = await phone.keys.oneTimePreKeys.ids();
+    phone.close();
+    const elsewhere = await gateway.connect(bob);
+    await elsewhere.call('resetKeys', {});
+    elsewhere.close();
+    const drainedAgain = async (): Promise<number[]> => {
+      await phone.restart({ clock });
+      await phone.client.start();
+      await filled(phone);
+      // The check waits for its turn after the refill.
+      await phone.client.checkKeys();
+      return await phone.keys.oneTimePreKeys.ids();
+    };
+    expect(await drainedAgain()).toEqual(expect.arrayContaining(lost));
+    nowMs += 60 * 86_400_000;
+    const left = await drainedAgain();
+    expect(left).toHaveLength(POOL_LEVEL);
+    expect(left.filter((id) => lost.includes(id))).toEqual([]);
+  });
+
   it('that are gone are remembered no longer', async () => {
     let nowMs = Date.now();
     const clock = { ...hurriedClock, nowMs: () => nowMs };

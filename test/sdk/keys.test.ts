@@ -705,15 +705,64 @@ describe('what is out of step is mended before the gate opens', () => {
   it('keys that were wiped from the gateway alone are uploaded again, one-time prekeys under new ids', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
+    const claimer = await gateway.connect(alice);
+    const claim = async (): Promise<number | undefined> => {
+      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
+      return devices[0]?.oneTimePreKey?.keyId;
+    };
+    // Those of a refill are among them.
+    for (let index = 0; index < 3; index++) await claim();
+    await filled(phone);
     const { identityKey } = await status(phone);
     const ids = await phone.keys.oneTimePreKeys.ids();
     await phone.client.call('resetKeys', {});
     await eventually(async () => expect((await status(phone)).identityKey).toBe(identityKey));
     await filled(phone);
-    const claimer = await gateway.connect(alice);
-    const bundle = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
-    expect(ids).not.toContain(bundle.devices[0]?.oneTimePreKey?.keyId);
+    for (let index = 0; index < POOL_LEVEL; index++) expect(ids).not.toContain(await claim());
     expect(phone.client.metrics().resets).toEqual([]);
+  });
+
+  it.each(['lastKeyVersion', 'lastCountVersion'] as const)(
+    'every one-time prekey is replaced where the gateway is behind the %s that it told of',
+    async (version) => {
+      const phone = await enrolPhone(gateway.url, bob);
+      await filled(phone);
+      phone.close();
+      const ids = await phone.keys.oneTimePreKeys.ids();
+      const storage = phone.disk.kitStorage();
+      const memory = (await storage.load())!;
+      await storage.save({ ...memory, [version]: memory[version] + 1 });
+
+      await phone.restart();
+      expect(await phone.client.start()).toBe('ready');
+      await filled(phone);
+      const claimer = await gateway.connect(alice);
+      for (let index = 0; index < POOL_LEVEL; index++) {
+        const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
+        expect(ids).not.toContain(devices[0]?.oneTimePreKey?.keyId);
+      }
+    },
+  );
+
+  it('a prekey that is known to be handed out is withdrawn where the gateway offers it again', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    phone.close();
+    const [again] = await phone.keys.oneTimePreKeys.ids();
+    const storage = phone.disk.kitStorage();
+    const memory = (await storage.load())!;
+    memory.offered.ec[again!] = Date.now();
+    await storage.save(memory);
+
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    const claimer = await gateway.connect(alice);
+    for (let index = 0; index < POOL_LEVEL; index++) {
+      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
+      expect(devices[0]?.oneTimePreKey?.keyId).not.toBe(again);
+    }
+    expect(await phone.keys.oneTimePreKeys.ids()).toContain(again);
   });
 });
 
