@@ -146,4 +146,71 @@ describe('limits over Redis', () => {
       link.disconnect();
     }
   });
+
+  it('ask a silent Redis again each second, once, and go on with it when it answers', async () => {
+    const manual = createManualClock();
+    let offsetMs = 0;
+    const clock = { ...manual, nowMs: () => manual.nowMs() + offsetMs };
+    const lines: string[] = [];
+    const note = (_: unknown, message: string) => lines.push(message);
+    const link = await openLink();
+    const log = { ...silentLog, info: note, warn: note };
+    const limiter = createRedisRateLimiter({ limits: LIMITS, link, clock, log });
+    let keys = 0;
+    const charge = () => limiter.charge([{ limit: 'one', key: `silent ${keys++}`, points: 500 }]);
+    // The first brings the script along.
+    await charge();
+    /** Each answer that is waited for has a timer. */
+    const trialCount = () => clock.timerCount();
+    const away = 'limits: Redis is away, each node counts for itself';
+    await redis.kill('SIGSTOP');
+    try {
+      const first = charge();
+      await clock.advance(100);
+      await first;
+      await clock.advance(999);
+      await charge();
+
+      await clock.advance(1);
+      const second = charge();
+      expect(trialCount()).toBe(1);
+      // Those that come beside the trial wait for nothing.
+      await charge();
+      expect(trialCount()).toBe(1);
+      await clock.advance(100);
+      await second;
+      expect(lines).toEqual([away]);
+    } finally {
+      await redis.kill('SIGCONT');
+    }
+    // The system's time was set back: no reason to wait for an hour.
+    offsetMs = -3_600_000;
+    await charge();
+    expect(lines).toEqual([away, 'limits: Redis is back']);
+    const last = charge();
+    expect(trialCount()).toBe(1);
+    await last;
+    expect(lines).toHaveLength(2);
+    link.disconnect();
+  });
+
+  it('have Redis end its windows after the time of the limit, and none after less than a second', async () => {
+    const link = await openLink();
+    const limits: Limit[] = [
+      { name: 'long', points: 10, windowMs: WINDOW_MS },
+      { name: 'short', points: 10, windowMs: 100 },
+    ];
+    const limiter = createRedisRateLimiter({ limits, link, clock: createManualClock(), log: silentLog });
+    await limiter.charge(limits.map(({ name }) => ({ limit: name, key: 'alice', points: 5 })));
+    const [long, short] = [
+      await admin.pttl('keygate:limit:long:alice'),
+      await admin.pttl('keygate:limit:short:alice'),
+    ];
+    expect(long).toBeGreaterThan(WINDOW_MS / 2);
+    expect(long).toBeLessThanOrEqual(WINDOW_MS);
+    // It is there with an end, or has ended.
+    expect(short).not.toBe(-1);
+    expect(short).toBeLessThanOrEqual(1_000);
+    link.disconnect();
+  });
 });
