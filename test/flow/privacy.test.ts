@@ -3,7 +3,9 @@ import { execFile } from 'node:child_process';
 import { randomUUID } from 'node:crypto';
 import { promisify } from 'node:util';
 import { describe, expect, it } from 'vitest';
+import { GatewayError } from '../../src/protocol/errors.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { createDirectory } from '../../src/requests/directory.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, someone, undoAfterEach } from '../support/flow.ts';
@@ -90,6 +92,28 @@ describe('a private directory', () => {
     await clock.advance(1);
     await Promise.all(asked);
     expect(answers.sort()).toEqual(['bundle', 'unknown']);
+  });
+
+  it.each([
+    [0, 50],
+    [20, 30],
+    [50, 50],
+    [130, 20],
+  ])('tells what took %i ms to look up %i ms later', async (tookMs, laterMs) => {
+    const clock = createManualClock();
+    const directory = createDirectory({ isPrivate: true, clock });
+    const startedMs = clock.nowMs();
+    await clock.advance(tookMs);
+    let told: GatewayError | null = null;
+    void Promise.resolve(directory.veiled(new GatewayError('DEVICE_NOT_FOUND'), startedMs)).then(
+      (refusal) => {
+        told = refusal;
+      },
+    );
+    await clock.advance(laterMs - 1);
+    expect(told).toBeNull();
+    await clock.advance(1);
+    expect(told).toMatchObject({ code: 'USER_NOT_FOUND' });
   });
 });
 
