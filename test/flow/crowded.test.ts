@@ -1,14 +1,17 @@
 /** More connections than a node may have: those that it has are served on, and it can still reach whatever it needs. */
-import { Agent, get } from 'node:http';
-import { connect as connectTcp } from 'node:net';
+import { once } from 'node:events';
+import { Agent, createServer, get } from 'node:http';
+import { type AddressInfo, connect as connectTcp } from 'node:net';
 import postgres from 'postgres';
-import { expect, it } from 'vitest';
-import { connectionsMax } from '../../src/gateway/bound-connections.ts';
+import { expect, it, vi } from 'vitest';
+import { boundConnections, connectionsMax } from '../../src/gateway/bound-connections.ts';
+import { silentLog } from '../../src/lib/log.ts';
 import { openFilesMax } from '../../src/lib/open-files.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { gatewayFor, someone, undoAfterEach } from '../support/flow.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 const undo = undoAfterEach();
 
@@ -114,6 +117,49 @@ it('holds no more connections than it is told to', async () => {
   await eventually(async () => (await at.connect(someone()).catch(() => null)) !== null, {
     that: 'room being made',
   });
+});
+
+it('makes room at most once in a second, and reports at most once in a minute, while others are dropped', async () => {
+  const clock = createManualClock();
+  const server = createServer();
+  const lines: string[] = [];
+  let hits = 0;
+  boundConnections(server, {
+    max: 1,
+    clock,
+    log: { ...silentLog, warn: (_, message) => lines.push(message) },
+    observer: {
+      limitHit() {
+        hits += 1;
+      },
+    },
+  });
+  const clearings = vi.spyOn(server, 'closeIdleConnections');
+  await once(server.listen(0, '127.0.0.1'), 'listening');
+  undo.push(() => void server.close());
+  const url = `http://127.0.0.1:${(server.address() as AddressInfo).port}`;
+  const held = once(server, 'connection');
+  await crowdAt(url, 1);
+  await held;
+  const drop = async (): Promise<void> => {
+    const dropped = once(server, 'drop');
+    await crowdAt(url, 1);
+    await dropped;
+  };
+
+  await drop();
+  await clock.advance(999);
+  await drop();
+  expect([hits, clearings.mock.calls.length, lines.length]).toEqual([2, 1, 1]);
+  await clock.advance(1);
+  await drop();
+  expect([hits, clearings.mock.calls.length, lines.length]).toEqual([3, 2, 1]);
+  await clock.advance(58_999);
+  await drop();
+  expect([hits, clearings.mock.calls.length, lines.length]).toEqual([4, 3, 1]);
+  await clock.advance(1);
+  await drop();
+  expect([hits, lines.length]).toEqual([5, 2]);
 });
 
 it.each([
