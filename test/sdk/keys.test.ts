@@ -722,6 +722,25 @@ describe('what is out of step is mended before the gate opens', () => {
     expect(phone.client.metrics().resets).toEqual([]);
   });
 
+  it('keys that were wiped go up with another signed prekey where its id was that of another key', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    phone.close();
+    const { signedPreKey } = phone.keys;
+    await signedPreKey.generate(500);
+    const elsewhere = await gateway.connect(bob);
+    await elsewhere.call('rotateSignedPreKey', { signedPreKey: (await signedPreKey.read())! });
+    await elsewhere.call('resetKeys', {});
+    elsewhere.close();
+    await signedPreKey.delete([500]);
+    await signedPreKey.generate(500);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    const { signedPreKeyId } = await status(phone);
+    expect(signedPreKeyId).toBeGreaterThan(500);
+    expect(signedPreKeyId).toBe((await phone.keys.signedPreKey.read())?.keyId);
+    expect(phone.client.metrics().resets).toEqual([]);
+  });
+
   it.each(['lastKeyVersion', 'lastCountVersion'] as const)(
     'every one-time prekey is replaced where the gateway is behind the %s that it told of',
     async (version) => {
