@@ -295,18 +295,33 @@ describe('a node that does not know that it was superseded', () => {
   });
 });
 
-/** A request by HTTP that was let in, and of whose body half has come. */
-async function letIn(at: TestGateway, { address }: Party, path: string, body: unknown) {
-  const sql = postgres(at.databaseUrl, { max: 1 });
-  const observer = postgres(at.databaseUrl, { max: 1 });
+/** Two sessions of a gateway's database: one that holds up what the gateway does, and one that sees what waits. */
+function sessionsAt({ databaseUrl }: TestGateway) {
+  const sql = postgres(databaseUrl, { max: 1 });
+  const observer = postgres(databaseUrl, { max: 1 });
   undo.push(
     () => sql.end(),
     () => observer.end(),
   );
-  const sessions = (state: 'waiting' | 'busy') => observer`
+  return {
+    sql,
+    observer,
+    /** Resolves when so many sessions wait for a lock. */
+    waiting: (count: number) =>
+      eventually(async () => {
+        const sessions = await observer`
+          SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
+        expect(sessions).toHaveLength(count);
+      }),
+  };
+}
+
+/** A request by HTTP that was let in, and of whose body half has come. */
+async function letIn(at: TestGateway, { address }: Party, path: string, body: unknown) {
+  const { sql, observer, waiting } = sessionsAt(at);
+  const busy = () => observer`
     SELECT 1 FROM pg_stat_activity
-    WHERE datname = current_database() AND application_name = 'keygate' AND state <> 'idle'
-      AND (${state} = 'busy' OR wait_event_type = 'Lock')`;
+    WHERE datname = current_database() AND application_name = 'keygate' AND state <> 'idle'`;
   await sql`BEGIN`;
   await sql`LOCK TABLE devices`;
   const bytes = Buffer.from(JSON.stringify(body));
@@ -321,9 +336,9 @@ async function letIn(at: TestGateway, { address }: Party, path: string, body: un
   });
   asked.write(bytes.subarray(0, 10));
   // Whether its token was revoked is asked before its body is read.
-  await eventually(async () => expect(await sessions('waiting')).toHaveLength(1));
+  await waiting(1);
   await sql`COMMIT`;
-  await eventually(async () => expect(await sessions('busy')).toHaveLength(0));
+  await eventually(async () => expect(await busy()).toHaveLength(0));
   return {
     async finish(): Promise<{ status: number | undefined; body: unknown }> {
       const answer = new Promise<IncomingMessage>((resolve, reject) => {
@@ -342,18 +357,7 @@ describe('a change of keys that its socket has left behind', () => {
     const { first, second } = await twoDeafNodes();
     const other = await opened(first);
     const bob = await opened(first);
-    const sql = postgres(first.databaseUrl, { max: 1 });
-    const observer = postgres(first.databaseUrl, { max: 1 });
-    undo.push(
-      () => sql.end(),
-      () => observer.end(),
-    );
-    const waiting = (count: number) =>
-      eventually(async () => {
-        const sessions = await observer`
-          SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
-        expect(sessions).toHaveLength(count);
-      });
+    const { sql, waiting } = sessionsAt(first);
     const post = async (at: TestGateway, path: string, body: unknown) =>
       await fetch(`${at.url}${path}`, {
         method: 'POST',
@@ -428,12 +432,7 @@ describe('a request by HTTP, which no connection numbers', () => {
     const gateway = await gatewayFor(undo);
     const other = await opened(gateway);
     const bob = await opened(gateway);
-    const sql = postgres(gateway.databaseUrl, { max: 1 });
-    const observer = postgres(gateway.databaseUrl, { max: 1 });
-    undo.push(
-      () => sql.end(),
-      () => observer.end(),
-    );
+    const { sql, waiting } = sessionsAt(gateway);
     const add = async (signal?: AbortSignal) =>
       await fetch(`${gateway.url}/api/keys/add-prekeys`, {
         method: 'POST',
@@ -448,11 +447,7 @@ describe('a request by HTTP, which no connection numbers', () => {
     await sql`SELECT 1 FROM devices WHERE user_id = ${bob.address.userId} FOR UPDATE`;
     const patience = new AbortController();
     const late = add(patience.signal);
-    await eventually(async () => {
-      const waiting = await observer`
-        SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'`;
-      expect(waiting).toHaveLength(1);
-    });
+    await waiting(1);
     patience.abort();
     await expect(late).rejects.toThrow('aborted');
     // Once it has answered others, the gateway has heard of the end.
