@@ -290,6 +290,20 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await usedIds(device, 'ec', identityOf('A'), [2])).toEqual([]);
       });
 
+      it('bears the number of the newest connection that asked for a change, whether or not anything was changed', async () => {
+        const device = newDevice();
+        const asked = async (fence: number | null, action: () => Promise<void> = async () => {}) => {
+          await keys.change(device, action, { fence }).catch(() => {});
+          return (await otherNode.read(device))?.fence;
+        };
+        expect(await asked(5)).toBe(5);
+        expect(await asked(3)).toBe(5);
+        expect(await asked(null)).toBe(5);
+        const failing = () => Promise.reject(new Error('no'));
+        expect(await asked(8, failing)).toBe(5);
+        expect(await asked(8)).toBe(8);
+      });
+
       it('is changed by one at a time, over all nodes', async () => {
         const device = newDevice();
         await Promise.all(
