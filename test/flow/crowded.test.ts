@@ -58,7 +58,9 @@ it('leaves a process the file descriptors that it needs for its store and its he
   expect((await gateway.output()).match(/"connectionsMax":100/g)).toHaveLength(1);
 
   const admin = postgres(database.url, { max: 1 });
-  await admin`SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'keygate'`;
+  // Of other databases there are other tests' gateways.
+  await admin`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+              WHERE datname = current_database() AND application_name = 'keygate'`;
   await admin.end();
   await eventually(async () => (await client.ask('keyStatus', {})).ok, {
     that: 'the store being reached again',
