@@ -14,6 +14,10 @@ import { type LocalStage, startLocalStage } from '../fault/local-stage.ts';
 import { type Fault, run } from '../fault/run.ts';
 import { type RedisCluster, startRedisCluster } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
+import { createManualClock } from '../support/manual-clock.ts';
+
+/** Where Redis works, its answer is waited for, however long a busy machine takes for it. */
+const STANDING = createManualClock();
 
 let cluster: RedisCluster;
 beforeAll(async () => {
@@ -41,7 +45,7 @@ describeBus('Redis Cluster', async () => {
   await emptied();
   const commands = connectRedis(options());
   const subscriber = connectSubscriber(options());
-  const bus = createRedisBus({ commands, subscriber, clock: systemClock, log: silentLog });
+  const bus = createRedisBus({ commands, subscriber, clock: STANDING, log: silentLog });
   return { bus, close: async () => commands.disconnect() };
 });
 
@@ -49,7 +53,7 @@ describeLocks('Redis Cluster', async (lockMs) => {
   await emptied();
   const [one, other] = [connectRedis(options()), connectRedis(options())];
   await ready(one, other);
-  const make = (link: RedisLink) => createRedisLocks({ link, clock: systemClock, log: silentLog, lockMs });
+  const make = (link: RedisLink) => createRedisLocks({ link, clock: STANDING, log: silentLog, lockMs });
   return {
     locks: make(one),
     otherNode: make(other),
@@ -94,7 +98,7 @@ describe('over a Redis Cluster', () => {
     await emptied();
     const link = connectRedis(options());
     await ready(link);
-    const locks = createRedisLocks({ link, clock: systemClock, log: silentLog });
+    const locks = createRedisLocks({ link, clock: STANDING, log: silentLog });
     // Connections are made and scripts are known.
     await (await locks.acquire(devices)).release();
     const before = await readsByNode();

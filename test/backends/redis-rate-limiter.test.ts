@@ -64,7 +64,8 @@ const LIMITS: Limit[] = [
 describe('limits over Redis', () => {
   it('ask Redis for all limits of a request in one write', async () => {
     const link = await openLink();
-    const limiter = createRedisRateLimiter({ limits: LIMITS, link, clock: systemClock, log: silentLog });
+    const clock = createManualClock();
+    const limiter = createRedisRateLimiter({ limits: LIMITS, link, clock, log: silentLog });
     const charge = (key: string) =>
       limiter.charge(LIMITS.map(({ name, points }) => ({ limit: name, key, points: points * 0.9 })));
     // The first brings the script along.
@@ -79,7 +80,8 @@ describe('limits over Redis', () => {
   it('ask Redis once in a sixteenth of a limit, and never for what is spent', async () => {
     await admin.flushall();
     const link = await openLink();
-    const limiter = createRedisRateLimiter({ limits: LIMITS, link, clock: systemClock, log: silentLog });
+    const clock = createManualClock();
+    const limiter = createRedisRateLimiter({ limits: LIMITS, link, clock, log: silentLog });
     const asked = async (times: number): Promise<number> => {
       await admin.config('RESETSTAT');
       for (let i = 0; i < times; i++) await limiter.charge([{ limit: 'one', key: 'alice', points: 1 }]);

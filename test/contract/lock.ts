@@ -76,7 +76,7 @@ export function describeLocks(backend: string, open: (lockMs: number) => Promise
       const mine = await locks.acquire([alice]);
       let theirs = mine;
       await eventually(async () => {
-        theirs = await otherNode.acquire([alice]);
+        theirs = await otherNode.acquire([alice], 60_000);
         return theirs.held.size === 1;
       });
       await mine.release();
