@@ -17,6 +17,7 @@ import { createDatabase, type Engine, startRedis, startRedisSentinel } from '../
 import { eventually } from '../support/eventually.ts';
 import { testEnvironment } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
+import { freePort } from '../support/ports.ts';
 
 const QUICK: Partial<RedisBusTiming> = { probeMs: 100, probeWaitMaxMs: 500 };
 /** Where Redis works, its answer is waited for, however long a busy machine takes for it. */
@@ -793,7 +794,8 @@ async function startProxy(targetPort: number): Promise<Proxy> {
   const sockets = new Set<Socket>();
   let swallowText: string | null = null;
   let swallowed = 0;
-  let port = 0;
+  // One of the system's could go to another while it is closed, even to the link itself that tries to connect.
+  const port = await freePort();
   const server: Server = createServer((client) => {
     const target = connect(targetPort, '127.0.0.1');
     let isSwallowing = false;
@@ -824,8 +826,6 @@ async function startProxy(targetPort: number): Promise<Proxy> {
     for (const socket of sockets) socket.destroy();
   };
   await listen();
-  const address = server.address();
-  port = typeof address === 'object' && address !== null ? address.port : 0;
   return {
     port,
     swallowFrom(text) {
