@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { io, type Socket } from 'socket.io-client';
 import { describe, expect, it } from 'vitest';
 import type { RequestInput, RequestName } from '../../src/protocol/events.ts';
+import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, opened, someone, undoAfterEach } from '../support/flow.ts';
 import { type Client, connectClient, enrol, type Party, RefusedError } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
@@ -247,7 +248,7 @@ describe('bundles', () => {
       userId: bob.address.userId,
       envelopes: [envelope],
     });
-    await expect.poll(() => bob.client.envelopes.length).toBe(1);
+    await eventually(() => expect(bob.client.envelopes).toHaveLength(1));
     const [got] = bob.client.envelopes;
     if (got?.kind !== 'message') throw new Error('no message came');
     expect(await bob.device.decrypt(got)).toBe('hello all the same');
@@ -383,9 +384,10 @@ describe('connections', () => {
       'it became a WebSocket',
     );
     first.close();
-    await expect
-      .poll(() => refusedUpgrade(at.url).then(String, (error: Error) => error.message))
-      .toBe('it became a WebSocket');
+    await eventually(async () => {
+      const told = await refusedUpgrade(at.url).then(String, (error: Error) => error.message);
+      expect(told).toBe('it became a WebSocket');
+    });
   });
 
   it('from one address are limited in their rate, before a token is looked at', async () => {

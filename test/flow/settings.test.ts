@@ -59,7 +59,7 @@ it.each([
       ],
     };
     const sent = await client.call('sendMessages', message);
-    await expect.poll(() => contents(bob.client)).toEqual(['hi']);
+    await eventually(() => expect(contents(bob.client)).toEqual(['hi']));
     // What it was stored at is read back to the millisecond.
     expect((await client.call('sendMessages', message)).storedAt).toBe(sent.storedAt);
     const { availablePreKeys, lastUpdated } = await bob.client.call('keyStats');
