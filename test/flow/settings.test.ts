@@ -92,7 +92,7 @@ it('where DATABASE_URL names others, and its host by an address of IPv6, the gat
     await enrol(gateway, { userId: 'alice', deviceId: 1 });
     const sessions = await admin`
       SELECT DISTINCT application_name FROM pg_stat_activity
-      WHERE datname = current_database() AND pid <> pg_backend_pid()`;
+      WHERE datname = current_database() AND pid <> pg_backend_pid() AND backend_type = 'client backend'`;
     expect([...sessions]).toEqual([{ application_name: 'keygate' }]);
   } finally {
     await admin.end();
