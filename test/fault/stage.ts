@@ -71,7 +71,9 @@ export async function startStage(
     const clientLink = await startTcpProxy(() => gateways[turn++ % gateways.length]!.url);
     undo.push(() => clientLink.stop());
     const sql = postgres(engine.url, {
-      max: 2,
+      // The driver tells what ended a query with its connection to the first query of the next connection too: a second
+      // one might bear that until long after the recovery.
+      max: 1,
       onnotice: () => {},
       connection: { application_name: 'observer' },
     });
