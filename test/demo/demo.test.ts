@@ -4,6 +4,7 @@ import { chmod, mkdtemp, readdir, readFile, rm } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import { afterEach, beforeEach, expect, it } from 'vitest';
+import { stopped } from '../support/stopped.ts';
 
 let folder: string;
 beforeEach(async () => {
@@ -24,21 +25,44 @@ interface Run {
   stderr: string;
 }
 
-/** @param onOutput called with everything that was printed so far */
-function runDemo(env: NodeJS.ProcessEnv, onOutput?: (stdout: string, pid: number) => void): Promise<Run> {
+/** However slow the machine is, what a test does to it then comes in its midst. */
+const STOPS_AT_STEP_2 = `--import=data:text/javascript,${encodeURIComponent(`
+  const { log } = console;
+  console.log = (line) => {
+    log(line);
+    if (line.startsWith('\\n2. ')) process.kill(process.pid, 'SIGSTOP');
+  };`)}`;
+
+/** @param atStep2 what happens while it stands still there; it goes on afterwards */
+function runDemo(env: NodeJS.ProcessEnv, atStep2?: (pid: number) => unknown): Promise<Run> {
   const child = spawn(process.execPath, ['--import', 'tsx', 'test/demo/demo.ts'], {
-    env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
+    env: {
+      PATH: process.env.PATH,
+      HOME: process.env.HOME,
+      ...(atStep2 === undefined ? {} : { NODE_OPTIONS: STOPS_AT_STEP_2 }),
+      ...env,
+    },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
   const output = { stdout: '', stderr: '' };
   for (const name of ['stdout', 'stderr'] as const) {
     child[name].setEncoding('utf8').on('data', (chunk: string) => {
       output[name] += chunk;
-      onOutput?.(output.stdout, child.pid!);
     });
   }
-  return new Promise((resolve) => {
+  return new Promise((resolve, reject) => {
     child.on('close', (code) => resolve({ code, ...output }));
+    if (atStep2 === undefined) return;
+    const toldStep2 = new Promise<void>((told) => {
+      child.stdout.on('data', () => {
+        if (output.stdout.includes('\n2. ')) told();
+      });
+    });
+    toldStep2
+      .then(() => stopped(child.pid!))
+      .then(() => atStep2(child.pid!))
+      .finally(() => child.kill('SIGCONT'))
+      .catch(reject);
   });
 }
 
@@ -75,11 +99,7 @@ it('tells how two phones talk, ends by itself with 0 and leaves nothing behind',
 });
 
 it('says in one line why it failed, and ends with 1', { timeout: 120_000 }, async () => {
-  let killed: Promise<void> | null = null;
-  const { code, stdout, stderr } = await runDemo({ TMPDIR: folder }, (output) => {
-    if (output.includes('\n2. ')) killed ??= killDatabase();
-  });
-  await killed;
+  const { code, stdout, stderr } = await runDemo({ TMPDIR: folder }, killDatabase);
   expect(stderr).toMatch(/^The demo failed at step \d+: .+\n$/);
   expect(code).toBe(1);
   expect(stdout).not.toContain('That is all.');
@@ -93,12 +113,7 @@ async function killDatabase(): Promise<void> {
 }
 
 it('cleans up also when it is ended in the middle', { timeout: 120_000 }, async () => {
-  let ended = false;
-  const { code, stderr } = await runDemo({ TMPDIR: folder }, (stdout, pid) => {
-    if (ended || !stdout.includes('\n2. ')) return;
-    ended = true;
-    process.kill(pid, 'SIGINT');
-  });
+  const { code, stderr } = await runDemo({ TMPDIR: folder }, (pid) => process.kill(pid, 'SIGINT'));
   expect(code).toBe(1);
   expect(stderr).toMatch(/^The demo failed at step \d+: it was ended by SIGINT\n$/);
   expect(await leftBehind()).toEqual([]);
