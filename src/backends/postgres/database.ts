@@ -148,10 +148,11 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     } catch (error) {
       // It may have waited for rows that nobody will ever release.
       if (codeOf(error) === STATEMENT_TIMED_OUT) void endStalled();
-      if (!(error instanceof NoSlotError || isOutage(error))) throw explained(error);
-      reportOutage(error);
+      const told = explained(error);
+      if (!(error instanceof NoSlotError || isOutage(error))) throw told;
+      reportOutage(told);
       if (codeOf(error) === READ_ONLY_TRANSACTION) leaveReadOnly();
-      throw unavailable(explained(error));
+      throw unavailable(told);
     }
   }
 

@@ -13,8 +13,10 @@ export function unavailable(cause: unknown): GatewayError {
   });
 }
 
-/** What becomes of settings at connecting is of use to nobody in the words of PostgreSQL, or of a pooler. */
+/** What becomes of connections, and of settings at connecting, in words that are of use to whoever runs the gateway. */
 export function explained(error: unknown): unknown {
+  const ofConnection = OF_CONNECTIONS.get(codeOf(error) ?? '');
+  if (ofConnection !== undefined) return new Error(ofConnection, { cause: error });
   // It came with 14.
   if (codeOf(error) === UNKNOWN_PARAMETER && reasonOf(error).includes('idle_session_timeout')) {
     return new Error('PostgreSQL is older than 14, the first that will do', { cause: error });
@@ -37,11 +39,15 @@ const UNKNOWN_PARAMETER = '42704';
 export const TOO_MANY_CONNECTIONS = '53300';
 export const STATEMENT_TIMED_OUT = '57014';
 export const READ_ONLY_TRANSACTION = '25006';
+/** The driver itself says its code and the address. */
+const OF_CONNECTIONS: ReadonlyMap<string, string> = new Map([
+  ['CONNECTION_CLOSED', 'PostgreSQL, or what lies before it, ended the connection'],
+  ['CONNECTION_ENDED', 'the connection to PostgreSQL had been given up'],
+  ['CONNECTION_DESTROYED', 'the connection to PostgreSQL was given up'],
+  ['CONNECT_TIMEOUT', 'PostgreSQL did not take a connection in time'],
+]);
 const OUTAGE_CODES = new Set([
-  'CONNECTION_CLOSED',
-  'CONNECTION_ENDED',
-  'CONNECTION_DESTROYED',
-  'CONNECT_TIMEOUT',
+  ...OF_CONNECTIONS.keys(),
   STATEMENT_TIMED_OUT,
   // A standby, or made so.
   READ_ONLY_TRANSACTION,
