@@ -9,6 +9,12 @@ import { startPostgres } from './engines.ts';
 
 const run = promisify(execFile);
 
+/**
+ * What is restored takes table after table from whoever works on them. In a deadlock PostgreSQL ends the session that
+ * looks for one first: let that be a gateway's.
+ */
+const RESTORES_FIRST = { ...process.env, PGOPTIONS: '-c deadlock_timeout=1min' };
+
 export interface BackedUpPostgres {
   url: string;
   backUp(): Promise<void>;
@@ -51,7 +57,7 @@ export async function startBackedUpPostgres(): Promise<BackedUpPostgres> {
     async restore() {
       if (hasTools) {
         const how = ['--clean', '--if-exists', '--single-transaction', `--dbname=${engine.url}`];
-        await run(join(engine.binDir, 'pg_restore'), [...how, file]);
+        await run(join(engine.binDir, 'pg_restore'), [...how, file], { env: RESTORES_FIRST });
       } else await copy('backup', database);
     },
     async stop() {
