@@ -78,6 +78,11 @@ async function validationOverHttp(
   return validation;
 }
 
+/** A gateway whose sweep is never due: what nobody tells it of, only a request finds. */
+async function neverSweeping(): Promise<TestGateway> {
+  return await gatewayFor(undo, { timing: { sweepPeriodMs: 3_600_000 } });
+}
+
 /** Changes keys in the store as a node would whose pokes are all lost. */
 function inSilence(databaseUrl: string) {
   const database = openDatabase({
@@ -464,13 +469,14 @@ describe('a change by the socket itself', () => {
   });
 
   it('a rotation by the socket after somebody else’s change closes the gate all the same', async () => {
-    const alice = await opened(shared);
-    const bob = await opened(shared);
-    const newest = await inSilence(shared.databaseUrl).rotate(bob);
+    const at = await neverSweeping();
+    const alice = await opened(at);
+    const bob = await opened(at);
+    const newest = await inSilence(at.databaseUrl).rotate(bob);
     await bob.client.call('rotateSignedPreKey', { signedPreKey: bob.device.newSignedPreKey() });
     expect(await bob.client.next('gateClosed')).toEqual({ reason: 'keysRotated', keyVersion: newest + 1 });
     await send(alice.client, bob, 'held');
-    await afterOthersGotTheirs(shared, alice.client);
+    await afterOthersGotTheirs(at, alice.client);
     expect(contents(bob.client)).toEqual([]);
     await open(bob);
     await eventually(() => contents(bob.client).includes('held'));
@@ -645,10 +651,11 @@ describe('a server that was restored from an older backup', () => {
   ] as const)(
     'is found out though the first that it hears of a connection is that it %s',
     async (_, request) => {
-      const alice = await opened(shared);
-      const bob = await opened(shared);
+      const at = await neverSweeping();
+      const alice = await opened(at);
+      const bob = await opened(at);
       const before = await bob.client.call('keyStatus');
-      const sql = postgres(shared.databaseUrl, { max: 1 });
+      const sql = postgres(at.databaseUrl, { max: 1 });
       await sql`UPDATE devices SET fence = 0
               WHERE user_id = ${bob.address.userId} AND device_id = ${bob.address.deviceId}`;
       await sql.end();
@@ -663,7 +670,7 @@ describe('a server that was restored from an older backup', () => {
       expect(await bob.client.call('keyStatus')).toEqual(before);
       await bob.client.call(request, input[request]);
       await send(alice.client, bob, 'held');
-      await afterOthersGotTheirs(shared, alice.client);
+      await afterOthersGotTheirs(at, alice.client);
       expect(contents(bob.client)).toEqual([]);
     },
   );
