@@ -402,7 +402,8 @@ describe('authenticate, by a key set that is fetched', () => {
     for (let attempt = 0; attempt < 5; attempt++) {
       expect((await refusalOf(door, token)).code).toBe('UNAVAILABLE');
     }
-    expect(seen.fetches).toBe(1);
+    // None, where this process was held up for the 50 ms: it gave up before its request had left.
+    expect(seen.fetches).toBeLessThanOrEqual(1);
   });
 
   it('goes by the keys that it knows, for hours, while the key server is away, and says that it is', async () => {
