@@ -13,6 +13,7 @@ import { startPooler } from '../support/pooler.ts';
 const NOTHING_SET = '?prepare=false';
 /** What PgBouncer refuses until somebody tells it to look away. */
 const LEFT_OUT = Object.keys({ ...SETTINGS, ...HOT_PLAN_SETTINGS });
+const SESSION_ENDS_WITHIN_MS = 10_000;
 const undo = undoAfterEach();
 /** The database's own URL, of a role that owns it. */
 let url: string;
@@ -60,8 +61,12 @@ async function setUpRole(databaseUrl: string): Promise<void> {
     'statement_timeout',
   ]);
   for (const command of commands) await admin.unsafe(command);
-  // Sessions that PgBouncer has opened keep what their role had.
-  await admin`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+  await endSessions();
+}
+
+/** Sessions that PgBouncer has opened keep what their role had. It may hand out one that is told to end, until it has. */
+async function endSessions(): Promise<void> {
+  await admin`SELECT pg_terminate_backend(pid, ${SESSION_ENDS_WITHIN_MS}) FROM pg_stat_activity
               WHERE datname = current_database() AND pid <> pg_backend_pid()`;
 }
 
@@ -100,8 +105,7 @@ describe('in transaction mode, where nothing is prepared', () => {
     const role = new URL(url).username;
     await admin.unsafe(`ALTER ROLE ${role} SET bytea_output = 'escape'`);
     await admin.unsafe(`ALTER ROLE ${role} SET synchronous_commit = 'off'`);
-    await admin`SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                WHERE datname = current_database() AND pid <> pg_backend_pid()`;
+    await endSessions();
     const refusal = await refusalOf(through);
     expect(refusal).toMatch(
       /^what connections do not set the role must have: .*; then RECONNECT in the pooler, if there is one$/,
