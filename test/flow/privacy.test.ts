@@ -134,8 +134,10 @@ it('the process, its log and its output hold no secret, key, token or ciphertext
   const { stdout: processes } = await promisify(execFile)('ps', ['-eo', 'pid,args']);
   const line = processes.split('\n').find((text) => text.trim().startsWith(`${gateway.pid} `));
   expect(line).toContain('serve');
-  await gateway.stop();
-  const seen = `${line}\n${await gateway.output().catch(() => '')}`;
+  await gateway.kill('SIGTERM');
+  const output = await gateway.output();
+  expect(output).toContain('"level":"debug"');
+  const seen = `${line}\n${output}`;
   const upload = bob.device.uploadInput({ oneTimePreKeys: 0, pqOneTimePreKeys: 0 });
   for (const secret of [
     url.password,
