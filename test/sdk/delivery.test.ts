@@ -154,58 +154,67 @@ describe('messages that were sent while the device was offline', () => {
 });
 
 describe('private halves', () => {
-  it('of what was handed out and never used go when their time is over, and not before', async () => {
-    const day = 86_400_000;
+  const KEPT_MS = 60 * 86_400_000;
+
+  /** A clock that a test sets, and what a client of a phone does by it at its next start. */
+  function ageing() {
     let nowMs = Date.now();
     const clock = { ...hurriedClock, nowMs: () => nowMs };
+    return {
+      pass(ms: number): void {
+        nowMs += ms;
+      },
+      /** Resolves when the pools are full again, and what is over has gone. */
+      async restart(phone: Phone): Promise<void> {
+        await phone.restart({ clock });
+        await phone.client.start();
+        await filled(phone);
+        // The check waits for its turn after the refill.
+        await phone.client.checkKeys();
+      },
+    };
+  }
+
+  it('of what was handed out and never used go when their time is over, and not before', async () => {
+    const time = ageing();
     const { phone, friend } = await pair();
     const { oneTimePreKeys, pqOneTimePreKeys } = phone.keys;
     const held = [...(await oneTimePreKeys.ids()), ...(await pqOneTimePreKeys.ids())];
     await claimSession(friend, bob);
     const drainedAgain = async (): Promise<number[]> => {
-      await phone.restart({ clock });
-      await phone.client.start();
-      await filled(phone);
-      // The check waits for its turn after the refill.
-      await phone.client.checkKeys();
+      await time.restart(phone);
       return [...(await phone.keys.oneTimePreKeys.ids()), ...(await phone.keys.pqOneTimePreKeys.ids())];
     };
     expect(await drainedAgain()).toEqual(expect.arrayContaining(held));
-    nowMs += 60 * day - 1;
+    time.pass(KEPT_MS - 1);
     expect(await drainedAgain()).toEqual(expect.arrayContaining(held));
-    nowMs += 1;
+    time.pass(1);
     const left = await drainedAgain();
     expect(left).toHaveLength(2 * POOL_LEVEL);
     expect(held.filter((id) => !left.includes(id))).toHaveLength(2);
   });
 
   it('of a replaced signed prekey go when their time is over', async () => {
-    const day = 86_400_000;
-    let nowMs = Date.now();
-    const clock = { ...hurriedClock, nowMs: () => nowMs };
+    const time = ageing();
     const { phone, friend } = await pair();
     await claimSession(friend, bob);
     await phone.keys.signedPreKey.generate(500);
     const drainedAgain = async (): Promise<number[]> => {
-      await phone.restart({ clock });
-      await phone.client.start();
-      await filled(phone);
-      await phone.client.checkKeys();
+      await time.restart(phone);
       return await phone.keys.signedPreKey.ids();
     };
     expect(await drainedAgain()).toHaveLength(3);
     // Claimed before the rotation, sent after it.
     await friend.say(bob.userId, 'by the old key');
     await eventually(() => expect(texts(phone)).toEqual(['by the old key']));
-    nowMs += 60 * day - 1;
+    time.pass(KEPT_MS - 1);
     expect(await drainedAgain()).toHaveLength(3);
-    nowMs += 1;
+    time.pass(1);
     expect(await drainedAgain()).toHaveLength(1);
   });
 
   it('of what the gateway has lost go when their time is over', async () => {
-    let nowMs = Date.now();
-    const clock = { ...hurriedClock, nowMs: () => nowMs };
+    const time = ageing();
     const { phone } = await pair();
     const lost = await phone.keys.oneTimePreKeys.ids();
     phone.close();
@@ -213,39 +222,30 @@ describe('private halves', () => {
     await elsewhere.call('resetKeys', {});
     elsewhere.close();
     const drainedAgain = async (): Promise<number[]> => {
-      await phone.restart({ clock });
-      await phone.client.start();
-      await filled(phone);
-      // The check waits for its turn after the refill.
-      await phone.client.checkKeys();
+      await time.restart(phone);
       return await phone.keys.oneTimePreKeys.ids();
     };
     expect(await drainedAgain()).toEqual(expect.arrayContaining(lost));
-    nowMs += 60 * 86_400_000;
+    time.pass(KEPT_MS);
     const left = await drainedAgain();
     expect(left).toHaveLength(POOL_LEVEL);
     expect(left.filter((id) => lost.includes(id))).toEqual([]);
   });
 
   it('that are gone are remembered no longer', async () => {
-    let nowMs = Date.now();
-    const clock = { ...hurriedClock, nowMs: () => nowMs };
+    const time = ageing();
     const { phone, friend } = await pair();
     await claimSession(friend, bob);
     await phone.keys.signedPreKey.generate(500);
     const rememberedAfterDrain = async () => {
-      await phone.restart({ clock });
-      await phone.client.start();
-      await filled(phone);
-      // The check waits for its turn after the refill.
-      await phone.client.checkKeys();
+      await time.restart(phone);
       const { offered, replaced } = (await phone.disk.kitStorage().load())!;
       return { offered: Object.keys(offered.ec).map(Number), replaced: Object.keys(replaced.ec) };
     };
     const { offered, replaced } = await rememberedAfterDrain();
     expect(offered).toHaveLength(POOL_LEVEL + 1);
     expect(replaced).toHaveLength(2);
-    nowMs += 60 * 86_400_000;
+    time.pass(KEPT_MS);
     await rememberedAfterDrain();
     const held = await phone.keys.oneTimePreKeys.ids();
     expect(held).toHaveLength(POOL_LEVEL);

@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { systemClock } from '../../src/lib/clock.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import type { KitMemory } from '../../src/sdk/storage.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
@@ -623,6 +624,28 @@ describe('one-time prekeys that can’t be read', () => {
 });
 
 describe('what is out of step is mended before the gate opens', () => {
+  /** Closes the phone's client, alters what the kit remembers, and starts another; resolves when its pools are full. */
+  async function restartWith(phone: Phone, change: (memory: KitMemory) => KitMemory): Promise<void> {
+    phone.close();
+    const storage = phone.disk.kitStorage();
+    await storage.save(change((await storage.load())!));
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+  }
+
+  /** Claims so many of Bob's EC one-time prekeys. */
+  async function claimedIds(count: number): Promise<number[]> {
+    const claimer = await gateway.connect(alice);
+    const ids: number[] = [];
+    for (let index = 0; index < count; index++) {
+      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
+      ids.push(devices[0]!.oneTimePreKey!.keyId);
+    }
+    claimer.close();
+    return ids;
+  }
+
   it('several prekeys claimed while offline: kept, not offered again, and made up for after the drain', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
@@ -705,20 +728,16 @@ describe('what is out of step is mended before the gate opens', () => {
   it('keys that were wiped from the gateway alone are uploaded again, one-time prekeys under new ids', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
-    const claimer = await gateway.connect(alice);
-    const claim = async (): Promise<number | undefined> => {
-      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
-      return devices[0]?.oneTimePreKey?.keyId;
-    };
     // Those of a refill are among them.
-    for (let index = 0; index < 3; index++) await claim();
+    await claimedIds(3);
     await filled(phone);
     const { identityKey } = await status(phone);
     const ids = await phone.keys.oneTimePreKeys.ids();
     await phone.client.call('resetKeys', {});
     await eventually(async () => expect((await status(phone)).identityKey).toBe(identityKey));
     await filled(phone);
-    for (let index = 0; index < POOL_LEVEL; index++) expect(ids).not.toContain(await claim());
+    const claimed = await claimedIds(POOL_LEVEL);
+    expect(claimed.filter((id) => ids.includes(id))).toEqual([]);
     expect(phone.client.metrics().resets).toEqual([]);
   });
 
@@ -746,41 +765,22 @@ describe('what is out of step is mended before the gate opens', () => {
     async (version) => {
       const phone = await enrolPhone(gateway.url, bob);
       await filled(phone);
-      phone.close();
       const ids = await phone.keys.oneTimePreKeys.ids();
-      const storage = phone.disk.kitStorage();
-      const memory = (await storage.load())!;
-      await storage.save({ ...memory, [version]: memory[version] + 1 });
-
-      await phone.restart();
-      expect(await phone.client.start()).toBe('ready');
-      await filled(phone);
-      const claimer = await gateway.connect(alice);
-      for (let index = 0; index < POOL_LEVEL; index++) {
-        const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
-        expect(ids).not.toContain(devices[0]?.oneTimePreKey?.keyId);
-      }
+      await restartWith(phone, (memory) => ({ ...memory, [version]: memory[version] + 1 }));
+      const claimed = await claimedIds(POOL_LEVEL);
+      expect(claimed.filter((id) => ids.includes(id))).toEqual([]);
     },
   );
 
   it('a prekey that is known to be handed out is withdrawn where the gateway offers it again', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
-    phone.close();
     const [again] = await phone.keys.oneTimePreKeys.ids();
-    const storage = phone.disk.kitStorage();
-    const memory = (await storage.load())!;
-    memory.offered.ec[again!] = Date.now();
-    await storage.save(memory);
-
-    await phone.restart();
-    expect(await phone.client.start()).toBe('ready');
-    await filled(phone);
-    const claimer = await gateway.connect(alice);
-    for (let index = 0; index < POOL_LEVEL; index++) {
-      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
-      expect(devices[0]?.oneTimePreKey?.keyId).not.toBe(again);
-    }
+    await restartWith(phone, (memory) => {
+      memory.offered.ec[again!] = Date.now();
+      return memory;
+    });
+    expect(await claimedIds(POOL_LEVEL)).not.toContain(again);
     expect(await phone.keys.oneTimePreKeys.ids()).toContain(again);
   });
 });
