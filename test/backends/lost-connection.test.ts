@@ -5,6 +5,7 @@ import { expect, it } from 'vitest';
 import { openDatabase } from '../../src/backends/postgres/database.ts';
 import { faultOf } from '../../src/command.ts';
 import { systemClock } from '../../src/lib/clock.ts';
+import { type Log, silentLog } from '../../src/lib/log.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { undoAfterEach } from '../support/flow.ts';
@@ -21,10 +22,7 @@ async function openLinked() {
   const through = new URL(url);
   through.port = new URL(link.url).port;
   const reasons: unknown[] = [];
-  const note = (fields: object): void => {
-    if ('reason' in fields) reasons.push(fields.reason);
-  };
-  const log = { debug() {}, info() {}, warn: note, error: note };
+  const log: Log = { ...silentLog, warn: ({ reason }) => reasons.push(reason) };
   const database = openDatabase({ address: { kind: 'url', url: through.href }, clock: systemClock, log });
   undo.push(() => database.close());
   return { url, link, database, reasons, place: `127.0.0.1:${through.port}` };

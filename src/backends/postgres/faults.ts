@@ -42,7 +42,7 @@ export const READ_ONLY_TRANSACTION = '25006';
 /** The driver itself says its code and the address. */
 const OF_CONNECTIONS: ReadonlyMap<string, string> = new Map([
   ['CONNECTION_CLOSED', 'PostgreSQL, or what lies before it, ended the connection'],
-  ['CONNECTION_ENDED', 'the connection to PostgreSQL had been given up'],
+  ['CONNECTION_ENDED', 'the connection to PostgreSQL was given up'],
   ['CONNECTION_DESTROYED', 'the connection to PostgreSQL was given up'],
   ['CONNECT_TIMEOUT', 'PostgreSQL did not take a connection in time'],
 ]);
