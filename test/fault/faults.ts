@@ -157,10 +157,10 @@ export const linkSlowAndNarrow: Fault = async ({ stage, random, actions, broken 
 };
 
 /** Half-open: neither side learns that the other has gone; or one way alone carries nothing. */
-export const linkSilent: Fault = async ({ stage, random, troubles, actions, broken }) => {
+export const linkSilent: Fault = async ({ stage, random, phones, troubles, actions, broken }) => {
   stage.clientLink.impair({ swallow: random.pick(['both', 'toServer', 'toClient'] as const) });
-  // No more than one: who is not connected any more asks nothing, and all work may wait for the same phone.
-  await broken(troubles('broken', 1));
+  // Every phone that is connected learns of it, also where all work waits for one that is connecting.
+  await broken(Promise.all([troubles('broken', 1), ...phones.map((phone) => phone.probe())]));
   stage.clientLink.impair(null);
   await actions(5);
 };
@@ -326,7 +326,7 @@ export const postgresSlow: Fault = async ({ stage, random, actions, broken }) =>
 export const postgresSilent: Fault = async (scene) => {
   const { stage, troubles, actions, broken } = scene;
   stage.postgresLink.impair({ swallow: 'both' });
-  // No more than one: without the store nobody is taken in again, and who is not connected asks nothing.
+  // No more than one: without the store nobody is taken in again, and who is not connected asks little.
   await broken(troubles('broken', 1));
   stage.postgresLink.impair(null);
   await saysReady(scene);

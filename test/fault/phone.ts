@@ -58,7 +58,7 @@ export interface Phone extends Peer {
   abandon(): void;
   /** Asks whether the connection lives, and makes a new one where it doesn't. */
   probe(): Promise<void>;
-  /** How often this phone was refused, by code, or got no answer (`broken`). */
+  /** How often this phone was refused, by code, or got no answer (`broken`), connections that it asked for included. */
   troubles: ReadonlyMap<string, number>;
   /** Reads nothing from the network until it is told to. */
   pauseReading(): void;
@@ -131,6 +131,7 @@ export function createPhone(options: PhoneOptions): Phone {
     const watch = (): void => {
       setTimeout(() => {
         if (line !== mine || stopped.signal.aborted || socket.connected) return;
+        noteTrouble('broken');
         socket.io.reconnection(false);
         socket.disconnect();
         renew();
@@ -148,7 +149,7 @@ export function createPhone(options: PhoneOptions): Phone {
       if (line === mine) startOpening(mine);
     });
     socket.on('connect_error', (error: Error & { data?: { code?: string; retryAfterMs?: number } }) => {
-      if (error.data?.code !== undefined) noteTrouble(error.data.code);
+      noteTrouble(error.data?.code ?? 'broken');
       // What the gateway refuses, Socket.IO does not try again by itself.
       if (!socket.active) again(error.data?.retryAfterMs ?? RETRY_MS);
     });
