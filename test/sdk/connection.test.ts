@@ -672,7 +672,9 @@ describe('the path to an open gate', () => {
       for (const [index, pauseMs] of pauses.entries()) {
         await eventually(() => expect(count('validateKeys')).toBe(index + 1));
         await eventually(() => expect(client.snapshot().trouble?.code).toBe('INTERNAL'));
-        await eventually(() => expect(standing.delays.at(-1)).toBe(pauseMs));
+        // That of the attempt, and in each round those for two answers, as long as the longest pause, and a pause.
+        await eventually(() => expect(standing.delays).toHaveLength(1 + 3 * (index + 1)));
+        expect(standing.delays.at(-1)).toBe(pauseMs);
         await standing.time.advance(pauseMs - 1);
         expect(count('validateKeys')).toBe(index + 1);
         if (index === pauses.length - 1) delete refusals.validateKeys;
