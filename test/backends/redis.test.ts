@@ -496,11 +496,18 @@ describe('what is told of a Redis that can not be used', () => {
 
     const warnings: object[] = [];
     const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };
-    const node = await startNode({ url, log, timing: { startWaitMaxMs: 300 } });
+    const clock = createManualClock();
+    const starting = startNode({ url, log, clock, timing: { startWaitMaxMs: 300 } });
+    await eventually(() => expect(warnings).toHaveLength(1));
+    await clock.advance(300);
+    const node = await starting;
     onTestFinished(() => node.stop());
-    expect(node.bus.trouble()).toMatch(/^Redis refuses the subscription: NOPERM/);
+    await eventually(() => expect(node.bus.trouble()).toMatch(/^Redis refuses the subscription: NOPERM/));
     await admin.acl('SETUSER', 'narrow', '&keygate:*');
-    await eventually(() => expect(node.bus.trouble()).toBeNull());
+    await eventually(async () => {
+      await clock.advance(QUICK.probeMs!);
+      expect(node.bus.trouble()).toBeNull();
+    });
     expect(warnings).toEqual([
       { text: 'bus: Redis refuses the subscription', reason: expect.stringMatching(/^NOPERM/) },
       { text: expect.stringContaining('starting without Redis') },
