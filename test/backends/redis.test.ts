@@ -345,7 +345,10 @@ describe('the bus while Redis breaks', () => {
 
   it('tells both, where another node may have taken a device while this one was cut off', async () => {
     const proxy = await startProxy(redis.port);
-    const [one, two] = [await start({ url: `redis://127.0.0.1:${proxy.port}` }), await start()];
+    const [one, two] = [
+      await start({ url: `redis://127.0.0.1:${proxy.port}`, clock: STANDING }),
+      await start({ clock: STANDING }),
+    ];
     await one.bus.acquire({ device: alice, fence: 1 });
     await proxy.close();
     await eventually(() => one.bus.trouble() !== null);
