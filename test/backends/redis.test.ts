@@ -293,7 +293,7 @@ describe('the bus while Redis breaks', () => {
   });
 
   it('rebuilds the leases after Redis came back empty, then says that pokes may be lost, and pokes again', async () => {
-    const [one, two] = [await start(), await start()];
+    const [one, two] = [await start({ clock: STANDING }), await start({ clock: STANDING })];
     await one.bus.acquire({ device: alice, fence: 1 });
     await two.bus.acquire({ device: bob, fence: 2 });
     await redis.kill('SIGKILL');
