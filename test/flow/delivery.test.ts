@@ -13,6 +13,7 @@ import {
   afterOthersGotTheirs,
   FEW_KEYS,
   gatewayFor,
+  heard,
   hold,
   opened,
   reopened,
@@ -315,6 +316,7 @@ describe('an envelope that failed', () => {
       { kind: 'bounce', messageId, recipient: bob.address, reason: 'UNDECRYPTABLE' },
     ]);
     expect(new Set(offers().map((envelope) => envelope.id)).size).toBe(1);
+    await heard(alice.client);
     await clock.advance(200_000);
     await afterOthersGotTheirs(at, alice.client);
     expect(offers()).toHaveLength(3);
@@ -332,6 +334,7 @@ describe('an envelope that failed', () => {
       await putOff(at, bob, clock, delayMs);
       await send(alice.client, bob, `passes ${index}`);
       await eventually(() => expect(contents(bob.client)).toContain(`passes ${index}`));
+      await heard(bob.client);
       await clock.advance(delayMs - 1);
       await afterOthersGotTheirs(at, alice.client);
       expect(offers()).toBe(index + 1);

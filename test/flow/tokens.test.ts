@@ -8,6 +8,7 @@ import {
   afterOthersGotTheirs,
   FEW_KEYS,
   gatewayFor,
+  heard,
   opened,
   someone,
   undoAfterEach,
@@ -214,6 +215,7 @@ describe('a live socket', () => {
       await bob.client.call('refreshToken', { token: await token() });
       await send(alice.client, bob, String(i));
       await eventually(() => expect(contents(bob.client)).toHaveLength(i + 1));
+      await heard(bob.client);
     }
     expect(bob.client.socket.connected).toBe(true);
   });

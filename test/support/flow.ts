@@ -91,6 +91,11 @@ export async function afterOthersGotTheirs(at: Pick<TestGateway, 'connect'>, sen
   other.client.close();
 }
 
+/** Resolves when the gateway has heard all that this client said, acknowledgements too: it answers what comes behind. */
+export async function heard(client: Client): Promise<void> {
+  await client.call('keyStatus');
+}
+
 /** Leaves pages unanswered until it is told to answer them. */
 export function hold(client: Client): {
   /** Pages that wait for an answer. */
