@@ -1,6 +1,7 @@
 // Claims through whole gateways: processes of their own over one PostgreSQL and one Redis, as in production.
 import { generateKeyPairSync, randomUUID, sign } from 'node:crypto';
 import { connect as connectTcp, createServer, type Server, type Socket } from 'node:net';
+import { Redis } from 'ioredis';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { openDatabase } from '../../src/backends/postgres/database.ts';
@@ -9,7 +10,7 @@ import { sweepKeys } from '../../src/keys/retention.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { RequestData, RequestInput } from '../../src/protocol/events.ts';
-import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
 import type { DeviceBundle } from '../../src/protocol/keys.ts';
 import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
@@ -189,6 +190,18 @@ describe('claims over several gateways', () => {
         expectExact(bundles, 20);
       }
     }
+    for (const client of claimers) client.close();
+  });
+
+  it('are served also where a device’s lock stays held, as by a node that is gone', async () => {
+    const target = await withKeys(ids(1, 2));
+    const claimers = await claimersOn(gateways, 2);
+    const admin = new Redis(redis.url);
+    const lock = `keygate:lock:{${addressKey(target)}}`;
+    await admin.set(lock, 'of a node that is gone');
+    expectExact(await Promise.all(claimers.map((client) => bundleOf(client, target))), 2);
+    expect(await admin.get(lock)).toBe('of a node that is gone');
+    admin.disconnect();
     for (const client of claimers) client.close();
   });
 
