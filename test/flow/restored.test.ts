@@ -1,6 +1,7 @@
 /** A backup is restored between claims, by PostgreSQL's own tools, and `keygate restored` is run. */
-import { randomUUID } from 'node:crypto';
+import { generateKeyPairSync, randomUUID, sign } from 'node:crypto';
 import { expect, it } from 'vitest';
+import type { RequestInput } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { type BackedUpPostgres, startBackedUpPostgres } from '../support/backup.ts';
 import { keygate } from '../support/command-line.ts';
@@ -16,6 +17,7 @@ import {
   TEST_SECRET,
   type TestGateway,
 } from '../support/gateway.ts';
+import { KeyMaker } from '../support/key-maker.ts';
 
 const undo = undoAfterEach();
 const ALICE = { userId: 'alice', deviceId: 1 };
@@ -186,4 +188,93 @@ it('immunity 7: open gates close as serverRestored on every node, and connection
   await send(alice.client, bob, 'after the restore');
   await eventually(() => expect(contents(newer)).toEqual(['after the restore']));
   expect(newer.waiting('displaced')).toBe(0);
+});
+
+type KeySet = RequestInput<'uploadKeys'>;
+
+/** The key set, signed by an Ed25519 key of its own beside the identity key. */
+function withEd25519({ signedPreKey, pqLastResortPreKey: _, ...rest }: KeySet): KeySet {
+  const { publicKey, privateKey } = generateKeyPairSync('ed25519');
+  const signature = sign(null, Buffer.from(signedPreKey.publicKey, 'base64'), privateKey);
+  return {
+    ...rest,
+    identityKeyEd25519: publicKey.export({ type: 'spki', format: 'der' }).subarray(-32).toString('base64'),
+    signedPreKey: { ...signedPreKey, signature: signature.toString('base64') },
+  };
+}
+
+/** Two key sets that follow on a first one, and differ from each other in nothing else. */
+const DIFFERENCES: Record<string, (first: KeySet, keys: KeyMaker) => [KeySet, KeySet]> = {
+  'the registration id': (first) => [
+    { ...first, registrationId: 5 },
+    { ...first, registrationId: 6 },
+  ],
+  'the identity key': (first) => {
+    const [one, other] = [new KeyMaker(), new KeyMaker()].map((keys) => ({
+      ...first,
+      identityKey: keys.identityKey(),
+      signedPreKey: keys.signedAgain(first.signedPreKey),
+      pqLastResortPreKey: keys.signedAgain(first.pqLastResortPreKey!),
+    }));
+    return [one!, other!];
+  },
+  'its Ed25519 key': (first) => [withEd25519(first), withEd25519(first)],
+  'the signed prekey': (first, keys) => [
+    { ...first, signedPreKey: keys.signed(2) },
+    { ...first, signedPreKey: keys.signed(2) },
+  ],
+  'the signed prekey’s id': (first, keys) => {
+    const { publicKey } = keys.signed(2);
+    return [
+      { ...first, signedPreKey: keys.signedAgain({ keyId: 2, publicKey }) },
+      { ...first, signedPreKey: keys.signedAgain({ keyId: 3, publicKey }) },
+    ];
+  },
+  'the last-resort prekey': (first, keys) => [
+    { ...first, pqLastResortPreKey: keys.pq(2) },
+    { ...first, pqLastResortPreKey: keys.pq(2) },
+  ],
+};
+
+it('immunity 7: a validation of before opens no gate to other keys under the same version, whatever differs', async () => {
+  const postgres = await store();
+  let gateway = await gatewayOn(postgres.url);
+  const cases = Object.entries(DIFFERENCES).map(([difference, make], index) => {
+    const keys = new KeyMaker();
+    const first = keys.keySet({ pqLastResortPreKey: keys.pq(1) });
+    const [lost, present] = make(first, keys);
+    return { difference, address: { userId: `user-${index}`, deviceId: 1 }, first, lost, present };
+  });
+  const uploaded = async (address: DeviceAddress, keySet: KeySet) => {
+    const client = await gateway.connect(address);
+    const { keyVersion } = await client.call('uploadKeys', { ...keySet, replaceIdentity: true });
+    const validate = () =>
+      client.call('validateKeys', {
+        localIdentityKey: keySet.identityKey,
+        localSignedPreKeyId: keySet.signedPreKey.keyId,
+      });
+    return { client, keyVersion, validate };
+  };
+  // The secret that validations are sealed with is in the backup as well.
+  for (const { address, first } of cases) await (await uploaded(address, first)).validate();
+  await postgres.backUp();
+  const before = new Map<string, { keyVersion: number; validation: string }>();
+  for (const { difference, address, lost } of cases) {
+    const { keyVersion, validate } = await uploaded(address, lost);
+    before.set(difference, { keyVersion, validation: (await validate()).validation! });
+  }
+  await gateway.stop();
+
+  await postgres.restore();
+  gateway = await gatewayOn(postgres.url);
+  for (const { difference, address, present } of cases) {
+    const { client, keyVersion, validate } = await uploaded(address, present);
+    const old = before.get(difference)!;
+    expect(keyVersion, difference).toBe(old.keyVersion);
+    expect(await client.refusal('clientReady', { validation: old.validation }), difference).toMatchObject({
+      code: 'KEYS_OUT_OF_SYNC',
+    });
+    const { validation } = await validate();
+    expect(await client.call('clientReady', { validation: validation! })).toMatchObject({ keyVersion });
+  }
 });
