@@ -1815,6 +1815,26 @@ describe('requestBundle', () => {
     expect(await claim(device, claimId)).toEqual(first);
   });
 
+  it('makes of one claimId, used at once by three callers and for two targets, a claim for each', async () => {
+    const targets = [await stranger(), await stranger()];
+    for (const { keys, client } of targets) {
+      await client.call(
+        'uploadKeys',
+        keys.keySet({ oneTimePreKeys: ids(1, 3).map((id) => keys.oneTime(id)) }),
+      );
+    }
+    const claimId = randomUUID();
+    const callers = [claimer, await connect('claimer', 2), (await stranger()).client];
+    const bundles = await Promise.all(
+      targets.map((target) => Promise.all(callers.map((by) => claim(target, claimId, by)))),
+    );
+    for (const [index, { keys }] of targets.entries()) {
+      const given = bundles[index]!;
+      expect(given.map(({ identityKey }) => identityKey)).toEqual(callers.map(() => keys.identityKey()));
+      expect(given.map(({ oneTimePreKey }) => oneTimePreKey?.keyId).toSorted()).toEqual([1, 2, 3]);
+    }
+  });
+
   it('gives the same answer also where it was “none left”', async () => {
     const { keys, client, ...device } = await stranger();
     await client.call('uploadKeys', keys.keySet());
