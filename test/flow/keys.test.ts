@@ -282,10 +282,22 @@ describe('uploadKeys', () => {
       identityKeyEd25519: input.identityKeyEd25519,
       signedPreKey: input.signedPreKey,
     });
-    // Without it, it is another identity.
-    expect(await client.refusal('uploadKeys', keys.keySet({ signedPreKey: signed }))).toMatchObject({
-      code: 'IDENTITY_MISMATCH',
-    });
+    // Without it, or with another one beside the same identity key, it is another identity.
+    const other = generateKeyPairSync('ed25519');
+    const withOther = {
+      ...keys.keySet({
+        signedPreKey: {
+          ...signed,
+          signature: sign(null, Buffer.from(signed.publicKey, 'base64'), other.privateKey).toString('base64'),
+        },
+      }),
+      identityKeyEd25519: Buffer.from(other.publicKey.export({ format: 'jwk' }).x!, 'base64url').toString(
+        'base64',
+      ),
+    };
+    for (const another of [keys.keySet({ signedPreKey: signed }), withOther]) {
+      expect(await client.refusal('uploadKeys', another)).toMatchObject({ code: 'IDENTITY_MISMATCH' });
+    }
   });
 
   it('stores nothing of an upload of which one part is refused', async () => {
