@@ -680,6 +680,18 @@ describe('PREKEY_CONFLICT', () => {
     expect(await client.call('keyStatus')).toEqual(status);
   });
 
+  it('is the answer to a last-resort prekey that shares all but its first bytes with the active one', async () => {
+    const { keys, client } = await stranger();
+    const pqLastResortPreKey = keys.pq(1);
+    await client.call('uploadKeys', keys.keySet({ pqLastResortPreKey }));
+    const bytes = Buffer.from(pqLastResortPreKey.publicKey, 'base64');
+    Buffer.from(keys.pq(1).publicKey, 'base64').copy(bytes, 1, 1, 384);
+    const alike = keys.signedAgain({ keyId: 1, publicKey: bytes.toString('base64') });
+    expect(await client.refusal('rotateSignedPreKey', { pqLastResortPreKey: alike })).toMatchObject({
+      code: 'PREKEY_CONFLICT',
+    });
+  });
+
   it('is the answer to an id that was retired, also with its own key', async () => {
     const { keys, client } = await stranger();
     const input = keys.keySet({ pqLastResortPreKey: keys.pq(1) });
