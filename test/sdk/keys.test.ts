@@ -684,6 +684,28 @@ describe('what is out of step is mended before the gate opens', () => {
     expect(phone.client.metrics().signedPreKeyRotations).toBe(1);
   });
 
+  it('a signed prekey that came to the gateway while another was made stays, where it is held here', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const { keyVersion } = await status(phone);
+    await phone.keys.signedPreKey.generate(500);
+    await phone.restart();
+    const { signedPreKey } = phone.keys;
+    const { generate, read } = signedPreKey;
+    signedPreKey.generate = async (id) => {
+      Object.assign(signedPreKey, { generate });
+      await generate(id);
+      signedPreKey.read = async () => {
+        Object.assign(signedPreKey, { read });
+        const made = await read();
+        await rotateElsewhere(phone);
+        return made;
+      };
+    };
+    expect(await phone.client.start()).toBe('ready');
+    expect(await status(phone)).toMatchObject({ signedPreKeyId: 777, keyVersion: keyVersion + 1 });
+    expect(phone.client.metrics()).toMatchObject({ signedPreKeyRotations: 0, resets: [] });
+  });
+
   it.each([
     ['signed prekey', 'signedPreKey', 'signedPreKeyId'],
     ['last-resort prekey', 'pqLastResortPreKey', 'pqLastResortPreKeyId'],
