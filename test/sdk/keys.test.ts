@@ -153,6 +153,24 @@ describe('a fresh install', () => {
     expect(phone.client.metrics()).toMatchObject({ identityRegenerations: 0, resets: [] });
   });
 
+  it('begins without what an earlier identity has left, which lost its key alone', async () => {
+    const phone = await installPhone(gateway.url, bob);
+    const { keys } = phone;
+    await keys.createIdentity();
+    const left = [500, 501];
+    await keys.oneTimePreKeys.generate(left);
+    await keys.pqOneTimePreKeys.generate(left);
+    phone.disk.remove('identity');
+    expect(await phone.client.start()).toBe('needsSetup');
+    expect(await phone.client.setUp()).toBe('ready');
+    await filled(phone);
+    for (const pool of [keys.oneTimePreKeys, keys.pqOneTimePreKeys]) {
+      const ids = await pool.ids();
+      expect(ids).toHaveLength(POOL_LEVEL);
+      expect(ids.filter((id) => left.includes(id))).toEqual([]);
+    }
+  });
+
   it.each([
     ['is asked for again', { restarts: false }],
     ['is asked for again by the application that was started anew', { restarts: true }],
