@@ -11,7 +11,7 @@ import { resetKeys } from '../../src/keys/reset.ts';
 import { withdrawAfterRestore } from '../../src/keys/restored.ts';
 import { rotateSignedPreKey } from '../../src/keys/rotate.ts';
 import { addPreKeys, uploadKeys } from '../../src/keys/upload.ts';
-import { validateKeys } from '../../src/keys/validate.ts';
+import { openValidation, validateKeys } from '../../src/keys/validate.ts';
 import { createValidationProofs } from '../../src/keys/validation.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
@@ -156,6 +156,25 @@ describe('one-time prekeys that bear no signature, added while another identity 
       details: { keyVersion: 2 },
     });
     expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 0, pq: 0 }, keyVersion: 2 });
+  });
+});
+
+describe('a validation', () => {
+  it('is given again after an outage in which the secret that seals it was asked for', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `outage-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    let isAway = true;
+    const sharedSecret: KeyStore['sharedSecret'] = async (name) => {
+      if (isAway) throw new Error('the store is away');
+      return await store.sharedSecret(name);
+    };
+    const parts = validating({ ...store, sharedSecret });
+    const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
+    await expect(validateKeys(parts, device, local)).rejects.toThrow('the store is away');
+    isAway = false;
+    const { data } = await validateKeys(parts, device, local);
+    expect(await openValidation(validating(store), device, data.validation!)).toBe(1);
   });
 });
 
