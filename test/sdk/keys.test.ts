@@ -800,6 +800,52 @@ describe('what is out of step is mended before the gate opens', () => {
     expect(phone.client.metrics().resets).toEqual([]);
   });
 
+  it('keys that were wiped, and came up anew by another door, are not replaced by the repeat of a lost upload', async () => {
+    const phone = await enrolPhone(proxy.url, bob);
+    phone.close();
+    const elsewhere = await gateway.connect(bob);
+    await elsewhere.call('resetKeys', {});
+    elsewhere.close();
+    const lost = proxy.loseRequest('uploadKeys').then(() => proxy.unplug());
+    await phone.restart();
+    const started = phone.client.start();
+    await lost;
+    await rotateElsewhere(phone);
+    proxy.plugIn();
+    expect(await started).toBe('ready');
+    expect((await status(phone)).signedPreKeyId).toBe(777);
+    expect(phone.client.metrics()).toMatchObject({ signedPreKeyRotations: 0, resets: [] });
+  });
+
+  it('another registration id on the gateway is replaced by this device’s', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    phone.close();
+    const { identityKey, registrationId } = (await phone.keys.identity())!;
+    const signedPreKey = await phone.keys.signedPreKey.read();
+    const keyBundle = { identityPubKey: identityKey, signedPreKey, oneTimePreKeys: [] };
+    const another = registrationId === 1 ? 2 : 1;
+    await post('/api/keys/upload', { keyBundle: { ...keyBundle, registrationId: another } });
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    const { devices } = await phone.client.call('listDevices', { userId: bob.userId });
+    expect(devices).toEqual([{ deviceId: bob.deviceId, registrationId }]);
+    expect(phone.client.metrics()).toMatchObject({ signedPreKeyRotations: 0, resets: [] });
+  });
+
+  it('another signed prekey under the id that this device’s has is replaced', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    phone.close();
+    const { keyId } = (await phone.keys.signedPreKey.read())!;
+    await phone.keys.signedPreKey.generate(keyId);
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    expect((await status(phone)).signedPreKeyId).toBeGreaterThan(keyId);
+    // Whatever is claimed now can be decrypted.
+    const friend = await enrolPhone(gateway.url, alice);
+    await friend.say(bob.userId, 'by the present key');
+    await eventually(() => expect(phone.shown).toEqual([`${alice.userId}.1: by the present key`]));
+  });
+
   it.each(['lastKeyVersion', 'lastCountVersion'] as const)(
     'every one-time prekey is replaced where the gateway is behind the %s that it told of',
     async (version) => {
