@@ -65,8 +65,20 @@ describe('the drain alarm', () => {
     expect(alarms).toEqual([]);
   });
 
-  it('is off where 0 says so', () => {
+  it('tells also of a device that was claimed of before the clock was set back', async () => {
+    const { nowMs } = clock;
+    await clock.advance(86_400_000);
+    claims(15);
+    clock.nowMs = () => nowMs() - 86_400_000;
+    claims(100);
+    expect(alarms).toMatchObject([{ device: bob }]);
+  });
+
+  it('is off where 0 says so', async () => {
     watching(0);
+    claims(1_000);
+    // By now some number is usual.
+    await clock.advance(WINDOW_MS);
     claims(1_000);
     expect(alarms).toEqual([]);
   });
