@@ -800,6 +800,33 @@ describe('what is out of step is mended before the gate opens', () => {
     expect(phone.client.metrics().resets).toEqual([]);
   });
 
+  it.each([
+    ['is rotated', { isReset: false }],
+    ['is uploaded again', { isReset: true }],
+  ])(
+    'a signed prekey %s under an id beyond any number of those that this device has forgotten',
+    async (_, { isReset }) => {
+      const phone = await enrolPhone(gateway.url, bob);
+      phone.close();
+      const { signedPreKey } = phone.keys;
+      const elsewhere = await gateway.connect(bob);
+      for (let id = 510; id >= 500; id--) {
+        await signedPreKey.generate(id);
+        await elsewhere.call('rotateSignedPreKey', { signedPreKey: (await signedPreKey.read())! });
+        await signedPreKey.delete([id]);
+      }
+      if (isReset) await elsewhere.call('resetKeys', {});
+      elsewhere.close();
+      await signedPreKey.generate(500);
+      await phone.restart();
+      expect(await phone.client.start()).toBe('ready');
+      const { signedPreKeyId } = await status(phone);
+      expect(signedPreKeyId).toBeGreaterThan(510);
+      expect(signedPreKeyId).toBe((await signedPreKey.read())?.keyId);
+      expect(phone.client.metrics().resets).toEqual([]);
+    },
+  );
+
   it('keys that were wiped, and came up anew by another door, are not replaced by the repeat of a lost upload', async () => {
     const phone = await enrolPhone(proxy.url, bob);
     phone.close();
