@@ -765,6 +765,18 @@ describe('what is out of step is mended before the gate opens', () => {
     }
   });
 
+  it('prekeys are compared as many as may be where there are more of them', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    await filled(phone);
+    phone.close();
+    await phone.keys.oneTimePreKeys.generate(Array.from({ length: 2_001 }, (_, index) => 100 + index));
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    // Whatever is offered is held.
+    const held = await phone.keys.oneTimePreKeys.ids();
+    for (const id of await claimedIds(3)) expect(held).toContain(id);
+  });
+
   it('keys that were wiped from the gateway alone are uploaded again, one-time prekeys under new ids', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
