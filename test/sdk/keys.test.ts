@@ -421,6 +421,19 @@ describe('a changed local encryption key', () => {
     expect(await phone.client.setUp()).toBe('ready');
   });
 
+  it('leads to one reset also where the device is set up at once', async () => {
+    const phone = await enrolPhone(gateway.url, bob);
+    const { keyVersion } = await status(phone);
+    await phone.restart();
+    phone.disk.changeLocalKey();
+    expect(await phone.client.setUp()).toBe('ready');
+    expect(phone.client.metrics()).toMatchObject({
+      identityRegenerations: 1,
+      resets: [{ reason: 'the identity key can’t be read' }],
+    });
+    expect((await status(phone)).keyVersion).toBe(keyVersion + 2);
+  });
+
   it('leads to one reset also where the check runs beside `start` and loses its answers', async () => {
     const phone = await enrolPhone(proxy.url, bob);
     const before = await status(phone);
