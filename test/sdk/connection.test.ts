@@ -633,6 +633,7 @@ describe('the path to an open gate', () => {
       keyStatus: { ...(await keys.identity()), ...slots, ...versions },
       validateKeys: { ...ec, ...pq, ...versions, keysValid: true, validation: 'it is good' },
       clientReady: { pendingCount: 0, keyVersion: 2 },
+      checkPreKeys: { availableCount: 100, pqAvailableCount: 100, threshold: 10, countVersion: 1 },
     };
     /** How each request is refused; those that are not in here are answered. */
     const refusals: Record<string, { code: string; retryable: boolean }> = {};
@@ -654,6 +655,7 @@ describe('the path to an open gate', () => {
     return {
       ...{ client, standing, data, refusals },
       count: (name: string) => asked.filter((each) => each === name).length,
+      push: (name: string, payload: object) => fake.io.emit(name, payload),
       async stop() {
         client.close();
         await fake.stop();
@@ -686,6 +688,21 @@ describe('the path to an open gate', () => {
       await stop();
     },
   );
+
+  it('is not gone again for a notice that comes late, of an older gate or of older counts', async () => {
+    const { client, count, push, stop } = await prepare(() => 0);
+    expect(await client.start()).toBe('ready');
+    push('queueEmpty', { deliveredCount: 0 });
+    await eventually(() => expect(count('checkPreKeys')).toBe(1));
+    push('gateClosed', { reason: 'keysRotated', keyVersion: 2 });
+    push('preKeysLow', { availableCount: 3, pqAvailableCount: 3, threshold: 10, countVersion: 0 });
+    // It says nothing of now, and is asked for instead.
+    await eventually(() => expect(count('checkPreKeys')).toBe(2));
+    // The check waits for its turn.
+    await client.checkKeys();
+    expect([client.state, count('validateKeys')]).toEqual(['ready', 1]);
+    await stop();
+  });
 
   it('is left where the client is closed in such a pause', async () => {
     const { client, refusals, stop } = await prepare(() => 0);
