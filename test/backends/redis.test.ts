@@ -460,6 +460,22 @@ describe('the bus while Redis breaks', () => {
     await proxy.close();
   });
 
+  it('starts with a silent Redis, and looks at everything when it speaks', async () => {
+    const clock = createManualClock();
+    await redis.kill('SIGSTOP');
+    try {
+      const starting = start({ clock, timing: { probeMs: 60_000, startWaitMaxMs: 1_000 } });
+      await clock.advance(1_000);
+      const node = await starting;
+      expect(node.bus.trouble()).not.toBeNull();
+      await redis.kill('SIGCONT');
+      await eventually(() => expect(node.bus.trouble()).toBeNull());
+      await eventually(() => expect(node.heard.gaps).toBe(1));
+    } finally {
+      await redis.kill('SIGCONT');
+    }
+  });
+
   it('starts without Redis, serves its own devices, and joins the others when Redis comes', async () => {
     await redis.kill('SIGKILL');
     const node = await start({ timing: { startWaitMaxMs: 200 } });
