@@ -421,6 +421,7 @@ describe('the bus while Redis breaks', () => {
     proxy.swallowFrom('nothing that a client says');
     await eventually(() => expect(node.bus.trouble()).toBeNull());
     expect(node.heard.gaps).toBeGreaterThan(0);
+    expect(node.bus.probes()?.failureCount).toBeGreaterThan(0);
     await eventually(() => {
       other.bus.poke([alice]);
       return node.heard.pokes.includes('alice.1');
