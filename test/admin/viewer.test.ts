@@ -138,20 +138,30 @@ describe('a viewer that stops reading', () => {
       return droppedTotal() === offered() - taken;
     });
     await eventually(() => expect(sums(text)).toEqual({ events: taken, dropped: offered() - taken }));
+    await eventually(async () => {
+      await clock.advance(1_000);
+      expect(text).toContain(`"droppedTotal":${offered() - taken}`);
+    });
   });
 
   it('is cut off after half a minute, and costs nothing from then on', async () => {
     const { clock, flood, hasLeft } = await openViewer();
+    await clock.advance(20_000);
+    let takenAtMs = clock.nowMs();
     await eventually(
       async () => {
-        flood();
+        if (flood() > 0) takenAtMs = clock.nowMs();
         await clock.advance(1_000);
         await new Promise((resolve) => setImmediate(resolve));
         return hasLeft();
       },
       { waitMaxMs: 20_000 },
     );
+    // Counted from the last of the floods, before which a frame was taken.
+    expect(clock.nowMs() - takenAtMs).toBeGreaterThan(29_000);
+    expect(clock.nowMs() - takenAtMs).toBeLessThan(40_000);
     expect(flood()).toBeLessThanOrEqual(FLUSH_EVENTS_MAX);
+    expect(clock.timerCount()).toBe(0);
   });
 });
 
