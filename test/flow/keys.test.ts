@@ -882,6 +882,18 @@ describe('addPreKeys', () => {
     expect(await client.refusal('addPreKeys', more)).toMatchObject({ code: 'KEYS_NOT_UPLOADED' });
   });
 
+  it('verifies each of as many PQ keys as a request may hold', async () => {
+    const { keys, client } = await stranger();
+    await client.call('uploadKeys', keys.keySet({ pqLastResortPreKey: keys.pq(1) }));
+    const bad = { ...keys.pq(1), signature: keys.pq(2).signature };
+    const pqOneTimePreKeys = ids(1, 100).map((keyId) => ({ ...bad, keyId }));
+    expect(await client.refusal('addPreKeys', { pqOneTimePreKeys })).toMatchObject({
+      code: 'SIGNATURE_INVALID',
+      details: { keys: ids(1, 100).map((keyId) => ({ kind: 'pqOneTimePreKey', keyId })) },
+    });
+    expect(await client.call('keyStatus')).toMatchObject({ pqPreKeyCount: 0 });
+  });
+
   it('names every PQ key whose signature fails, and stores none of the request', async () => {
     const { keys, client } = await stranger();
     await client.call('uploadKeys', keys.keySet({ pqLastResortPreKey: keys.pq(1) }));
