@@ -157,6 +157,20 @@ describe('one-time prekeys that bear no signature, added while another identity 
     });
     expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 0, pq: 0 }, keyVersion: 2 });
   });
+
+  it('are refused also where it came since the request was taken in', async () => {
+    const [keys, other] = [new KeyMaker(), new KeyMaker()];
+    const device = { userId: `unsigned-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    const { identityVersion: ifIdentityVersion } = (await store.read(device))!;
+    await upload(device, other, true);
+    const input = requests.addPreKeys.input.parse({ oneTimePreKeys: [keys.oneTime(1)] });
+    await expect(addPreKeys(partsOf(store), device, { ...input, ifIdentityVersion })).rejects.toMatchObject({
+      code: 'KEYS_OUT_OF_SYNC',
+      details: { keyVersion: 2 },
+    });
+    expect(await store.read(device)).toMatchObject({ availableCounts: { ec: 0, pq: 0 } });
+  });
 });
 
 describe('a validation', () => {
