@@ -1044,6 +1044,29 @@ describe('what is no request at all', () => {
     expect(bystander.socket.connected).toBe(true);
   });
 
+  it('ends a socket whose attachments pile up to more than any request, before the last of them has come', async () => {
+    const wire = await openWire({ admitted: true });
+    wire.packet('55-1["keyStatus",{"_placeholder":true,"num":0}]', Buffer.alloc(FRAME_BYTES_MAX / 2));
+    expect(await bystander.call('keyStatus')).toMatchObject({ keyVersion: 0 });
+    expect(wire.isOpen()).toBe(true);
+    wire.packet(Buffer.alloc(FRAME_BYTES_MAX / 2));
+    await eventually(() => !wire.isOpen(), { that: 'the connection ended' });
+  });
+
+  it('answers as many keys as an upload may hold, sent as bytes, and ends a socket that announces more', async () => {
+    const bytesInPlaceOf = (count: number) => [
+      `5${count}-1["addPreKeys",{"oneTimePreKeys":${JSON.stringify(
+        Array.from({ length: count }, (_, num) => ({ keyId: num, publicKey: { _placeholder: true, num } })),
+      )}}]`,
+      ...Array.from({ length: count }, () => Buffer.alloc(33)),
+    ];
+    const wire = await openWire({ admitted: true });
+    wire.packet(...bytesInPlaceOf(301));
+    expect(await wire.ask()).toBe('answered');
+    wire.packet(...bytesInPlaceOf(513).slice(0, 1));
+    await eventually(() => !wire.isOpen(), { that: 'the connection ended' });
+  });
+
   it('gives no namespace but the one', async () => {
     const token = await gateway.token({ userId: 'wanderer', deviceId: 1 });
     const manager = new Manager(gateway.url, {
