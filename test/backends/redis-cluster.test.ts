@@ -5,7 +5,7 @@ import { createRedisBus, type RedisBus } from '../../src/backends/redis/bus.ts';
 import { connectRedis, connectSubscriber, type RedisLink } from '../../src/backends/redis/connect.ts';
 import { examineRedis } from '../../src/backends/redis/examine.ts';
 import { createRedisLocks } from '../../src/backends/redis/locks.ts';
-import { systemClock } from '../../src/lib/clock.ts';
+import { type Clock, systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
 import { addressKey } from '../../src/protocol/ids.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
@@ -71,12 +71,20 @@ interface Node {
   stop(): Promise<void>;
 }
 
-async function startNode(log: Log = silentLog): Promise<Node> {
+const PROBE_MS = 100;
+
+async function startNode({
+  log = silentLog,
+  clock = systemClock,
+}: {
+  log?: Log;
+  clock?: Clock;
+} = {}): Promise<Node> {
   const commands = connectRedis(options());
   const bus = createRedisBus({
     commands,
     subscriber: connectSubscriber(options()),
-    ...{ clock: systemClock, log, timing: { probeMs: 100, probeWaitMaxMs: 500 } },
+    ...{ clock, log, timing: { probeMs: PROBE_MS, probeWaitMaxMs: 500 } },
   });
   const heard = recorder();
   await bus.start(heard);
@@ -115,7 +123,8 @@ describe('over a Redis Cluster', () => {
     await emptied();
     const told: string[] = [];
     const note = (_: object, text: string): void => void told.push(text);
-    const node = await startNode({ ...silentLog, warn: note, info: note });
+    const clock = createManualClock();
+    const node = await startNode({ clock, log: { ...silentLog, warn: note, info: note } });
     const full = new Redis(cluster.nodes[2]!.url);
     try {
       await full.config('SET', 'maxmemory', '1');
@@ -132,6 +141,7 @@ describe('over a Redis Cluster', () => {
       await full.config('SET', 'maxmemory', '0');
       full.disconnect();
     }
+    await clock.advance(PROBE_MS);
     await eventually(() => expect(node.bus.trouble()).toBeNull());
     expect(told).toEqual(['bus: Redis refuses leases', 'bus: Redis takes leases again']);
     await node.stop();
