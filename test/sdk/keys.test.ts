@@ -55,6 +55,18 @@ async function filled(phone: Phone): Promise<void> {
   });
 }
 
+/** Claims so many of Bob's EC one-time prekeys. */
+async function claimedIds(count: number): Promise<number[]> {
+  const claimer = await gateway.connect(alice);
+  const ids: number[] = [];
+  for (let index = 0; index < count; index++) {
+    const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
+    ids.push(devices[0]!.oneTimePreKey!.keyId);
+  }
+  claimer.close();
+  return ids;
+}
+
 /** By the door without a socket, which does not displace the phone. */
 async function post(path: string, body: unknown): Promise<void> {
   const response = await fetch(new URL(path, gateway.url), {
@@ -665,18 +677,6 @@ describe('what is out of step is mended before the gate opens', () => {
     await filled(phone);
   }
 
-  /** Claims so many of Bob's EC one-time prekeys. */
-  async function claimedIds(count: number): Promise<number[]> {
-    const claimer = await gateway.connect(alice);
-    const ids: number[] = [];
-    for (let index = 0; index < count; index++) {
-      const { devices } = await claimer.call('requestBundle', { claimId: randomUUID(), ...bob });
-      ids.push(devices[0]!.oneTimePreKey!.keyId);
-    }
-    claimer.close();
-    return ids;
-  }
-
   it('several prekeys claimed while offline: kept, not offered again, and made up for after the drain', async () => {
     const phone = await enrolPhone(gateway.url, bob);
     await filled(phone);
@@ -1028,6 +1028,29 @@ describe('replenishing', () => {
     expect(await phone.client.start()).toBe('ready');
     await filled(phone);
     for (let index = 0; index < POOL_LEVEL; index++) await claim();
+  });
+
+  it('leaps over the ids that a lost memory knew, and goes on from there', async () => {
+    const phone = await enrolPhone(gateway.url, bob, { clock: { ...hurriedClock, random: () => 0.5 } });
+    await filled(phone);
+    const { oneTimePreKeys } = phone.keys;
+    const highest = async (): Promise<number> => Math.max(...(await oneTimePreKeys.ids()));
+    const known = await highest();
+    phone.close();
+    await claimedIds(8);
+    phone.disk.remove('kit');
+    await phone.restart();
+    expect(await phone.client.start()).toBe('ready');
+    await filled(phone);
+    const leapt = await highest();
+    expect(leapt).toBeGreaterThan(known + 1_000);
+    for (let refills = 0; refills < 2; refills++) {
+      const before = await highest();
+      await claimedIds(8);
+      await eventually(async () => expect(await highest()).toBeGreaterThan(before));
+      await filled(phone);
+    }
+    expect(await highest()).toBeLessThan(leapt + 1_000);
   });
 
   it('answers ids under which the gateway has another key with new ones, and has that key withdrawn', async () => {
