@@ -10,6 +10,7 @@ import { createRedisLocks } from '../../src/backends/redis/locks.ts';
 import { createRedisRelay } from '../../src/backends/redis/relay.ts';
 import { type Clock, systemClock } from '../../src/lib/clock.ts';
 import { type Log, silentLog } from '../../src/lib/log.ts';
+import { addressKey } from '../../src/protocol/ids.ts';
 import { describeBus, device, type RecordedBus, recorder } from '../contract/bus.ts';
 import { describeLocks } from '../contract/lock.ts';
 import { keygate } from '../support/command-line.ts';
@@ -19,6 +20,8 @@ import { testEnvironment } from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 import { freePort } from '../support/ports.ts';
 
+/** How many pokes wait for Redis at most. */
+const POKES_WAITING_MAX = 10_000;
 const QUICK: Partial<RedisBusTiming> = { probeMs: 100, probeWaitMaxMs: 500 };
 /** Where Redis works, its answer is waited for, however long a busy machine takes for it. */
 const STANDING = createManualClock();
@@ -359,6 +362,25 @@ describe('the bus while Redis breaks', () => {
     await proxy.open();
     await eventually(() => expect(two.heard.pokes).toEqual(['alice.1']));
     await eventually(() => expect(one.heard.displaced).toEqual([{ device: alice, fence: 1 }]));
+    await proxy.close();
+  });
+
+  it('keeps so many pokes while it is cut off, and forgets the others, which a sweep makes up for', async () => {
+    const proxy = await startProxy(redis.port);
+    const one = await start({ url: `redis://127.0.0.1:${proxy.port}`, clock: STANDING });
+    const two = await start({ clock: STANDING });
+    const devices = Array.from({ length: POKES_WAITING_MAX + 1 }, (_, index) => device(`user${index}`));
+    const [last, lost] = devices.slice(-2);
+    for (const which of [last!, lost!]) await two.bus.acquire({ device: which, fence: 1 });
+    await proxy.close();
+    await eventually(() => one.bus.trouble() !== null);
+    one.bus.poke(devices);
+    await proxy.open();
+    await eventually(() => expect(two.heard.pokes).toHaveLength(1));
+    // Pokes come in order: what was kept came before this one.
+    one.bus.poke([last!]);
+    await eventually(() => expect(two.heard.pokes).toHaveLength(2));
+    expect(new Set(two.heard.pokes)).toEqual(new Set([addressKey(last!)]));
     await proxy.close();
   });
 
