@@ -1,11 +1,11 @@
 /** Every request on keys, sentence by sentence of the contract, as a client at a socket sees it. */
-import { generateKeyPairSync, randomUUID, sign } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { RequestData } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { eventually } from '../support/eventually.ts';
 import { type Client, startGateway, type TestGateway } from '../support/gateway.ts';
-import { ids, KeyMaker } from '../support/key-maker.ts';
+import { ids, KeyMaker, signedByEd25519 } from '../support/key-maker.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 
 const HOUR_MS = 3_600_000;
@@ -264,14 +264,9 @@ describe('uploadKeys', () => {
 
   it('verifies by identityKeyEd25519 where there is one, and hands it out', async () => {
     const { keys, client, ...device } = await stranger();
-    const ed25519 = generateKeyPairSync('ed25519');
-    const rawKey = Buffer.from(ed25519.publicKey.export({ format: 'jwk' }).x!, 'base64url');
     const signed = keys.signed(1);
-    const signature = sign(null, Buffer.from(signed.publicKey, 'base64'), ed25519.privateKey);
-    const input = {
-      ...keys.keySet({ signedPreKey: { ...signed, signature: signature.toString('base64') } }),
-      identityKeyEd25519: rawKey.toString('base64'),
-    };
+    const keySet = keys.keySet({ signedPreKey: signed });
+    const input = signedByEd25519(keySet);
     // Signed by the identity key, which is not what the upload says to verify by.
     expect(await client.refusal('uploadKeys', { ...input, signedPreKey: signed })).toMatchObject({
       code: 'SIGNATURE_INVALID',
@@ -283,19 +278,7 @@ describe('uploadKeys', () => {
       signedPreKey: input.signedPreKey,
     });
     // Without it, or with another one beside the same identity key, it is another identity.
-    const other = generateKeyPairSync('ed25519');
-    const withOther = {
-      ...keys.keySet({
-        signedPreKey: {
-          ...signed,
-          signature: sign(null, Buffer.from(signed.publicKey, 'base64'), other.privateKey).toString('base64'),
-        },
-      }),
-      identityKeyEd25519: Buffer.from(other.publicKey.export({ format: 'jwk' }).x!, 'base64url').toString(
-        'base64',
-      ),
-    };
-    for (const another of [keys.keySet({ signedPreKey: signed }), withOther]) {
+    for (const another of [keySet, signedByEd25519(keySet)]) {
       expect(await client.refusal('uploadKeys', another)).toMatchObject({ code: 'IDENTITY_MISMATCH' });
     }
   });

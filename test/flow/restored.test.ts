@@ -1,5 +1,5 @@
 /** A backup is restored between claims, by PostgreSQL's own tools, and `keygate restored` is run. */
-import { generateKeyPairSync, randomUUID, sign } from 'node:crypto';
+import { randomUUID } from 'node:crypto';
 import { expect, it } from 'vitest';
 import type { RequestInput } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
@@ -17,7 +17,7 @@ import {
   TEST_SECRET,
   type TestGateway,
 } from '../support/gateway.ts';
-import { KeyMaker } from '../support/key-maker.ts';
+import { KeyMaker, signedByEd25519 } from '../support/key-maker.ts';
 
 const undo = undoAfterEach();
 const ALICE = { userId: 'alice', deviceId: 1 };
@@ -192,17 +192,6 @@ it('immunity 7: open gates close as serverRestored on every node, and connection
 
 type KeySet = RequestInput<'uploadKeys'>;
 
-/** The key set, signed by an Ed25519 key of its own beside the identity key. */
-function withEd25519({ signedPreKey, pqLastResortPreKey: _, ...rest }: KeySet): KeySet {
-  const { publicKey, privateKey } = generateKeyPairSync('ed25519');
-  const signature = sign(null, Buffer.from(signedPreKey.publicKey, 'base64'), privateKey);
-  return {
-    ...rest,
-    identityKeyEd25519: publicKey.export({ type: 'spki', format: 'der' }).subarray(-32).toString('base64'),
-    signedPreKey: { ...signedPreKey, signature: signature.toString('base64') },
-  };
-}
-
 /** Two key sets that follow on a first one, and differ from each other in nothing else. */
 const DIFFERENCES: Record<string, (first: KeySet, keys: KeyMaker) => [KeySet, KeySet]> = {
   'the registration id': (first) => [
@@ -218,7 +207,10 @@ const DIFFERENCES: Record<string, (first: KeySet, keys: KeyMaker) => [KeySet, Ke
     }));
     return [one!, other!];
   },
-  'its Ed25519 key': (first) => [withEd25519(first), withEd25519(first)],
+  'its Ed25519 key': ({ pqLastResortPreKey: _, ...first }) => [
+    signedByEd25519(first),
+    signedByEd25519(first),
+  ],
   'the signed prekey': (first, keys) => [
     { ...first, signedPreKey: keys.signed(2) },
     { ...first, signedPreKey: keys.signed(2) },

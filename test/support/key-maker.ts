@@ -1,4 +1,5 @@
 /** Public keys under one identity, made to order: whatever id and encoding a test asks for, properly signed. */
+import { generateKeyPairSync, sign } from 'node:crypto';
 import { IdentityKeyPair, KEMKeyPair, PrivateKey } from '@signalapp/libsignal-client';
 import type { RequestInput } from '../../src/protocol/events.ts';
 import type { OneTimePreKey, SignedKey } from './libsignal-device.ts';
@@ -44,6 +45,18 @@ export class KeyMaker {
   keySet(more: Partial<RequestInput<'uploadKeys'>> = {}): RequestInput<'uploadKeys'> {
     return { registrationId: 77, identityKey: this.identityKey(), signedPreKey: this.signed(1), ...more };
   }
+}
+
+/** The key set with its signed prekey signed by a new Ed25519 key, which stands beside the identity key. */
+export function signedByEd25519(keySet: RequestInput<'uploadKeys'>) {
+  const { publicKey, privateKey } = generateKeyPairSync('ed25519');
+  const { signedPreKey } = keySet;
+  const signature = sign(null, Buffer.from(signedPreKey.publicKey, 'base64'), privateKey).toString('base64');
+  return {
+    ...keySet,
+    identityKeyEd25519: Buffer.from(publicKey.export({ format: 'jwk' }).x!, 'base64url').toString('base64'),
+    signedPreKey: { ...signedPreKey, signature },
+  };
 }
 
 /** `first`, `first + 1`, … */
