@@ -10,6 +10,7 @@ import type { LoadResult } from '../src/load-test/result.ts';
 import { runLoadTest } from '../src/load-test-command.ts';
 import { UsageError } from '../src/usage-error.ts';
 import { startGateway, TEST_SECRET, type TestGateway, tokenFor } from './support/gateway.ts';
+import { KEYGATE } from './support/program.ts';
 
 let gateway: TestGateway;
 beforeAll(async () => {
@@ -84,18 +85,7 @@ describe('keygate load-test', () => {
   it('finds the gateway by PORT, signs with JWT_SECRET, and on Ctrl-C reports what it has measured', async () => {
     const child = spawn(
       process.execPath,
-      [
-        '--import',
-        'tsx',
-        'src/main.ts',
-        'load-test',
-        '--devices',
-        '5',
-        '--duration',
-        '1h',
-        '--out',
-        join(folder, 'report'),
-      ],
+      [KEYGATE, 'load-test', '--devices', '5', '--duration', '1h', '--out', join(folder, 'report')],
       {
         env: {
           PATH: process.env.PATH,

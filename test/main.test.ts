@@ -12,6 +12,7 @@ import { createAuthenticator } from '../src/requests/authenticate.ts';
 import { eventually } from './support/eventually.ts';
 import { connectClient } from './support/gateway.ts';
 import { freePort } from './support/ports.ts';
+import { KEYGATE } from './support/program.ts';
 
 const JWT_SECRET = 's'.repeat(32);
 const PUBLIC_KEY = generateKeyPairSync('ed25519')
@@ -26,7 +27,7 @@ afterEach(() => rm(folder, { recursive: true, force: true }));
 
 /** The command line in an environment that holds nothing but what is given. */
 function start(args: string[], env: NodeJS.ProcessEnv = {}) {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts', ...args], {
+  const child = spawn(process.execPath, [KEYGATE, ...args], {
     env: { PATH: process.env.PATH, HOME: process.env.HOME, DATA_DIR: folder, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });
@@ -223,11 +224,10 @@ describe('keygate serve', () => {
 
   it('serves, and ends with 0, where nothing that it says can be written', async () => {
     const port = String(await freePort());
-    const child = spawn(
-      'sh',
-      ['-c', 'exec "$@" >/dev/full 2>&1', 'sh', process.execPath, '--import', 'tsx', 'src/main.ts', 'serve'],
-      { env: { PATH: process.env.PATH, DATA_DIR: folder, PORT: '0', ADMIN_PORT: port }, stdio: 'ignore' },
-    );
+    const child = spawn('sh', ['-c', 'exec "$@" >/dev/full 2>&1', 'sh', process.execPath, KEYGATE, 'serve'], {
+      env: { PATH: process.env.PATH, DATA_DIR: folder, PORT: '0', ADMIN_PORT: port },
+      stdio: 'ignore',
+    });
     const ended = once(child, 'exit');
     try {
       await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status === 200);

@@ -3,7 +3,6 @@ import { type ChildProcess, spawn } from 'node:child_process';
 import { mkdtemp, rm, stat } from 'node:fs/promises';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
-import { fileURLToPath } from 'node:url';
 import { describe, expect, it } from 'vitest';
 import { lineOf } from '../../src/admin/tail-lines.ts';
 import { ERRORS } from '../../src/protocol/errors.ts';
@@ -15,8 +14,8 @@ import { opened, redisFor, someone, undoAfterEach } from '../support/flow.ts';
 import { send } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { ADMIN_TOKEN } from '../support/inspector.ts';
+import { KEYGATE } from '../support/program.ts';
 
-const ROOT = fileURLToPath(new URL('../..', import.meta.url));
 const undo = undoAfterEach();
 
 interface Tail {
@@ -30,11 +29,10 @@ interface Tail {
 
 function tail(args: string[], env: Record<string, string>): Tail {
   const { PATH = '', HOME = '' } = process.env;
-  const child: ChildProcess = spawn(
-    process.execPath,
-    ['--import', 'tsx', join(ROOT, 'src/main.ts'), 'tail', ...args],
-    { cwd: ROOT, env: { PATH, HOME, ...env }, stdio: ['ignore', 'pipe', 'pipe'] },
-  );
+  const child: ChildProcess = spawn(process.execPath, [KEYGATE, 'tail', ...args], {
+    env: { PATH, HOME, ...env },
+    stdio: ['ignore', 'pipe', 'pipe'],
+  });
   let output = '';
   let notices = '';
   child.stdout!.setEncoding('utf8').on('data', (text: string) => {

@@ -15,6 +15,7 @@ import { someone } from '../support/flow.ts';
 import { enrol, testEnvironment } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { freePort } from '../support/ports.ts';
+import { KEYGATE } from '../support/program.ts';
 import { type Certificate, selfMadeCertificate } from '../support/tls.ts';
 
 let certificate: Certificate;
@@ -46,11 +47,9 @@ const databaseUrl = (sslmode: string): string =>
 
 /** What `keygate doctor` finds of each engine. */
 async function doctor(urls: { databaseUrl: string; redisUrl: string }, env: Record<string, string> = {}) {
-  const { stdout } = await promisify(execFile)(
-    process.execPath,
-    ['--import', 'tsx', 'src/main.ts', 'doctor', '--json'],
-    { env: { PATH: process.env.PATH, ...testEnvironment(urls), ...env } },
-  ).catch((error: { stdout: string }) => error);
+  const { stdout } = await promisify(execFile)(process.execPath, [KEYGATE, 'doctor', '--json'], {
+    env: { PATH: process.env.PATH, ...testEnvironment(urls), ...env },
+  }).catch((error: { stdout: string }) => error);
   const { findings } = JSON.parse(stdout) as { findings: { what: string; good: boolean; found: string }[] };
   const of = (what: string) => findings.filter((finding) => finding.what === what);
   return {

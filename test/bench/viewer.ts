@@ -2,7 +2,7 @@
  * What a viewer costs: a gateway that sees 20,000 events a second for ten seconds, without a viewer and with one, in
  * turn. Every event is a request that is refused for its form, so that the gateway alone, and no store, is measured.
  *
- *   npm run build && npx tsx test/bench/viewer.ts [--rate 20000] [--seconds 10] [--rounds 3]
+ *   npx tsx test/bench/viewer.ts [--rate 20000] [--seconds 10] [--rounds 3]
  */
 import { parseArgs } from 'node:util';
 import { build } from 'hdr-histogram-js';
@@ -11,6 +11,7 @@ import { eventually } from '../support/eventually.ts';
 import { tokenFor } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { ADMIN_TOKEN, type InspectorClient, login } from '../support/inspector.ts';
+import { buildKeygate } from '../support/program.ts';
 import { cpuMs, residentBytes } from './cpu.ts';
 import { RawSocket } from './load/raw-socket.ts';
 
@@ -41,11 +42,11 @@ const { values } = parseArgs({
 const rate = Number(values.rate);
 const seconds = Number(values.seconds);
 
+buildKeygate();
 const postgres = await startPostgres();
 const gateway = await startGatewayProcess(
   { databaseUrl: postgres.url },
   { ADMIN_TOKEN, NODE_ENV: 'production' },
-  { program: ['dist/main.js', 'serve'] },
 );
 const rounds: Round[] = [];
 try {

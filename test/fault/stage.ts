@@ -61,7 +61,7 @@ export async function startStage(
       startGatewayProcess(
         { databaseUrl: through(engine.url, postgresLink), redisUrl: through(redis.url, redisLink) },
         { ...env, NODE_TIMING: JSON.stringify(timing) },
-        { program: ['test/fault/gateway-node.ts'] },
+        { program: ['--import', 'tsx', 'test/fault/gateway-node.ts'] },
       );
     // The first one makes the schema.
     const gateways = [await start()];

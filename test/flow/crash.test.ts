@@ -25,6 +25,7 @@ import {
   tokenFor,
 } from '../support/gateway.ts';
 import { type GatewayProcess, startGatewayProcess } from '../support/gateway-process.ts';
+import { KEYGATE } from '../support/program.ts';
 import { startTcpProxy } from '../support/tcp-proxy.ts';
 
 const undo = undoAfterEach();
@@ -264,7 +265,7 @@ describe('over kill -9, everything is kept', () => {
 describe('two starts on one DATA_DIR', () => {
   /** Runs `keygate serve` to its end. */
   function serve(dataDir: string) {
-    const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts', 'serve'], {
+    const child = spawn(process.execPath, [KEYGATE, 'serve'], {
       env: { PATH: process.env.PATH, HOME: process.env.HOME, DATA_DIR: dataDir, PORT: '0', ADMIN_PORT: '0' },
       stdio: ['ignore', 'pipe', 'pipe'],
     });

@@ -20,6 +20,7 @@ import {
 } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 import { createManualClock } from '../support/manual-clock.ts';
+import { KEYGATE } from '../support/program.ts';
 
 const SWEEP_PERIOD_MS = 15_000;
 const undo = undoAfterEach();
@@ -28,10 +29,7 @@ const undo = undoAfterEach();
 async function revoke(at: TestGateway, device: DeviceAddress) {
   const { stdout } = await promisify(execFile)(
     process.execPath,
-    [
-      ...['--import', 'tsx', 'src/main.ts', 'revoke'],
-      ...['--user', device.userId, '--device', String(device.deviceId), '--json'],
-    ],
+    [KEYGATE, 'revoke', '--user', device.userId, '--device', String(device.deviceId), '--json'],
     {
       env: {
         PATH: process.env.PATH,

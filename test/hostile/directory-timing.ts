@@ -8,6 +8,7 @@ import { createDatabase, startPostgres } from '../support/engines.ts';
 import type { Client } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { KeyMaker } from '../support/key-maker.ts';
+import { buildKeygate } from '../support/program.ts';
 
 const REQUESTERS = 2;
 const ROUNDS = 300;
@@ -15,6 +16,7 @@ const EMPTY_USERS = 20;
 type Kind = 'unknown' | 'unknown too' | 'without keys';
 const KINDS: readonly Kind[] = ['unknown', 'unknown too', 'without keys'];
 
+buildKeygate();
 const engine = await startPostgres();
 process.env.TEST_DATABASE_URL = engine.url;
 

@@ -4,6 +4,7 @@ import { createDatabase, startPostgres } from '../support/engines.ts';
 import { tokenFor } from '../support/gateway.ts';
 import { startGatewayProcess } from '../support/gateway-process.ts';
 import { KeyMaker } from '../support/key-maker.ts';
+import { buildKeygate } from '../support/program.ts';
 import { createChance, fuzz } from './fuzz.ts';
 import { complaintsOf, createProbe, PEAK_BYTES_MAX } from './probe.ts';
 
@@ -19,6 +20,7 @@ if (!Number.isSafeInteger(cases) || cases < 1 || !Number.isSafeInteger(seed) || 
 
 const PROGRESS_PERIOD_CASES = 20_000;
 
+buildKeygate();
 const engine = await startPostgres();
 process.env.TEST_DATABASE_URL = engine.url;
 const database = await createDatabase();

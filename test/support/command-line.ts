@@ -1,5 +1,6 @@
 /** The command line as an operator runs it, in an environment that holds nothing but what is given. */
 import { spawn } from 'node:child_process';
+import { KEYGATE } from './program.ts';
 
 export interface Ended {
   code: number | null;
@@ -8,7 +9,7 @@ export interface Ended {
 }
 
 export function keygate(args: readonly string[], env: NodeJS.ProcessEnv): Promise<Ended> {
-  const child = spawn(process.execPath, ['--import', 'tsx', 'src/main.ts', ...args], {
+  const child = spawn(process.execPath, [KEYGATE, ...args], {
     env: { PATH: process.env.PATH, HOME: process.env.HOME, ...env },
     stdio: ['ignore', 'pipe', 'pipe'],
   });

@@ -16,6 +16,7 @@ import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { eventually } from './eventually.ts';
 import { type Client, connectClient, TEST_SECRET, testEnvironment, tokenFor } from './gateway.ts';
 import { freePort } from './ports.ts';
+import { KEYGATE } from './program.ts';
 import { stopped } from './stopped.ts';
 
 /** Where its store is: a PostgreSQL by URL, or a data folder on which it starts its own. */
@@ -51,7 +52,7 @@ const START_MAX_MS = 30_000;
 const DEADLY: readonly NodeJS.Signals[] = ['SIGKILL', 'SIGTERM', 'SIGINT'];
 
 /**
- * @param options.program the file and its arguments; it writes what `keygate serve` writes
+ * @param options.program what Node is given; it writes what `keygate serve` writes
  * @param options.through a command that becomes the gateway: its last arguments are what to run
  * @throws Error with the process's own words where it does not start to serve
  */
@@ -59,7 +60,7 @@ export async function startGatewayProcess(
   store: GatewayProcessStore,
   env: Record<string, string> = {},
   {
-    program = ['src/main.ts', 'serve'],
+    program = [KEYGATE, 'serve'],
     through = [],
   }: { program?: readonly string[]; through?: readonly string[] } = {},
 ): Promise<GatewayProcess> {
@@ -76,7 +77,7 @@ export async function startGatewayProcess(
     const saidBefore = (await output()).length;
     const child = await startGuarded({
       command: command!,
-      args: [...args, '--import', 'tsx', ...program],
+      args: [...args, ...program],
       cwd: ROOT,
       env: { ...environmentOf(store), ...env, ...ports },
       user: null,

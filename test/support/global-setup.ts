@@ -2,9 +2,11 @@
 
 import { findPgBouncer, MissingEngineError } from './debian-binary.ts';
 import { type Engine, startPostgres, startRedis } from './engines.ts';
+import { buildKeygate } from './program.ts';
 
 /** The workers, and the processes that tests start, find the engines in the environment. */
 export default async function setup(): Promise<() => Promise<void>> {
+  buildKeygate();
   const engines: Engine[] = [];
   const share = async (name: string, start: () => Promise<Engine>): Promise<void> => {
     if (process.env[name]) return;
