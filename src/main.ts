@@ -351,4 +351,7 @@ function complain(text: string): void {
   process.stderr.write(`keygate: ${text}\n`);
 }
 
+// The timers that bound a wait hold no process open: without this one, a command whose connection is gone, and whose fetch
+// does not tell, would end before its bound and say nothing.
+setInterval(() => {}, 60_000);
 process.exit(await main(process.argv.slice(2)));

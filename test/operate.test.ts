@@ -2,7 +2,7 @@
 import { existsSync, readFileSync } from 'node:fs';
 import { mkdtemp, rm } from 'node:fs/promises';
 import { createServer } from 'node:http';
-import type { AddressInfo } from 'node:net';
+import { type AddressInfo, createServer as createTcpServer } from 'node:net';
 import { tmpdir } from 'node:os';
 import { join } from 'node:path';
 import postgres from 'postgres';
@@ -194,6 +194,22 @@ describe('keygate doctor', () => {
     expect(stderr).toContain(`the schema is ${migrationCount} migrations behind: run keygate migrate`);
     keySet.close();
     await empty.drop();
+  });
+
+  it('tells of a key server that hangs up', async () => {
+    const keySet = createTcpServer((socket) => socket.end());
+    await new Promise<void>((resolve) => keySet.listen(0, '127.0.0.1', resolve));
+    const { port } = keySet.address() as AddressInfo;
+    const { code, stdout } = await keygate(['doctor'], {
+      ...env,
+      JWT_SECRET: '',
+      JWT_JWKS_URL: `http://127.0.0.1:${port}/keys`,
+    });
+    expect({ code, stdout }).toMatchObject({
+      code: 1,
+      stdout: expect.stringContaining('BAD   tokens'),
+    });
+    keySet.close();
   });
 });
 
