@@ -11,6 +11,7 @@ import { systemClock } from '../src/lib/clock.ts';
 import { createAuthenticator } from '../src/requests/authenticate.ts';
 import { eventually } from './support/eventually.ts';
 import { connectClient } from './support/gateway.ts';
+import { START_MAX_MS } from './support/gateway-process.ts';
 import { freePort } from './support/ports.ts';
 import { KEYGATE } from './support/program.ts';
 
@@ -230,7 +231,9 @@ describe('keygate serve', () => {
     });
     const ended = once(child, 'exit');
     try {
-      await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status === 200);
+      await eventually(async () => (await fetch(`http://127.0.0.1:${port}/readyz`)).status === 200, {
+        waitMaxMs: START_MAX_MS,
+      });
       child.kill('SIGTERM');
       expect(await ended).toEqual([0, null]);
     } finally {

@@ -177,7 +177,7 @@ describe('immunity 15: a gateway that is killed', () => {
     };
     process(bob.client);
     let next = 0;
-    for (const untilCount of [40, 90, 150]) {
+    for (const untilCount of [20, 50, 90]) {
       let killed: Promise<void> | null = null;
       for (let messageId = randomUUID(); ; ) {
         if (seen.size >= untilCount && killed === null) killed = gateway.kill('SIGKILL');
