@@ -1,4 +1,5 @@
 /** What whoever runs the gateway is told where the way to PostgreSQL breaks. */
+import { type AddressInfo, createServer } from 'node:net';
 import { sql } from 'drizzle-orm';
 import postgres from 'postgres';
 import { expect, it } from 'vitest';
@@ -21,11 +22,15 @@ async function openLinked() {
   undo.push(() => link.stop());
   const through = new URL(url);
   through.port = new URL(link.url).port;
+  return { url, link, ...openLogged(through.href), place: `127.0.0.1:${through.port}` };
+}
+
+function openLogged(url: string) {
   const reasons: unknown[] = [];
   const log: Log = { ...silentLog, warn: ({ reason }) => reasons.push(reason) };
-  const database = openDatabase({ address: { kind: 'url', url: through.href }, clock: systemClock, log });
+  const database = openDatabase({ address: { kind: 'url', url }, clock: systemClock, log });
   undo.push(() => database.close());
-  return { url, link, database, reasons, place: `127.0.0.1:${through.port}` };
+  return { database, reasons };
 }
 
 it('a connection that is cut in the midst of a query is named as one', async () => {
@@ -46,6 +51,17 @@ it('a connection that is cut in the midst of a query is named as one', async () 
   link.cut();
   const fault = `PostgreSQL, or what lies before it, ended the connection: write CONNECTION_CLOSED ${place}`;
   expect(await waiting).toBe(fault);
+  expect(reasons).toEqual([fault]);
+});
+
+it('an address that resets connections, as a proxy before nobody, is named as PostgreSQL’s', async () => {
+  const server = createServer((socket) => socket.once('data', () => socket.resetAndDestroy()));
+  await new Promise<void>((resolve) => server.listen(0, '127.0.0.1', resolve));
+  undo.push(() => new Promise((resolve) => server.close(resolve)));
+  const { port } = server.address() as AddressInfo;
+  const { database, reasons } = openLogged(`postgres://127.0.0.1:${port}/test`);
+  const fault = 'PostgreSQL, or what lies before it, ended the connection: read ECONNRESET';
+  expect(await database.run((db) => db.execute(sql`SELECT 1`)).catch(faultOf)).toBe(fault);
   expect(reasons).toEqual([fault]);
 });
 

@@ -88,7 +88,7 @@ function socketsOf({ hostname, port }: URL): { socket?: () => Socket } {
       socket.once('end', () => {
         if (socket.bytesRead > 0) return;
         const reason = `${to.host}:${to.port} ended the connection before it said anything`;
-        socket.destroy(Object.assign(new Error(reason), { code: 'ECONNRESET' }));
+        socket.destroy(Object.assign(new Error(reason), { code: 'ECONNREFUSED' }));
       });
       // By these the driver names the host to TLS, and in its errors.
       return Object.assign(socket, to);

@@ -39,9 +39,11 @@ const UNKNOWN_PARAMETER = '42704';
 export const TOO_MANY_CONNECTIONS = '53300';
 export const STATEMENT_TIMED_OUT = '57014';
 export const READ_ONLY_TRANSACTION = '25006';
-/** The driver itself says its code and the address. */
+/** The driver itself says its code and the address; of a connection that was reset there is none. */
 const OF_CONNECTIONS: ReadonlyMap<string, string> = new Map([
   ['CONNECTION_CLOSED', 'PostgreSQL, or what lies before it, ended the connection'],
+  ['ECONNRESET', 'PostgreSQL, or what lies before it, ended the connection'],
+  ['EPIPE', 'PostgreSQL, or what lies before it, ended the connection'],
   ['CONNECTION_ENDED', 'the connection to PostgreSQL was given up'],
   ['CONNECTION_DESTROYED', 'the connection to PostgreSQL was given up'],
   ['CONNECT_TIMEOUT', 'PostgreSQL did not take a connection in time'],
