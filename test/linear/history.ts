@@ -1,0 +1,114 @@
+/** Writes down what was asked of one device's keys and what was answered, and holds it against the model. */
+import {
+  explain,
+  fingerprint,
+  type KeyAnswer,
+  type KeyModelLimits,
+  type KeyRequest,
+  NO_KEYS,
+} from './key-model.ts';
+import { type Entry, linearize } from './linearize.ts';
+
+export type KeyEntry = Entry<KeyRequest, KeyAnswer> & {
+  /** Who asked, and by which door. */
+  by: string;
+};
+
+export interface KeyHistory {
+  entries: KeyEntry[];
+  /** Notes the request before `ask` is called, and the answer when it is there. */
+  note(by: string, request: KeyRequest, ask: () => Promise<KeyAnswer | null>): Promise<KeyAnswer | null>;
+}
+
+/** Far beyond what the histories of the tests need. */
+const STATES_MAX = 200_000;
+
+export function createKeyHistory(): KeyHistory {
+  const entries: KeyEntry[] = [];
+  let moment = 0;
+  return {
+    entries,
+    async note(by, request, ask) {
+      const entry: KeyEntry = {
+        ...{ by, request, answer: null },
+        ...{ askedAt: moment++, answeredAt: Number.POSITIVE_INFINITY },
+      };
+      entries.push(entry);
+      const answer = await ask();
+      if (answer !== null) Object.assign(entry, { answer, answeredAt: moment++ });
+      return answer;
+    },
+  };
+}
+
+/**
+ * @returns null where some order explains every answer; else a report
+ * @throws Error where the search met too many states to tell
+ */
+export function contradiction(history: readonly KeyEntry[], limits: KeyModelLimits): string | null {
+  const verdict = linearize(
+    judged(history),
+    {
+      initial: NO_KEYS,
+      explain: (state, request, answer) => explain(state, request, answer, limits),
+      fingerprint,
+    },
+    { statesMax: STATES_MAX },
+  );
+  switch (verdict.verdict) {
+    case 'linearizable':
+      return null;
+    case 'undecided':
+      throw new Error(
+        `more than ${STATES_MAX} states: nothing can be told of\n${history.map(lineOf).join('\n')}`,
+      );
+    case 'refused': {
+      const told = (entries: readonly Entry<KeyRequest, KeyAnswer>[]) =>
+        entries.map((entry) => `  ${lineOf(entry as KeyEntry)}`).join('\n');
+      return [
+        `no order explains the answers. What was seen:\n${told(history)}`,
+        `the longest order that does:\n${told(verdict.explained)}`,
+        `which leads to\n  ${JSON.stringify(verdict.state)}`,
+        `and to none of\n${told(verdict.stuck)}`,
+      ].join('\n');
+    }
+  }
+}
+
+/**
+ * What a refusal says about order. A request that took long while the keys were changed beside it may be refused for
+ * that alone: it has changed nothing, or, where the server says UNAVAILABLE, may have been carried out all the same.
+ */
+function judged(history: readonly KeyEntry[]): KeyEntry[] {
+  return history.flatMap((entry) => {
+    const changes = changesThatExcuse(entry);
+    if (!history.some((other) => changes.includes(other.request.name) && isBeside(entry, other)))
+      return [entry];
+    if (entry.answer?.ok !== false || entry.answer.code !== 'UNAVAILABLE') return [];
+    return [{ ...entry, answer: null, answeredAt: Number.POSITIVE_INFINITY }];
+  });
+}
+
+/** Requests beside which this one's refusal needs no other reason. */
+function changesThatExcuse({ request, answer }: KeyEntry): readonly KeyRequest['name'][] {
+  if (answer?.ok !== false) return [];
+  const replacing = ['uploadKeys', 'resetKeys'] as const;
+  if (answer.code === 'UNAVAILABLE') return [...replacing, 'rotateSignedPreKey'];
+  if (answer.code !== 'KEYS_OUT_OF_SYNC') return [];
+  // One-time prekeys do not say which identity's they are.
+  if (request.name === 'addPreKeys') return replacing;
+  // By HTTP, an upload is of the keys that stood when it came in, where it names none.
+  const isOfItsArrival = request.name === 'uploadKeys' && request.ifKeyVersion === null;
+  return isOfItsArrival ? [...replacing, 'rotateSignedPreKey'] : [];
+}
+
+/** Whether `other` may have been carried out while `entry` was under way. */
+function isBeside(entry: KeyEntry, other: KeyEntry): boolean {
+  if (other === entry || other.askedAt > entry.answeredAt || other.answeredAt < entry.askedAt) return false;
+  return other.answer === null || other.answer.ok || other.answer.code === 'UNAVAILABLE';
+}
+
+function lineOf({ by, request, answer, askedAt, answeredAt }: KeyEntry): string {
+  const { name, ...input } = request;
+  return `[${askedAt}–${answeredAt}] ${by} ${name} ${JSON.stringify(input)} → ${JSON.stringify(answer)}`;
+}
