@@ -316,6 +316,26 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect((await keys.read(device))?.keyVersion).toBe(20);
       });
 
+      it('is read as it stood at one moment, however often it is changed meanwhile', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1 });
+        let isChanging = true;
+        const changing = (async () => {
+          // Each is one change: the version counts them, as the ids do.
+          for (const signedPreKeyId of ids(2, 100)) await storeKeySet(otherNode, device, { signedPreKeyId });
+        })().finally(() => {
+          isChanging = false;
+        });
+        const torn: unknown[] = [];
+        while (isChanging) {
+          const { keyVersion, signedPreKeys } = (await keys.read(device))!;
+          if (signedPreKeys.ec?.keyId !== keyVersion)
+            torn.push({ keyVersion, keyId: signedPreKeys.ec?.keyId });
+        }
+        await changing;
+        expect(torn).toEqual([]);
+      });
+
       it('is listed among the user’s devices, in order, while it has keys', async () => {
         const { userId } = newDevice();
         for (const deviceId of [127, 3, 20]) {

@@ -1,6 +1,6 @@
 /** One device's key set inside a transaction: how its row is read and locked, and every change of what it holds. */
 import { createHash } from 'node:crypto';
-import { and, eq, sql } from 'drizzle-orm';
+import { and, eq, isNull, sql } from 'drizzle-orm';
 import type { DeviceKeys, KeySetTransaction, PreKeyKind } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
@@ -10,7 +10,7 @@ import { devices, messages, oneTimePreKeys, PRE_KEY_KIND, signedPreKeys, usedPre
 import { momentOf } from './time-sql.ts';
 import { foldClaims, foldReplacedSignedPreKeys, markUsed, usedAmong } from './used-ids.ts';
 
-/** @param current what `readKeys` told in `tx` as it locked the device's row */
+/** @param current what `lockKeys` told in `tx` */
 export function createKeySetTransaction(
   tx: Transaction,
   device: DeviceAddress,
@@ -227,31 +227,55 @@ export function createKeySetTransaction(
   }
 }
 
-/** @param lock whether to hold the device's row until the transaction ends @returns null where the device has no row */
-export async function readKeys(
-  db: Queryable,
-  device: DeviceAddress,
-  lock: boolean,
-): Promise<DeviceKeys | null> {
-  const query = db
-    .select()
+const isOf = ({ userId, deviceId }: DeviceAddress) =>
+  and(eq(devices.userId, userId), eq(devices.deviceId, deviceId));
+
+/** By one statement: between two, the keys may be changed. @returns null where the device has no row */
+export async function readKeys(db: Queryable, device: DeviceAddress): Promise<DeviceKeys | null> {
+  const rows = await db
+    .select({ device: devices, active: signedPreKeys })
     .from(devices)
-    .where(and(eq(devices.userId, device.userId), eq(devices.deviceId, device.deviceId)));
-  const [row] = lock ? await query.for('no key update') : await query;
+    .leftJoin(
+      signedPreKeys,
+      and(
+        eq(signedPreKeys.userId, devices.userId),
+        eq(signedPreKeys.deviceId, devices.deviceId),
+        isNull(signedPreKeys.replacedAt),
+      ),
+    )
+    .where(isOf(device));
+  if (rows.length === 0) return null;
+  return toKeys(
+    rows[0]!.device,
+    rows.flatMap(({ active }) => active ?? []),
+  );
+}
+
+/** Holds the device's row until the transaction ends. @returns null where there is none */
+export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
+  const [row] = await tx.select().from(devices).where(isOf(device)).for('no key update');
   if (row === undefined) return null;
+  // By a statement of its own: that which waited for the row would show the others as they were before.
   const active =
     row.signedPreKeyId === null
       ? []
-      : await db
+      : await tx
           .select()
           .from(signedPreKeys)
           .where(
             and(
               eq(signedPreKeys.userId, device.userId),
               eq(signedPreKeys.deviceId, device.deviceId),
-              sql`${signedPreKeys.replacedAt} IS NULL`,
+              isNull(signedPreKeys.replacedAt),
             ),
           );
+  return toKeys(row, active);
+}
+
+function toKeys(
+  row: typeof devices.$inferSelect,
+  active: readonly (typeof signedPreKeys.$inferSelect)[],
+): DeviceKeys {
   const activeOf = (kind: PreKeyKind) => active.find((key) => key.kind === PRE_KEY_KIND[kind]) ?? null;
   return {
     registrationId: row.registrationId,

@@ -11,7 +11,7 @@ import { createClaims } from './claims.ts';
 import { type Database, hotStatement, select } from './database.ts';
 import { unavailable } from './faults.ts';
 import { createKeyRetention } from './key-retention.ts';
-import { createKeySetTransaction, readKeys } from './key-set-transaction.ts';
+import { createKeySetTransaction, lockKeys, readKeys } from './key-set-transaction.ts';
 import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, sharedSecrets } from './schema.ts';
 import { momentOf } from './time-sql.ts';
 import { usedAmong } from './used-ids.ts';
@@ -48,16 +48,16 @@ export function createKeyStore(
     ...createKeyRetention(database),
 
     async read(device) {
-      return await database.run(async (db) => await readKeys(db, device, false));
+      return await database.run(async (db) => await readKeys(db, device));
     },
 
     async change(device, action, { isUpkeep = false, fence = null } = {}) {
       return await inTurn(device, () =>
         database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
-          let current = await readKeys(tx, device, true);
+          let current = await lockKeys(tx, device);
           if (current === null) {
             await tx.insert(devices).values(device).onConflictDoNothing();
-            current = await readKeys(tx, device, true);
+            current = await lockKeys(tx, device);
           }
           const result = await action(createKeySetTransaction(tx, device, current!));
           // Also where nothing was changed: whoever asked is told how things stand.
