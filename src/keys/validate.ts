@@ -1,6 +1,6 @@
 /** Validation: do client and server agree on the key set? Only where they do is there a proof that opens the gate. */
 import type { Clock } from '../lib/clock.ts';
-import type { DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
+import type { DeviceKeys, KeyReader, KeyStore, PreKeyKind } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
@@ -38,27 +38,25 @@ export async function validateKeys(
   input: Input,
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
   const localIdentity = localIdentityOf(input);
-  let keys = (await parts.store.read(device)) ?? NO_KEYS;
-  refuseImpossibleVersions(keys, input, parts.clock.nowMs());
-  const rolledBack = isRolledBack(keys, input);
-  if (rolledBack) keys = await withdrawAfterRollback(parts, device, input, localIdentity);
+  const found = await parts.store.atOneMoment(async (reader) => {
+    const keys = (await reader.read(device)) ?? NO_KEYS;
+    refuseImpossibleVersions(keys, input, parts.clock.nowMs());
+    if (isRolledBack(keys, input)) return null;
+    const of = { device, keys, localIdentity, isWithdrawn: false };
+    return { keys, pools: await comparePools({ ...parts, store: reader }, of, input) };
+  });
+  const keys = found?.keys ?? (await withdrawAfterRollback(parts, device, input, localIdentity));
+  const { ec, pq } =
+    found?.pools ?? (await comparePools(parts, { device, keys, localIdentity, isWithdrawn: true }, input));
 
   const faults = faultsOf(keys, input, localIdentity);
-  if (rolledBack) {
+  if (found === null) {
     faults.push({
       key: 'rolledBack',
       why: 'the server was restored from an older backup: upload new one-time prekeys',
     });
   }
   const keysValid = faults.length === 0;
-  const asked = {
-    device,
-    identity: localIdentity,
-    isStored: hasIdentity(keys, localIdentity),
-    isWithdrawn: rolledBack,
-  };
-  const ec = await comparePool(parts, asked, 'ec', input.localPreKeyIds, input.localPreKeyCount);
-  const pq = await comparePool(parts, asked, 'pq', input.localPqPreKeyIds, undefined);
   return {
     data: {
       keysValid,
@@ -76,7 +74,7 @@ export async function validateKeys(
       countVersion: keys.countVersion,
       ...(keysValid ? { validation: await parts.proofs.issue(device, keys) } : {}),
     },
-    changed: rolledBack,
+    changed: found === null,
   };
 }
 
@@ -250,13 +248,30 @@ interface Comparison {
   isWithdrawn: boolean;
 }
 
+type ComparedPool = Record<'toDelete' | 'toUpload' | 'notHeld', number[]>;
+
+type Compare = Pick<ValidateParts, 'clock' | 'claimedPreKeyRetentionMs'> & { store: KeyReader };
+
+async function comparePools(
+  parts: Compare,
+  of: { device: DeviceAddress; keys: DeviceKeys; localIdentity: Uint8Array; isWithdrawn: boolean },
+  { localPreKeyIds, localPreKeyCount, localPqPreKeyIds }: Input,
+): Promise<Record<PreKeyKind, ComparedPool>> {
+  const { device, keys, localIdentity: identity, isWithdrawn } = of;
+  const asked = { device, identity, isStored: hasIdentity(keys, identity), isWithdrawn };
+  return {
+    ec: await comparePool(parts, asked, 'ec', localPreKeyIds, localPreKeyCount),
+    pq: await comparePool(parts, asked, 'pq', localPqPreKeyIds, undefined),
+  };
+}
+
 async function comparePool(
-  parts: ValidateParts,
+  parts: Compare,
   { device, identity, isStored, isWithdrawn }: Comparison,
   kind: PreKeyKind,
   localIds: readonly number[] | undefined,
   localCount: number | undefined,
-): Promise<{ toDelete: number[]; toUpload: number[]; notHeld: number[] }> {
+): Promise<ComparedPool> {
   const nothing = { toDelete: [], toUpload: [], notHeld: [] };
   if (localIds !== undefined) {
     if (isWithdrawn) return { ...nothing, toDelete: [...localIds] };

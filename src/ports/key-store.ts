@@ -163,9 +163,29 @@ export interface ClaimResult {
   ranLow: DeviceAddress[];
 }
 
-export interface KeyStore {
+/** What a client's view of its keys is compared with. */
+export interface KeyReader {
   /** Null for a device that never uploaded. */
   read(device: DeviceAddress): Promise<DeviceKeys | null>;
+
+  /**
+   * Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them.
+   *
+   * @param of.identity canonical; where the device has another one by now, nothing is pooled under it
+   */
+  compareIds(
+    of: { device: DeviceAddress; identity: Uint8Array },
+    kind: PreKeyKind,
+    localIds: readonly number[],
+  ): Promise<{ used: number[]; unknown: number[]; notListed: number[] }>;
+
+  /** Ids handed out since `sinceMs` under the present identity, newest first, at most `limit`. */
+  claimedIdsSince(device: DeviceAddress, kind: PreKeyKind, sinceMs: number, limit: number): Promise<number[]>;
+}
+
+export interface KeyStore extends KeyReader {
+  /** Runs `action` on the store as it stood at one moment: it sees nothing of what is changed meanwhile. */
+  atOneMoment<Result>(action: (keys: KeyReader) => Promise<Result>): Promise<Result>;
 
   /**
    * Runs `action` in one transaction that holds the device's row; throws what it throws, having changed nothing then.
@@ -197,20 +217,6 @@ export interface KeyStore {
     requests: readonly ClaimRequest[],
     how: { nowMs: number; lowThreshold: number; waits: boolean },
   ): Promise<ClaimResult>;
-
-  /**
-   * Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them.
-   *
-   * @param of.identity canonical; where the device has another one by now, nothing is pooled under it
-   */
-  compareIds(
-    of: { device: DeviceAddress; identity: Uint8Array },
-    kind: PreKeyKind,
-    localIds: readonly number[],
-  ): Promise<{ used: number[]; unknown: number[]; notListed: number[] }>;
-
-  /** Ids handed out since `sinceMs` under the present identity, newest first, at most `limit`. */
-  claimedIdsSince(device: DeviceAddress, kind: PreKeyKind, sinceMs: number, limit: number): Promise<number[]>;
 
   /**
    * Folds claims made before `claimedBeforeMs` into the device's used ids, and drops signed prekeys that were

@@ -1158,6 +1158,29 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await usedIds(device, 'ec', identityOf('B'), [1, 2, 3])).toEqual([1, 2]);
       });
 
+      it('compares with what stood at one moment, however the keys are changed meanwhile', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { ec: [1, 2] });
+        const before = await keys.read(device);
+        await keys.atOneMoment(async (reader) => {
+          expect(await reader.read(device)).toEqual(before);
+          await claimOne(device);
+          await addToPool(otherNode, device, { ec: [3] });
+          expect(await reader.read(device)).toEqual(before);
+          expect(await reader.compareIds(underA(device), 'ec', [1])).toEqual({
+            used: [],
+            unknown: [],
+            notListed: [2],
+          });
+          expect(await reader.claimedIdsSince(device, 'ec', 0, 9)).toEqual([]);
+        });
+        expect(await keys.compareIds(underA(device), 'ec', [1])).toEqual({
+          used: [1],
+          unknown: [],
+          notListed: [2, 3],
+        });
+      });
+
       it('tells the ids handed out since a time, newest first, and no more than asked for', async () => {
         const device = newDevice();
         await storeKeySet(keys, device, { ec: ids(1, 4) });

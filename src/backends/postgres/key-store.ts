@@ -3,12 +3,12 @@ import { randomBytes } from 'node:crypto';
 import { and, eq, sql } from 'drizzle-orm';
 import { type Clock, steadyClock } from '../../lib/clock.ts';
 import { createSlots, NoSlotError, type Slots } from '../../lib/slots.ts';
-import type { KeyStore } from '../../ports/key-store.ts';
+import type { KeyReader, KeyStore } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
 import { numberArray } from './array-literal.ts';
 import { createClaims } from './claims.ts';
-import { type Database, hotStatement, select } from './database.ts';
+import { type Database, hotStatement, type Queryable, select } from './database.ts';
 import { unavailable } from './faults.ts';
 import { createKeyRetention } from './key-retention.ts';
 import { createKeySetTransaction, lockKeys, readKeys } from './key-set-transaction.ts';
@@ -44,12 +44,11 @@ export function createKeyStore(
   }
 
   return {
+    ...createKeyReader((query) => database.run(query)),
     ...createClaims(database),
     ...createKeyRetention(database),
 
-    async read(device) {
-      return await database.run(async (db) => await readKeys(db, device));
-    },
+    atOneMoment: (action) => database.snapshot((tx) => action(createKeyReader((query) => query(tx)))),
 
     async change(device, action, { isUpkeep = false, fence = null } = {}) {
       return await inTurn(device, () =>
@@ -77,9 +76,29 @@ export function createKeyStore(
       return rows.map((row) => ({ deviceId: row.device_id, registrationId: row.registration_id }));
     },
 
+    async sharedSecret(name) {
+      return await database.run(async (db) => {
+        await db
+          .insert(sharedSecrets)
+          .values({ name, value: randomBytes(32) })
+          .onConflictDoNothing();
+        const [row] = await db.select().from(sharedSecrets).where(eq(sharedSecrets.name, name));
+        return row!.value;
+      });
+    },
+  };
+}
+
+/** @param run sends the queries of one call */
+function createKeyReader(
+  run: <Result>(query: (db: Queryable) => Promise<Result>) => Promise<Result>,
+): KeyReader {
+  return {
+    read: (device) => run((db) => readKeys(db, device)),
+
     async compareIds({ device, identity }, kind, localIds) {
       const canonicalKey = sql`${identity}`;
-      const rows = await database.run(
+      const rows = await run(
         async (db) =>
           await select<{ key_id: number; fate: 'used' | 'unknown' | 'notListed' }>(
             db,
@@ -104,7 +123,7 @@ export function createKeyStore(
 
     async claimedIdsSince(device, kind, sinceMs, limit) {
       const column = kind === 'ec' ? prekeyClaims.ecKeyId : prekeyClaims.pqKeyId;
-      const rows = await database.run(
+      const rows = await run(
         async (db) =>
           await db
             .select({ keyId: column })
@@ -121,17 +140,6 @@ export function createKeyStore(
             .limit(limit),
       );
       return rows.map((row) => row.keyId!);
-    },
-
-    async sharedSecret(name) {
-      return await database.run(async (db) => {
-        await db
-          .insert(sharedSecrets)
-          .values({ name, value: randomBytes(32) })
-          .onConflictDoNothing();
-        const [row] = await db.select().from(sharedSecrets).where(eq(sharedSecrets.name, name));
-        return row!.value;
-      });
     },
   };
 }
