@@ -1,5 +1,4 @@
 /** The model against a real gateway, one request after another: where they differ, one of them is wrong. */
-import { randomInt } from 'node:crypto';
 import { afterAll, beforeAll, describe, it } from 'vitest';
 import { seeded } from '../fault/random.ts';
 import { type Client, startGateway, type TestGateway } from '../support/gateway.ts';
@@ -17,8 +16,8 @@ import {
   randomUpload,
 } from './requests.ts';
 
-/** The programs of a run follow from it. */
-const SEED = Number(process.env.LINEAR_SEED ?? randomInt(2 ** 31));
+/** The programs of a run follow from it: another one looks elsewhere. */
+const SEED = Number(process.env.LINEAR_SEED ?? 1);
 const PARTS = 6;
 const PROGRAMS_PER_PART = 4;
 const REQUESTS = 25;

@@ -2,7 +2,6 @@
  * Requests on one device's keys, several at once, over two gateways and both doors: whatever the timing, some order of
  * them one after another must give the very answers that were given.
  */
-import { randomInt } from 'node:crypto';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { type Random, seeded } from '../fault/random.ts';
@@ -24,8 +23,8 @@ import {
   randomUpload,
 } from './requests.ts';
 
-/** The requests of a run follow from it, the timing does not. */
-const SEED = Number(process.env.LINEAR_SEED ?? randomInt(2 ** 31));
+/** The requests of a run follow from it, the timing does not: another one looks elsewhere. */
+const SEED = Number(process.env.LINEAR_SEED ?? 1);
 const PARTS = 10;
 const HISTORIES_PER_PART = 12;
 /** Devices whose histories are made beside one another: each is noise for the others. */
@@ -64,7 +63,6 @@ afterAll(async () => {
 });
 
 describe('requests on one device’s keys, made at once', () => {
-  console.log(`key requests: LINEAR_SEED=${SEED}`);
   it.each(Array.from({ length: PARTS }, (_, part) => [SEED + part * HISTORIES_PER_PART]))(
     'are answered as if one came after another, from seed %i',
     async (first) => {
