@@ -365,6 +365,26 @@ describe('the bus while Redis breaks', () => {
     await proxy.close();
   });
 
+  it('sends the pokes that Redis refused with the next probe, on the same connection', async () => {
+    const url = redis.url.replace('//', '//narrow:sesame@');
+    await admin.acl('SETUSER', 'narrow', 'on', '>sesame', '&*', '~*', '+@all', '-evalsha');
+    onTestFinished(async () => void (await admin.acl('DELUSER', 'narrow')));
+    const clock = createManualClock();
+    const [one, two] = [await start({ url, clock }), await start({ clock: STANDING })];
+    await two.bus.acquire({ device: bob, fence: 1 });
+    let losses = 0;
+    one.commands.on('close', () => losses++);
+    one.bus.poke([bob]);
+    await eventually(async () => expect(await admin.acl('LOG')).not.toEqual([]));
+    // Answered behind the refusal.
+    await one.commands.ping();
+    await admin.acl('SETUSER', 'narrow', '+evalsha');
+    expect(two.heard.pokes).toEqual([]);
+    await clock.advance(QUICK.probeMs!);
+    await eventually(() => expect(two.heard.pokes).toEqual(['bob.1']));
+    expect(losses).toBe(0);
+  });
+
   it('keeps so many pokes while it is cut off, and forgets the others, which a sweep makes up for', async () => {
     const proxy = await startProxy(redis.port);
     const one = await start({ url: `redis://127.0.0.1:${proxy.port}`, clock: STANDING });
