@@ -471,6 +471,23 @@ describe('the bus while Redis breaks', () => {
     await proxy.close();
   });
 
+  it('makes the connection anew that did not carry its probe, and keeps the one that it listens on', async () => {
+    const proxy = await startProxy(redis.port);
+    const clock = createManualClock();
+    const node = await start({ url: `redis://127.0.0.1:${proxy.port}`, clock });
+    const closed: string[] = [];
+    node.commands.on('close', () => closed.push('commands'));
+    node.subscriber.on('close', () => closed.push('subscriber'));
+    proxy.swallowFrom('probe');
+    await clock.advance(QUICK.probeMs!);
+    await eventually(() => expect(proxy.swallowedCount()).toBe(1));
+    proxy.swallowFrom('nothing that a client says');
+    await clock.advance(QUICK.probeWaitMaxMs!);
+    await eventually(() => expect(node.heard.gaps).toBe(1));
+    expect(closed).toEqual(['commands']);
+    await proxy.close();
+  });
+
   it('notices a subscription that Redis has forgotten', async () => {
     const node = await start();
     await node.bus.acquire({ device: alice, fence: 1 });
