@@ -488,6 +488,22 @@ describe('the bus while Redis breaks', () => {
     await proxy.close();
   });
 
+  it.each([
+    ['asks on', 'commands'],
+    ['listens on', 'subscriber'],
+  ] as const)(
+    'wakes the connection that it %s when that gave up, and looks at everything',
+    async (_, link) => {
+      const clock = createManualClock();
+      const node = await start({ clock });
+      node[link].disconnect();
+      await eventually(() => expect(node[link].status).toBe('end'));
+      await clock.advance(QUICK.probeMs!);
+      await eventually(() => expect(node.heard.gaps).toBe(1));
+      expect(node.bus.trouble()).toBeNull();
+    },
+  );
+
   it('notices a subscription that Redis has forgotten', async () => {
     const node = await start();
     await node.bus.acquire({ device: alice, fence: 1 });
