@@ -1,4 +1,5 @@
 // Bus and locks over a real Redis: the contracts, several nodes, and a Redis that breaks.
+import { once } from 'node:events';
 import { type AddressInfo, connect, createServer, type Server, type Socket } from 'node:net';
 import { inspect } from 'node:util';
 import { Redis } from 'ioredis';
@@ -503,6 +504,23 @@ describe('the bus while Redis breaks', () => {
       expect(node.bus.trouble()).toBeNull();
     },
   );
+
+  it('looks once more when it has lost a connection while its leases were renewed', async () => {
+    const node = await start({ clock: STANDING });
+    await node.bus.acquire({ device: alice, fence: 1 });
+    await admin.client('PAUSE', 60_000, 'WRITE');
+    try {
+      for (let losses = 0; losses < 2; losses++) {
+        const lost = once(node.subscriber, 'close');
+        node.subscriber.disconnect(true);
+        await lost;
+        await eventually(() => expect(node.bus.trouble()).toBeNull());
+      }
+    } finally {
+      await admin.client('UNPAUSE');
+    }
+    await eventually(() => expect(node.heard.gaps).toBeGreaterThan(1));
+  });
 
   it('notices a subscription that Redis has forgotten', async () => {
     const node = await start();
