@@ -167,6 +167,14 @@ describe('two nodes over one Redis', () => {
     await pokeArrives(one!, two!, 'alice');
   });
 
+  it('answers each of many that come at once by what stands of its own device', async () => {
+    const devices = Array.from({ length: 300 }, (_, i) => device(`user${i}`));
+    const isTaken = (_: unknown, i: number): boolean => i % 2 === 0;
+    await Promise.all(devices.filter(isTaken).map((each) => two!.bus.acquire({ device: each, fence: 2 })));
+    const granted = await Promise.all(devices.map((each) => one!.bus.acquire({ device: each, fence: 1 })));
+    expect(granted).toEqual(devices.map((each, i) => !isTaken(each, i)));
+  });
+
   it('lets exactly one of many connections that race over the nodes keep the lease', async () => {
     const fences = Array.from({ length: 40 }, (_, i) => ((i * 17) % 40) + 1);
     const nodeOf = (fence: number): Node => (fence % 2 === 0 ? one! : two!);
