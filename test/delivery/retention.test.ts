@@ -8,7 +8,8 @@ const failure = new Error('no');
 
 const STEPS = ['settle', 'bounceStale', 'sweep'] as const;
 
-function steps(failing: (typeof STEPS)[number]) {
+/** @param touched rows of each batch of the sweep */
+function steps({ failing, touched = [] }: { failing?: (typeof STEPS)[number]; touched?: number[] }) {
   const done: string[] = [];
   const parts = {
     clock: createManualClock(),
@@ -27,7 +28,7 @@ function steps(failing: (typeof STEPS)[number]) {
       async sweep() {
         done.push('sweep');
         if (failing === 'sweep') throw failure;
-        return 0;
+        return touched.shift() ?? 0;
       },
     } as Pick<MessageStore, 'sweep'> as MessageStore,
   };
@@ -35,7 +36,17 @@ function steps(failing: (typeof STEPS)[number]) {
 }
 
 it.each(STEPS)('does the other steps although %s fails, and throws', async (failing) => {
-  const { done, parts } = steps(failing);
+  const { done, parts } = steps({ failing });
   await expect(sweepMessages(parts)).rejects.toBe(failure);
   expect(done).toEqual(['settle', 'bounceStale', 'sweep', 'settle']);
+});
+
+it('sweeps until nothing is left to touch, and settles what each batch has bounced before the next', async () => {
+  const { done, parts } = steps({ touched: [64, 1] });
+  expect(await sweepMessages(parts)).toBe(65);
+  expect(done).toEqual([
+    ...['settle', 'bounceStale'],
+    ...['sweep', 'settle', 'sweep', 'settle', 'sweep'],
+    'settle',
+  ]);
 });
