@@ -1,4 +1,5 @@
 /** Bus and locks on a real Redis Cluster of three nodes: the contracts, the cost, and one of the nodes killed. */
+import { once } from 'node:events';
 import { Redis } from 'ioredis';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createRedisBus, type RedisBus } from '../../src/backends/redis/bus.ts';
@@ -144,6 +145,26 @@ describe('over a Redis Cluster', () => {
     await clock.advance(PROBE_MS);
     await eventually(() => expect(node.bus.trouble()).toBeNull());
     expect(told).toEqual(['bus: Redis refuses leases', 'bus: Redis takes leases again']);
+    await node.stop();
+  });
+
+  it('renews its leases with the probes when a node was lost, though nobody asked anything of it', async () => {
+    await emptied();
+    const clock = createManualClock();
+    const node = await startNode({ clock });
+    for (const [i, one] of devices.entries()) await node.bus.acquire({ device: one, fence: i + 1 });
+    const keys = devices.map((one) => `keygate:lease:{${addressKey(one)}}`);
+    const leases = async () =>
+      (await Promise.all(keys.map((key) => node.commands.get(key)))).filter((lease) => lease !== null);
+
+    const [, lost] = cluster.nodes;
+    const noticed = once(node.commands, '-node');
+    await lost!.kill('SIGKILL');
+    await noticed;
+    await lost!.restart();
+    await eventually(async () => expect((await leases()).length).toBeLessThan(devices.length));
+    await clock.advance(PROBE_MS);
+    await eventually(async () => expect(await leases()).toHaveLength(devices.length));
     await node.stop();
   });
 
