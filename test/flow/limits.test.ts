@@ -3,6 +3,7 @@ import { randomUUID } from 'node:crypto';
 import { io, type Socket } from 'socket.io-client';
 import { describe, expect, it } from 'vitest';
 import type { RequestInput, RequestName } from '../../src/protocol/events.ts';
+import { openWebSocketPeer } from '../hostile/raw-peer.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, opened, someone, undoAfterEach } from '../support/flow.ts';
 import { type Client, connectClient, enrol, type Party, RefusedError } from '../support/gateway.ts';
@@ -374,7 +375,7 @@ describe('connections', () => {
   it('from one address are limited in their number, and room is made when one ends', async () => {
     const { at } = await limited({ LIMIT_CONNECTIONS_PER_ADDRESS: '2', TRUSTED_PROXIES: '127.0.0.1' });
     const first = await at.connect(someone());
-    await at.connect(someone());
+    const second = await openWebSocketPeer(at.url);
     expect(await refusedUpgrade(at.url)).toMatchObject({
       status: 429,
       headers: { 'retry-after': '10', 'cache-control': 'no-store' },
@@ -383,11 +384,15 @@ describe('connections', () => {
     await expect(refusedUpgrade(at.url, { 'x-forwarded-for': '198.51.100.1' })).rejects.toThrow(
       'it became a WebSocket',
     );
-    first.close();
-    await eventually(async () => {
-      const told = await refusedUpgrade(at.url).then(String, (error: Error) => error.message);
-      expect(told).toBe('it became a WebSocket');
-    });
+    // By one that leaves, and by one that is cut off.
+    for (const end of [() => first.close(), () => second.socket.resetAndDestroy()]) {
+      end();
+      await eventually(async () => (await at.connect(someone()).catch(() => null)) !== null, {
+        that: 'room being made',
+      });
+      // For one.
+      expect((await refusedUpgrade(at.url)).status).toBe(429);
+    }
   });
 
   it('from one address are limited in their rate, before a token is looked at', async () => {
