@@ -821,6 +821,12 @@ describe('a session', () => {
     expect(events).toEqual(['displaced', 'cut']);
   });
 
+  it('answers clientReady with FORBIDDEN where its token was revoked, says why, and ends', async () => {
+    Object.assign(proof, { keyVersion: 2, hasKeys: false, revokedAtMs: 0 });
+    await expect(session.ready(null)).rejects.toMatchObject({ code: 'FORBIDDEN' });
+    expect(events).toEqual(['gateClosed deviceRevoked 2', 'closed']);
+  });
+
   it('waits before it offers again what could not be deleted', async () => {
     put(1);
     await session.ready(null);
