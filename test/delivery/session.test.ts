@@ -857,6 +857,38 @@ describe('a session', () => {
     expect(clock.timerCount()).toBe(0);
   });
 
+  it('sets none after its end, whatever fails late', async () => {
+    await session.ready(null);
+    await quiet();
+    let fail = (_: GatewayError): void => {};
+    waiting.read = new Promise((_, reject) => {
+      fail = reject;
+    });
+    session.look();
+    session.detach();
+    fail(new GatewayError('UNAVAILABLE'));
+    await quiet();
+    expect(clock.timerCount()).toBe(0);
+  });
+
+  it('keeps one timer, for what falls due first', async () => {
+    const putOff = messages.putOff;
+    const delaysMs = [5_000, 1_000, 3_000];
+    messages.putOff = async () => ({ nextDueAtMs: clock.nowMs() + delaysMs.shift()!, bounced: false });
+    put(1);
+    await session.ready(null);
+    await quiet();
+    for (let offers = 0; offers < 3; offers++) {
+      answers[offers]!({ processed: [], failed: [{ id: 'id 1', reason: 'temporary' }] });
+      await quiet();
+    }
+    messages.putOff = putOff;
+    expect(clock.timerCount()).toBe(1);
+    const before = reads;
+    await clock.advance(1_000);
+    expect(reads).toBe(before + 1);
+  });
+
   it('asks anew whether its device has keys after a change of its own', async () => {
     expect(await session.hasKeys()).toBe(true);
     const prove = gate();
