@@ -331,6 +331,14 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await seen(await served(bob))).toHaveLength(4);
       });
 
+      it('bounds a queue also where more waits in it than a fresh message tells of', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const queueMax = WAITING_TOLD_MAX + 2;
+        await Promise.all(ids(0, queueMax).map(() => storeFor(alice, bob, { queueMax })));
+        expect(await storeFor(alice, bob, { queueMax })).toMatchObject({ accepted: [], full: [1] });
+        expect(await storeFor(alice, bob, { queueMax: queueMax + 1 })).toMatchObject({ accepted: [1] });
+      });
+
       it('holds each request of a batch to its own bound', async () => {
         const [alice, bob] = [await enrolled(), await enrolled()];
         for (const _ of ids(0, 4)) await storeFor(alice, bob);
@@ -387,6 +395,20 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
           await storeFor(alice, bob, { messageId, content: 'second', nowMs: NOW_MS + 999 }, otherNode),
         ).toMatchObject({ stored: true, accepted: [1], storedAtMs: NOW_MS });
         expect(await seen(await served(bob))).toEqual(['first']);
+      });
+
+      it('was stored when the first of its recipient’s devices was given it', async () => {
+        const alice = await enrolled();
+        const { userId } = newDevice();
+        for (const deviceId of [1, 2, 3]) await enrolled(deviceId, userId);
+        const messageId = randomUUID();
+        const sendTo = (deviceIds: number[], nowMs: number) => {
+          const devices = deviceIds.map((id): [number, number] => [id, REGISTRATION_ID]);
+          return storeFor(alice, { userId, devices }, { messageId, sendAnyway: true, nowMs });
+        };
+        await sendTo([2], NOW_MS);
+        expect(await sendTo([1, 2, 3], NOW_MS + 1)).toMatchObject({ storedAtMs: NOW_MS + 1 });
+        expect(await sendTo([1, 2, 3], NOW_MS + 2)).toMatchObject({ storedAtMs: NOW_MS });
       });
 
       it('is stored once also when its copies come at once, over two nodes', async () => {
