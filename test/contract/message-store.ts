@@ -495,6 +495,18 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         await again(10.2);
         expect(await seen(reader)).toEqual(['x']);
       });
+
+      it('is forgotten although others still wait for its device', async () => {
+        const [alice, bob] = [await enrolled(), await enrolled()];
+        const messageId = randomUUID();
+        await storeFor(alice, bob, { messageId });
+        const reader = await served(bob);
+        await storeFor(alice, bob, { content: 'other' });
+        await messages.acknowledge(reader, [(await read(reader)).envelopes[0]!.sequence]);
+        for (const days of [1, 2]) await sweep(NOW_MS + days * DAY_MS, NOW_MS + (days - 1) * DAY_MS);
+        await storeFor(alice, bob, { messageId, content: 'again' });
+        expect(await seen(reader)).toEqual(['other', 'again']);
+      });
     });
 
     describe('connections', () => {
