@@ -1,10 +1,12 @@
 // What an operator's commands do in PostgreSQL, which may take longer than a request.
+import { randomUUID } from 'node:crypto';
 import { sql } from 'drizzle-orm';
 import postgres from 'postgres';
 import { afterAll, beforeAll, expect, it } from 'vitest';
 import { type Database, openDatabase } from '../../src/backends/postgres/database.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMaintenance } from '../../src/backends/postgres/maintenance.ts';
+import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
 import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
 import { QUERY_TIMEOUT_MS } from '../../src/backends/postgres/settings.ts';
 import { withdrawAfterRestore } from '../../src/keys/restored.ts';
@@ -81,4 +83,49 @@ it('after a restore withdraws every unclaimed key, of so many devices at a time 
   });
   expect(all).toEqual({ deviceCount: 4, withdrawnCount: 6 });
   expect(told).toEqual(devices);
+});
+
+it('after a restore has a device’s versions go on above all that it may have told', async () => {
+  const store = createKeyStore(database);
+  const maintenance = createMaintenance(database);
+  const device = { userId: 'erna', deviceId: 1 };
+  await storeKeySet(store, device, { lastResortPreKeyId: 1, ec: [1], pq: [1] });
+  const restoredAtMs = Date.UTC(2026, 0, 1);
+  const restore = async (versionMin: number) => {
+    const batch = { after: { userId: 'erna', deviceId: 0 }, devicesMax: 1, keysMax: 1 };
+    await maintenance.withdrawAfterRestore({ ...batch, restoredAtMs, versionMin });
+    expect(await store.read(device)).toMatchObject({ restoredAtMs });
+    const { keyVersion, countVersion, lowNoticeVersion } = (await createMessageStore(database).prove(
+      device,
+    ))!;
+    return [keyVersion, countVersion, lowNoticeVersion];
+  };
+  expect(await restore(1_000)).toEqual([1_001, 1_001, 1_001]);
+  // Above those that it has, where they are beyond that already.
+  expect(await restore(500)).toEqual([1_002, 1_002, 1_002]);
+});
+
+it('after a restore numbers connections and messages above all before it, whatever another clock has said', async () => {
+  const maintenance = createMaintenance(database);
+  const messages = createMessageStore(database);
+  const device = { userId: 'frida', deviceId: 1 };
+  await storeKeySet(createKeyStore(database), device, { registrationId: 7 });
+  const numbers = async (): Promise<[fence: number, sequence: number]> => {
+    const { fence } = await messages.connect(device);
+    const stored = await messages.store({
+      ...{ sender: { userId: 'anna', deviceId: 1 }, messageId: randomUUID(), recipientUserId: 'frida' },
+      messages: [{ deviceId: 1, registrationId: 7, type: 3, content: '' }],
+      ...{ sendAnyway: false, nowMs: 0, expiresAtMs: 1, queueMax: 10 },
+    });
+    return [fence, stored!.fresh[0]!.sequence];
+  };
+  const restoredAtMs = Date.UTC(2026, 0, 1);
+  await maintenance.liftSequences(restoredAtMs);
+  const lifted = await numbers();
+  expect(lifted[0]).toBeGreaterThan(restoredAtMs);
+  // A millisecond has room for a thousand messages.
+  expect(lifted[1]).toBeGreaterThan(restoredAtMs * 1_000);
+  await maintenance.liftSequences(restoredAtMs - 86_400_000);
+  const later = await numbers();
+  for (const [nth, number] of later.entries()) expect(number).toBeGreaterThan(lifted[nth]!);
 });
