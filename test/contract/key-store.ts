@@ -14,7 +14,7 @@ import type {
 } from '../../src/ports/key-store.ts';
 import { PRE_KEY_KINDS } from '../../src/ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../src/protocol/ids.ts';
-import { DEVICE_ID_MAX, WITHDRAW_UNSEEN_MAX } from '../../src/protocol/limits.ts';
+import { DEVICE_ID_MAX, WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../src/protocol/limits.ts';
 
 export interface OpenKeyStore {
   keys: KeyStore;
@@ -1074,6 +1074,20 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await withdraw('ec', [100])).toBeNull();
         expect(await withdraw('ec', [1, 5, ...unseen])).toBe(1);
         expect(await withdraw('pq', [100])).toBe(0);
+      });
+
+      it('are taken under so many identities that the device may have, and always under the one that it has', async () => {
+        const device = newDevice();
+        const withdrawUnder = (name: string, keyId: number) =>
+          keys.change(device, (set) => set.withdraw('ec', identityOf(name).canonicalKey, [keyId]));
+        await storeKeySet(keys, device, { identity: identityOf('A') });
+        const others = [...'BCDEFGHI'];
+        expect(others).toHaveLength(WITHDRAW_IDENTITIES_MAX);
+        for (const name of others) expect(await withdrawUnder(name, 1)).toBe(0);
+        expect(await withdrawUnder('Z', 1)).toBeNull();
+        for (const name of ['A', ...others]) expect(await withdrawUnder(name, 2)).toBe(0);
+        expect(await usedIds(device, 'ec', identityOf('Z'), [1])).toEqual([]);
+        expect(await usedIds(device, 'ec', identityOf('B'), [1, 2])).toEqual([1, 2]);
       });
     });
 
