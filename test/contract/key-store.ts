@@ -1238,6 +1238,15 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await signedState(device, 'pq', 1)).toEqual({ state: 'free' });
       });
 
+      it('that was replaced, and wiped then, is no used id of one-time prekeys', async () => {
+        const device = newDevice();
+        await storeKeySet(keys, device, { signedPreKeyId: 1 });
+        await storeKeySet(keys, device, { signedPreKeyId: 2 });
+        await wipeKeySet(keys, device);
+        expect(await signedState(device, 'ec', 1)).toEqual({ state: 'retired' });
+        expect(await usedIds(device, 'ec', identityOf('A'), [1, 2])).toEqual([]);
+      });
+
       it.each(PRE_KEY_KINDS)(
         'of kind %s, wiped while active, may come back with the same key only',
         async (kind) => {
