@@ -117,8 +117,9 @@ describe('requests of one name by one device', () => {
 
 describe('changes of keys', () => {
   it('are limited together', async () => {
-    const { at } = await limited({ LIMIT_UPLOADS: '3' });
+    const { at } = await limited({ LIMIT_UPLOADS: '4' });
     const { client, device } = await enrol(at, someone(), FEW_KEYS);
+    await client.call('rotateSignedPreKey', { signedPreKey: device.newSignedPreKey() });
     await client.call('addPreKeys', device.morePreKeys(1));
     await client.call('withdrawPreKeys', { preKeyIds: [999] });
     expect(await client.refusal('resetKeys')).toMatchObject({ code: 'RATE_LIMITED' });
