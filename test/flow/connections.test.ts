@@ -318,9 +318,9 @@ function sessionsAt({ databaseUrl }: TestGateway) {
 
 /** A request by HTTP that was let in, and of whose body half has come. */
 async function letIn(at: TestGateway, { address }: Party, path: string, body: unknown) {
-  const { sql, observer, waiting } = sessionsAt(at);
-  const busy = () => observer`
-    SELECT 1 FROM pg_stat_activity
+  const { sql, observer } = sessionsAt(at);
+  const busy = () => observer<{ query: string }[]>`
+    SELECT query FROM pg_stat_activity
     WHERE datname = current_database() AND application_name = 'keygate' AND state <> 'idle'`;
   await sql`BEGIN`;
   await sql`LOCK TABLE devices`;
@@ -335,8 +335,10 @@ async function letIn(at: TestGateway, { address }: Party, path: string, body: un
     },
   });
   asked.write(bytes.subarray(0, 10));
-  // Whether its token was revoked is asked before its body is read.
-  await waiting(1);
+  // Whether its token was revoked is asked before its body is read. Its device's own session may look beside it.
+  await eventually(async () => {
+    expect((await busy()).some(({ query }) => /^SELECT .*revoked_at/s.test(query))).toBe(true);
+  });
   await sql`COMMIT`;
   await eventually(async () => expect(await busy()).toHaveLength(0));
   return {
