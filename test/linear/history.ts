@@ -5,9 +5,10 @@ import {
   type KeyAnswer,
   type KeyModelLimits,
   type KeyRequest,
+  type KeyState,
   NO_KEYS,
 } from './key-model.ts';
-import { type Entry, linearize } from './linearize.ts';
+import { contradictionIn, type Entry } from './linearize.ts';
 
 export type KeyEntry = Entry<KeyRequest, KeyAnswer> & {
   /** Who asked, and by which door. */
@@ -19,9 +20,6 @@ export interface KeyHistory {
   /** Notes the request before `ask` is called, and the answer when it is there. */
   note(by: string, request: KeyRequest, ask: () => Promise<KeyAnswer | null>): Promise<KeyAnswer | null>;
 }
-
-/** Far beyond what the histories of the tests need. */
-const STATES_MAX = 200_000;
 
 export function createKeyHistory(): KeyHistory {
   const entries: KeyEntry[] = [];
@@ -46,33 +44,13 @@ export function createKeyHistory(): KeyHistory {
  * @throws Error where the search met too many states to tell
  */
 export function contradiction(history: readonly KeyEntry[], limits: KeyModelLimits): string | null {
-  const verdict = linearize(
-    judged(history),
-    {
-      initial: NO_KEYS,
-      explain: (state, request, answer) => explain(state, request, answer, limits),
-      fingerprint,
-    },
-    { statesMax: STATES_MAX },
-  );
-  switch (verdict.verdict) {
-    case 'linearizable':
-      return null;
-    case 'undecided':
-      throw new Error(
-        `more than ${STATES_MAX} states: nothing can be told of\n${history.map(lineOf).join('\n')}`,
-      );
-    case 'refused': {
-      const told = (entries: readonly Entry<KeyRequest, KeyAnswer>[]) =>
-        entries.map((entry) => `  ${lineOf(entry as KeyEntry)}`).join('\n');
-      return [
-        `no order explains the answers. What was seen:\n${told(history)}`,
-        `the longest order that does:\n${told(verdict.explained)}`,
-        `which leads to\n  ${JSON.stringify(verdict.state)}`,
-        `and to none of\n${told(verdict.stuck)}`,
-      ].join('\n');
-    }
-  }
+  const machine = {
+    initial: NO_KEYS,
+    explain: (state: KeyState, request: KeyRequest, answer: KeyAnswer | null) =>
+      explain(state, request, answer, limits),
+    fingerprint,
+  };
+  return contradictionIn(judged(history), machine, lineOf, history);
 }
 
 /**

@@ -86,3 +86,36 @@ export function linearize<State, Request, Answer>(
   const verdict = visit(machine.initial);
   return verdict === 'refused' ? longest! : { verdict };
 }
+
+/** Far beyond what the histories of the tests need. */
+const STATES_MAX = 200_000;
+
+/**
+ * @param lineOf what is told of an entry
+ * @param seen the history as it is told, where some of it is not judged
+ * @returns null where some order explains every answer; else a report
+ * @throws Error where the search met too many states to tell
+ */
+export function contradictionIn<State, Request, Answer, Seen extends Entry<Request, Answer>>(
+  history: readonly Seen[],
+  machine: Machine<State, Request, Answer>,
+  lineOf: (entry: Seen) => string,
+  seen: readonly Seen[] = history,
+): string | null {
+  const verdict = linearize(history, machine, { statesMax: STATES_MAX });
+  const told = (entries: readonly Entry<Request, Answer>[]): string =>
+    entries.map((entry) => `  ${lineOf(entry as Seen)}`).join('\n');
+  switch (verdict.verdict) {
+    case 'linearizable':
+      return null;
+    case 'undecided':
+      throw new Error(`more than ${STATES_MAX} states: nothing can be told of\n${told(seen)}`);
+    case 'refused':
+      return [
+        `no order explains the answers. What was seen:\n${told(seen)}`,
+        `the longest order that does:\n${told(verdict.explained)}`,
+        `which leads to\n  ${JSON.stringify(verdict.state)}`,
+        `and to none of\n${told(verdict.stuck)}`,
+      ].join('\n');
+  }
+}
