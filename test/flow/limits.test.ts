@@ -312,6 +312,17 @@ describe('messages', () => {
     await clock.advance(HOUR_MS);
     await carol.client.call('sendMessages', letterTo(bob, 600));
   });
+
+  it('that are beyond several limits are told to come back when the last of them has room', async () => {
+    const { at } = await limited({ LIMIT_MESSAGES_PER_PAIR: '1', LIMIT_BYTES_PER_RECIPIENT: '1000' });
+    const [alice, bob, carol] = [await opened(at), await opened(at), await opened(at)];
+    await alice.client.call('sendMessages', letterTo(bob, 600));
+    const waitOf = async (bytes: number) =>
+      (await alice.client.refusal('sendMessages', letterTo(bob, bytes))).retryAfterMs;
+    expect(await waitOf(100)).toBeLessThanOrEqual(MINUTE_MS);
+    await carol.client.call('sendMessages', letterTo(bob, 400));
+    expect(await waitOf(600)).toBeGreaterThan(MINUTE_MS);
+  });
 });
 
 describe('what stores nothing', () => {
