@@ -10,7 +10,7 @@ import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
 import type { InspectionStore } from '../../src/ports/inspection.ts';
 import type { KeyStore } from '../../src/ports/key-store.ts';
-import type { MessageStore } from '../../src/ports/message-store.ts';
+import type { MessageStore, Reader } from '../../src/ports/message-store.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { newDevice, storeKeySet } from '../contract/key-store.ts';
 import { createDatabase } from '../support/engines.ts';
@@ -53,11 +53,15 @@ async function store(sender: DeviceAddress, to: DeviceAddress, messageId: string
   return stored!.fresh[0]!.sequence;
 }
 
-async function acknowledge(device: DeviceAddress, sequence: number): Promise<void> {
+async function served(device: DeviceAddress): Promise<Reader> {
   const { fence } = await messages.connect(device);
   const { keyVersion } = (await messages.prove(device))!;
   await messages.serve({ device, fence }, keyVersion, NOW.nowMs);
-  expect(await messages.acknowledge({ device, fence }, [sequence])).toBe(1);
+  return { device, fence };
+}
+
+async function acknowledge(device: DeviceAddress, sequence: number): Promise<void> {
+  expect(await messages.acknowledge(await served(device), [sequence])).toBe(1);
 }
 
 const stateOf = async (messageId: string, { userId }: DeviceAddress) =>
@@ -71,6 +75,28 @@ it('a message is delivered though another waits for the same device', async () =
   await acknowledge(bob, sequence);
   expect(await stateOf(first, bob)).toEqual(['delivered']);
   expect(await stateOf(second, bob)).toEqual(['waiting']);
+});
+
+it('a message that failed is put off, and one that nobody failed at waits', async () => {
+  const [alice, bob] = [await enrolled(), await enrolled()];
+  const [failed, other] = [randomUUID(), randomUUID()];
+  const sequence = await store(alice, bob, failed);
+  await store(alice, bob, other);
+  await messages.putOff(await served(bob), [{ sequence, reason: 'temporary' }], NOW.nowMs);
+  expect(await stateOf(failed, bob)).toEqual(['putOff']);
+  expect(await stateOf(other, bob)).toEqual(['waiting']);
+});
+
+it('claims are told from the newest to the oldest, and no more than were asked for', async () => {
+  const bob = await enrolled({ ec: 3 });
+  for (const nowMs of [1_000, 3_000, 2_000]) {
+    const request = { claimer: newDevice(), claimId: randomUUID(), ...bob, isTargetSpared: false };
+    await keys.claim([request], { nowMs, lowThreshold: 0, waits: false });
+  }
+  const timesOf = async (limit: number) =>
+    (await inspection.claimsOf(bob, limit)).map(({ claimedAtMs }) => claimedAtMs);
+  expect(await timesOf(10)).toEqual([3_000, 2_000, 1_000]);
+  expect(await timesOf(2)).toEqual([3_000, 2_000]);
 });
 
 it('a message is delivered though its like came back from another recipient', async () => {
