@@ -1,33 +1,24 @@
-/** Writes down what was asked of one device's keys and what was answered, and holds it against the model. */
-import {
-  explain,
-  fingerprint,
-  type KeyAnswer,
-  type KeyModelLimits,
-  type KeyRequest,
-  type KeyState,
-  NO_KEYS,
-} from './key-model.ts';
-import { contradictionIn, type Entry } from './linearize.ts';
+/** Writes down what was asked and what was answered, in the one order in which it is seen here. */
+import type { Entry } from './linearize.ts';
 
-export type KeyEntry = Entry<KeyRequest, KeyAnswer> & {
+export type Noted<Request, Answer> = Entry<Request, Answer> & {
   /** Who asked, and by which door. */
   by: string;
 };
 
-export interface KeyHistory {
-  entries: KeyEntry[];
+export interface History<Request, Answer> {
+  entries: Noted<Request, Answer>[];
   /** Notes the request before `ask` is called, and the answer when it is there. */
-  note(by: string, request: KeyRequest, ask: () => Promise<KeyAnswer | null>): Promise<KeyAnswer | null>;
+  note(by: string, request: Request, ask: () => Promise<Answer | null>): Promise<Answer | null>;
 }
 
-export function createKeyHistory(): KeyHistory {
-  const entries: KeyEntry[] = [];
+export function createHistory<Request, Answer>(): History<Request, Answer> {
+  const entries: Noted<Request, Answer>[] = [];
   let moment = 0;
   return {
     entries,
     async note(by, request, ask) {
-      const entry: KeyEntry = {
+      const entry: Noted<Request, Answer> = {
         ...{ by, request, answer: null },
         ...{ askedAt: moment++, answeredAt: Number.POSITIVE_INFINITY },
       };
@@ -39,54 +30,9 @@ export function createKeyHistory(): KeyHistory {
   };
 }
 
-/**
- * @returns null where some order explains every answer; else a report
- * @throws Error where the search met too many states to tell
- */
-export function contradiction(history: readonly KeyEntry[], limits: KeyModelLimits): string | null {
-  const machine = {
-    initial: NO_KEYS,
-    explain: (state: KeyState, request: KeyRequest, answer: KeyAnswer | null) =>
-      explain(state, request, answer, limits),
-    fingerprint,
-  };
-  return contradictionIn(judged(history), machine, lineOf, history);
-}
-
-/**
- * What a refusal says about order. A request that took long while the keys were changed beside it may be refused for
- * that alone: it has changed nothing, or, where the server says UNAVAILABLE, may have been carried out all the same.
- */
-function judged(history: readonly KeyEntry[]): KeyEntry[] {
-  return history.flatMap((entry) => {
-    const changes = changesThatExcuse(entry);
-    if (!history.some((other) => changes.includes(other.request.name) && isBeside(entry, other)))
-      return [entry];
-    if (entry.answer?.ok !== false || entry.answer.code !== 'UNAVAILABLE') return [];
-    return [{ ...entry, answer: null, answeredAt: Number.POSITIVE_INFINITY }];
-  });
-}
-
-/** Requests beside which this one's refusal needs no other reason. */
-function changesThatExcuse({ request, answer }: KeyEntry): readonly KeyRequest['name'][] {
-  if (answer?.ok !== false) return [];
-  const replacing = ['uploadKeys', 'resetKeys'] as const;
-  if (answer.code === 'UNAVAILABLE') return [...replacing, 'rotateSignedPreKey'];
-  if (answer.code !== 'KEYS_OUT_OF_SYNC') return [];
-  // One-time prekeys do not say which identity's they are.
-  if (request.name === 'addPreKeys') return replacing;
-  // By HTTP, an upload is of the keys that stood when it came in, where it names none.
-  const isOfItsArrival = request.name === 'uploadKeys' && request.ifKeyVersion === null;
-  return isOfItsArrival ? [...replacing, 'rotateSignedPreKey'] : [];
-}
-
-/** Whether `other` may have been carried out while `entry` was under way. */
-function isBeside(entry: KeyEntry, other: KeyEntry): boolean {
-  if (other === entry || other.askedAt > entry.answeredAt || other.answeredAt < entry.askedAt) return false;
-  return other.answer === null || other.answer.ok || other.answer.code === 'UNAVAILABLE';
-}
-
-function lineOf({ by, request, answer, askedAt, answeredAt }: KeyEntry): string {
+/** `[3–7] alice by socket keyStatus {} → …` */
+export function lineOf<Request extends { name: string }, Answer>(noted: Noted<Request, Answer>): string {
+  const { by, request, answer, askedAt, answeredAt } = noted;
   const { name, ...input } = request;
   return `[${askedAt}–${answeredAt}] ${by} ${name} ${JSON.stringify(input)} → ${JSON.stringify(answer)}`;
 }

@@ -9,9 +9,10 @@ import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
 import { type Client, startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { brokenKeyInvariants } from '../support/key-invariants.ts';
 import { type Door, httpDoor, isForHttp, socketDoor } from './doors.ts';
-import { contradiction, createKeyHistory, type KeyEntry } from './history.ts';
+import { createHistory } from './history.ts';
+import { contradiction, type KeyEntry } from './key-history.ts';
 import { KEY_LIMITS, KEY_LIMITS_ENVIRONMENT } from './key-limits.ts';
-import type { KeyRequest } from './key-model.ts';
+import type { KeyAnswer, KeyRequest } from './key-model.ts';
 import { createKeyRing } from './key-ring.ts';
 import {
   closingRequests,
@@ -88,7 +89,7 @@ async function judge(seed: number): Promise<void> {
 async function historyOf(seed: number): Promise<KeyEntry[]> {
   const random = seeded(seed);
   const target: DeviceAddress = { userId: `target-${seed}`, deviceId: 1 };
-  const history = createKeyHistory();
+  const history = createHistory<KeyRequest, KeyAnswer>();
   const seen: Hindsight = { ...NOTHING_SEEN };
   const token = await tokenFor(target);
   const byHttp = (node: number, of: string) => httpDoor(nodes[node]!.url, of, target, ring);

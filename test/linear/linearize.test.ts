@@ -1,6 +1,6 @@
 /** The checker itself: what it accepts, what it refuses, and that it says so where it can't tell. */
 import { describe, expect, it } from 'vitest';
-import { contradiction, type KeyEntry } from './history.ts';
+import { contradiction, type KeyEntry } from './key-history.ts';
 import { KEY_LIMITS } from './key-limits.ts';
 import type { Data, Key, KeyRequest } from './key-model.ts';
 import { type Entry, linearize, type Machine } from './linearize.ts';

@@ -9,7 +9,8 @@ import { type Random, seeded } from '../fault/random.ts';
 import { createDatabase, type Engine, startRedis } from '../support/engines.ts';
 import { type Client, startGateway, type TestGateway } from '../support/gateway.ts';
 import { KeyMaker } from '../support/key-maker.ts';
-import { contradictionIn, type Entry, type Machine } from './linearize.ts';
+import { createHistory, lineOf, type Noted } from './history.ts';
+import { contradictionIn, type Machine } from './linearize.ts';
 import {
   type Devices,
   type Mismatch,
@@ -33,7 +34,7 @@ const REGISTRATION_IDS = [1, 2] as const;
 
 const DONE: UserAnswer = { outcome: 'done' };
 
-type UserEntry = Entry<UserRequest, UserAnswer>;
+type UserEntry = Noted<UserRequest, UserAnswer>;
 
 let redis: Engine;
 let database: Awaited<ReturnType<typeof createDatabase>>;
@@ -84,39 +85,31 @@ async function judge(seed: number): Promise<void> {
   if (report !== null) throw new Error(`LINEAR_SEED=${seed}: ${report}`);
 }
 
-function lineOf({ request, answer, askedAt, answeredAt }: UserEntry): string {
-  return `[${askedAt}–${answeredAt}] ${JSON.stringify(request)} → ${JSON.stringify(answer)}`;
-}
-
 async function historyOf(seed: number): Promise<UserEntry[]> {
   const random = seeded(seed);
   const userId = `user-${seed}`;
-  const entries: UserEntry[] = [];
-  let moment = 0;
+  const history = createHistory<UserRequest, UserAnswer>();
   /** What was told last: whoever writes to it often meets the devices as they are. */
   let seen: Devices = NOBODY;
 
-  async function ask(door: Door, request: Parameters<Door>[0]): Promise<void> {
-    const entry: UserEntry = {
-      ...{ request, answer: null },
-      ...{ askedAt: moment++, answeredAt: Number.POSITIVE_INFINITY },
-    };
-    entries.push(entry);
-    const answer = await door(request);
-    Object.assign(entry, { answer, answeredAt: moment++ });
-    if (answer.outcome === 'devices') seen = answer.devices;
+  async function ask(by: string, door: Door, request: Parameters<Door>[0]): Promise<void> {
+    const answer = await history.note(by, request, () => door(request));
+    if (answer?.outcome === 'devices') seen = answer.devices;
   }
 
   /** A refusal tells nothing: beside a change of the keys it may be for that alone. */
-  async function askForBundles(client: Client): Promise<void> {
-    const askedAt = moment++;
-    const reply = await client.ask('requestBundle', { claimId: randomUUID(), userId });
-    const answeredAt = moment++;
-    if (!reply.ok) return;
-    for (const deviceId of DEVICE_IDS) {
-      const answer = found({ devices: reply.data.devices.filter((bundle) => bundle.deviceId === deviceId) });
-      entries.push({ request: { name: 'bundleOf', deviceId }, answer, askedAt, answeredAt });
-    }
+  async function askForBundles(by: string, client: Client): Promise<void> {
+    const asked = client.ask('requestBundle', { claimId: randomUUID(), userId });
+    const ofDevice = async (deviceId: number): Promise<UserAnswer | null> => {
+      const reply = await asked;
+      if (!reply.ok) return null;
+      return found({ devices: reply.data.devices.filter((bundle) => bundle.deviceId === deviceId) });
+    };
+    await Promise.all(
+      DEVICE_IDS.map((deviceId) =>
+        history.note(by, { name: 'bundleOf', deviceId }, () => ofDevice(deviceId)),
+      ),
+    );
   }
 
   const owners = await Promise.all(
@@ -127,28 +120,34 @@ async function historyOf(seed: number): Promise<UserEntry[]> {
   );
   const change = ({ deviceId, door, chance }: (typeof owners)[number], resets: number) =>
     chance.happens(resets)
-      ? ask(door, { name: 'resetKeys', deviceId })
-      : ask(door, { name: 'uploadKeys', deviceId, registrationId: chance.pick(REGISTRATION_IDS) });
+      ? ask(`device ${deviceId}`, door, { name: 'resetKeys', deviceId })
+      : ask(`device ${deviceId}`, door, {
+          name: 'uploadKeys',
+          deviceId,
+          registrationId: chance.pick(REGISTRATION_IDS),
+        });
   await Promise.all(owners.map((owner) => change(owner, 0.2)));
 
   let isOver = false;
   const changing = owners.map(async (owner) => {
     for (let count = 0; count < CHANGES; count++) await change(owner, 0.35);
   });
-  const writing = senders.map(async (client) => {
+  const writing = senders.map(async (client, nth) => {
+    const by = `sender ${nth}`;
     const chance = seeded(random.below(2 ** 31));
     const door = doorOf(client, userId);
     for (let count = 0; count < SENDS_MAX && !isOver; count++) {
-      if (chance.happens(0.25)) await ask(door, { name: 'listDevices' });
-      else if (chance.happens(0.15)) await askForBundles(client);
-      else await ask(door, randomSend(chance, seen));
+      if (chance.happens(0.25)) await ask(by, door, { name: 'listDevices' });
+      else if (chance.happens(0.15)) await askForBundles(by, client);
+      else await ask(by, door, randomSend(chance, seen));
     }
   });
   await Promise.all(changing);
   isOver = true;
   await Promise.all(writing);
   for (const { client } of owners) client.close();
-  return entries;
+  // Bundles that were refused.
+  return history.entries.filter(({ answer }) => answer !== null);
 }
 
 function randomSend(random: Random, seen: Devices): Parameters<Door>[0] {
