@@ -38,6 +38,7 @@ export async function validateKeys(
   input: Input,
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
   const localIdentity = localIdentityOf(input);
+  // Null where the server was rolled back: then the pools are withdrawn first.
   const found = await parts.store.atOneMoment(async (reader) => {
     const keys = (await reader.read(device)) ?? NO_KEYS;
     refuseImpossibleVersions(keys, input, parts.clock.nowMs());

@@ -184,7 +184,12 @@ export interface KeyReader {
 }
 
 export interface KeyStore extends KeyReader {
-  /** Runs `action` on the store as it stood at one moment: it sees nothing of what is changed meanwhile. */
+  /**
+   * Runs `action` on the store as it stood at one moment: it sees nothing of what is changed meanwhile. Throws what it
+   * throws.
+   *
+   * @throws GatewayError UNAVAILABLE when the store can't be reached
+   */
   atOneMoment<Result>(action: (keys: KeyReader) => Promise<Result>): Promise<Result>;
 
   /**
