@@ -1,6 +1,7 @@
 /** The checker itself: what it accepts, and what it finds in histories into which a violation of one rule was planted. */
 import { describe, expect, it } from 'vitest';
-import { check, type Rule } from './checker.ts';
+import type { Rule } from './book.ts';
+import { check } from './checker.ts';
 import type { Answer, Asked, Envelope, FinalState, HistoryEvent } from './history.ts';
 
 const ALICE = 'alice.1';
@@ -34,8 +35,12 @@ function scene() {
       const asked: Asked = { name: 'upload', preKeys, replacesIdentity: more.replaces ?? false };
       scene.answer(scene.ask(device, asked), { ok: true, name: 'upload', keyVersion: more.keyVersion ?? 1 });
     },
-    ready(device: string, connection: number, keyVersion = 1): void {
-      scene.answer(scene.ask(device, { name: 'ready' }, connection), { ok: true, name: 'ready', keyVersion });
+    ready(device: string, connection: number, keyVersion = 1, pendingCount = 0): void {
+      const request = scene.ask(device, { name: 'ready' }, connection);
+      scene.answer(request, { ok: true, name: 'ready', keyVersion, pendingCount });
+    },
+    emptied(deliveredCount: number, connection = 2): void {
+      events.push({ event: 'queueEmpty', device: BOB, connection, deliveredCount });
     },
     claim(claimId: string, target = BOB): number {
       return scene.ask(ALICE, { name: 'claim', claimId, target });
@@ -152,6 +157,35 @@ describe('the checker accepts', () => {
     expect(rulesBroken(story.events, { queued: [waiting('m1'), waiting('m2')] })).toEqual([]);
   });
 
+  it('what a device is told of its queue, where it can be so', () => {
+    const story = scene();
+    story.sent('m1', 'm2');
+    // One more is on its way: it may be among them, and may not.
+    const third = story.send('m3');
+    story.ready(BOB, 2, 1, 3);
+    story.answer(third, { ok: true, name: 'send' });
+    story.delivered(['m1', 'm2']);
+    story.processed(['m1', 'm2']);
+    // Nobody knows whether the two were gone yet when it counted.
+    story.ready(BOB, 3, 1, 3);
+    story.delivered(['m3'], 3);
+    story.processed(['m3'], 3);
+    story.emptied(1, 3);
+    story.sent('m4');
+    story.ready(BOB, 3, 1, 1);
+    story.uploaded(BOB, [], { replaces: true, keyVersion: 2 });
+    story.ready(BOB, 4, 2, 0);
+    story.emptied(0, 4);
+    expect(rulesBroken(story.events, { queued: [waiting('m4')] })).toEqual([]);
+  });
+
+  it('queueEmpty through a gate that a clientReady opened whose answer was lost', () => {
+    const story = scene();
+    story.lose(story.ask(BOB, { name: 'ready' }));
+    story.emptied(0);
+    expect(rulesBroken(story.events)).toEqual([]);
+  });
+
   it('a rotation by the socket itself, which carries its open gate', () => {
     const story = scene();
     story.ready(BOB, 2);
@@ -257,7 +291,7 @@ describe('the checker finds', () => {
     story.ready(BOB, 2);
     story.sent('m1');
     story.delivered(['m1']);
-    story.ready(BOB, 3);
+    story.ready(BOB, 3, 1, 1);
     story.processed(['m1'], 2);
     expect(rulesBroken(story.events)).toEqual(['accepted is processed, bounced or pending']);
   });
@@ -290,10 +324,64 @@ describe('the checker finds', () => {
     story.ready(BOB, 2);
     story.sent('m1', 'm2');
     story.delivered(['m1', 'm2']);
-    story.ready(BOB, 3);
+    story.ready(BOB, 3, 1, 2);
     story.delivered(['m2', 'm1'], 3);
     story.processed(['m2', 'm1'], 3);
     expect(rulesBroken(story.events)).toEqual(['in order']);
+  });
+
+  it.each([
+    ['less than what waited', 1],
+    ['more than what may have waited', 4],
+  ])('a pendingCount of %s', (_what, pendingCount) => {
+    const story = scene();
+    story.sent('m0');
+    story.ready(BOB, 2, 1, 1);
+    story.delivered(['m0']);
+    story.processed(['m0']);
+    story.emptied(1);
+    story.sent('m1', 'm2');
+    story.send('m3');
+    story.ready(BOB, 3, 1, pendingCount);
+    expect(rulesBroken(story.events, { queued: [waiting('m1'), waiting('m2')] })).toEqual([
+      'pendingCount is what waited',
+    ]);
+  });
+
+  it.each<[string, (story: ReturnType<typeof scene>) => void]>([
+    ['before what waited was processed', (story) => story.emptied(0)],
+    [
+      'a second time',
+      (story) => {
+        story.processed(['m1']);
+        story.emptied(1);
+        story.emptied(1);
+      },
+    ],
+    [
+      'through a gate that is closed',
+      (story) => {
+        story.processed(['m1']);
+        story.events.push({ event: 'gateClosed', device: BOB, connection: 2 });
+        story.emptied(1);
+      },
+    ],
+    [
+      'that counts more than was processed',
+      (story) => {
+        story.processed(['m1']);
+        story.emptied(2);
+      },
+    ],
+  ])('queueEmpty %s', (_what, tell) => {
+    const story = scene();
+    story.sent('m1');
+    story.ready(BOB, 2, 1, 1);
+    story.delivered(['m1']);
+    tell(story);
+    expect(rulesBroken(story.events, { queued: [waiting('m1')] })).toEqual([
+      'queueEmpty after everything that waited',
+    ]);
   });
 
   it('an answer of which the store knows nothing', () => {

@@ -2,54 +2,25 @@
  * Holds a history against the rules. A rule is broken only where no order of what was under way at once could explain
  * what was seen: requests that overlap, and those whose answer was lost, are given the benefit of the doubt.
  */
-import type { Answer, Asked, Envelope, FinalState, HistoryEvent } from './history.ts';
-
-export type Rule =
-  | 'a one-time prekey is given once'
-  | 'a repeated claim gets its first answer'
-  | 'no false empty'
-  | 'nothing passes a closed gate'
-  | 'a superseded connection gets nothing'
-  | 'accepted is processed, bounced or pending'
-  | 'stored once'
-  | 'in order'
-  | 'no answer before its commit'
-  | 'nothing that nobody sent'
-  | 'no fault of the server';
-
-export interface Violation {
-  rule: Rule;
-  detail: string;
-}
-
-/** A request with its place in the history: it was carried out somewhere between `askedAt` and `answeredAt`, if at all. */
-interface Request<Kind extends Asked = Asked> {
-  device: string;
-  connection: number | null;
-  asked: Kind;
-  askedAt: number;
-  /** Infinity where no answer came. */
-  answeredAt: number;
-  answer: Answer | null;
-}
-
-type RequestOf<Name extends Asked['name']> = Request<Extract<Asked, { name: Name }>>;
-
-interface Delivery {
-  device: string;
-  connection: number;
-  at: number;
-  envelope: Envelope;
-}
-
-interface Book {
-  requests: readonly Request[];
-  /** Uploads of another identity than the one before, by device. */
-  replacements: ReadonlyMap<string, readonly RequestOf<'upload'>[]>;
-  deliveries: readonly Delivery[];
-  final: FinalState;
-  history: readonly HistoryEvent[];
-}
+import {
+  type Book,
+  type Delivery,
+  groupBy,
+  isDone,
+  lower,
+  mayBeReplaced,
+  messageKey,
+  of,
+  openings,
+  type RequestOf,
+  type Rule,
+  read,
+  sendKey,
+  type Violation,
+  violation,
+} from './book.ts';
+import type { FinalState, HistoryEvent } from './history.ts';
+import { falseCounts, falseEnds } from './queue-rules.ts';
 
 /** @returns every violation that the history proves; empty where the rules held */
 export function check(history: readonly HistoryEvent[], final: FinalState): Violation[] {
@@ -63,42 +34,12 @@ export function check(history: readonly HistoryEvent[], final: FinalState): Viol
     ...lost(book),
     ...storedOnce(book),
     ...outOfOrder(book),
+    ...falseCounts(book),
+    ...falseEnds(book),
     ...uncommitted(book),
     ...invented(book),
     ...faults(book),
   ];
-}
-
-function read(history: readonly HistoryEvent[], final: FinalState): Book {
-  const requests = new Map<number, Request>();
-  const deliveries: Delivery[] = [];
-  for (const [at, event] of history.entries()) {
-    if (event.event === 'asked') {
-      const { device, connection, asked } = event;
-      requests.set(event.request, {
-        ...{ device, connection, asked, askedAt: at },
-        ...{ answeredAt: Number.POSITIVE_INFINITY, answer: null },
-      });
-    } else if (event.event === 'answered') {
-      const request = requests.get(event.request)!;
-      request.answeredAt = at;
-      request.answer = event.answer;
-    } else if (event.event === 'delivered') {
-      const { device, connection } = event;
-      for (const envelope of event.envelopes) deliveries.push({ device, connection, at, envelope });
-    }
-  }
-  const book = { requests: [...requests.values()], deliveries, final, history };
-  const replacing = of(book, 'upload').filter((upload) => upload.asked.replacesIdentity);
-  return { ...book, replacements: groupBy(replacing, (upload) => upload.device) };
-}
-
-function of<Name extends Asked['name']>(book: Pick<Book, 'requests'>, name: Name): RequestOf<Name>[] {
-  return book.requests.filter((request): request is RequestOf<Name> => request.asked.name === name);
-}
-
-function isDone(request: Request): boolean {
-  return request.answer?.ok === true;
 }
 
 /** The prekey of a claim that was answered; undefined where it was not. */
@@ -108,13 +49,6 @@ function givenTo(claim: RequestOf<'claim'>): string | null | undefined {
 
 function claimKey(claimer: string, claim: { claimId: string; target: string }): string {
   return `${claimer} ${claim.claimId} ${claim.target}`;
-}
-
-/** Whether an identity may have been replaced in this time: what was stored under it is no longer to be expected then. */
-function mayBeReplaced(book: Book, device: string, span: { from: number; to: number }): boolean {
-  return (book.replacements.get(device) ?? []).some(
-    (upload) => upload.askedAt < span.to && upload.answeredAt > span.from,
-  );
 }
 
 function givenOnce(book: Book): Violation[] {
@@ -202,31 +136,6 @@ function firstUploads(book: Book): Map<string, number> {
   return firstAskedAt;
 }
 
-/** A span of one connection in which its gate stood open, as its client saw it. */
-interface Opening {
-  device: string;
-  connection: number;
-  askedAt: number;
-  answeredAt: number;
-  keyVersion: number;
-}
-
-function openings(book: Book): Opening[] {
-  return of(book, 'ready').flatMap((ready): Opening[] =>
-    ready.answer?.ok === true && ready.answer.name === 'ready' && ready.connection !== null
-      ? [
-          {
-            device: ready.device,
-            connection: ready.connection,
-            askedAt: ready.askedAt,
-            answeredAt: ready.answeredAt,
-            keyVersion: ready.answer.keyVersion,
-          },
-        ]
-      : [],
-  );
-}
-
 function pastClosedGates(book: Book): Violation[] {
   const rule: Rule = 'nothing passes a closed gate';
   const closings = groupBy(
@@ -312,14 +221,6 @@ function superseded(book: Book): Violation[] {
       ),
     ];
   });
-}
-
-function messageKey(sender: string, recipient: string, messageId: string): string {
-  return `${sender} → ${recipient} ${messageId}`;
-}
-
-function sendKey({ device, asked }: RequestOf<'send'>): string {
-  return messageKey(device, asked.recipient, asked.messageId);
 }
 
 function lost(book: Book): Violation[] {
@@ -473,23 +374,4 @@ function faults(book: Book): Violation[] {
         : [],
     ),
   ];
-}
-
-function violation(rule: Rule, detail: string): Violation {
-  return { rule, detail };
-}
-
-function lower(map: Map<string, number>, key: string, value: number): void {
-  map.set(key, Math.min(value, map.get(key) ?? Number.POSITIVE_INFINITY));
-}
-
-function groupBy<T>(items: readonly T[], keyOf: (item: T) => string): Map<string, T[]> {
-  const groups = new Map<string, T[]>();
-  for (const item of items) {
-    const key = keyOf(item);
-    const group = groups.get(key);
-    if (group === undefined) groups.set(key, [item]);
-    else group.push(item);
-  }
-  return groups;
 }

@@ -14,7 +14,7 @@ export type Answer =
   | { ok: false; code: string }
   | { ok: true; name: 'upload'; keyVersion: number }
   | { ok: true; name: 'rotate'; keyVersion: number }
-  | { ok: true; name: 'ready'; keyVersion: number }
+  | { ok: true; name: 'ready'; keyVersion: number; pendingCount: number }
   /** `preKey` null is "without", and `absent` says why. */
   | { ok: true; name: 'claim'; preKey: string | null; absent: 'noneLeft' | 'limited' | null }
   | { ok: true; name: 'send' };
@@ -40,6 +40,7 @@ export type HistoryEvent =
       failed: readonly string[];
     }
   | { event: 'gateClosed'; device: string; connection: number }
+  | { event: 'queueEmpty'; device: string; connection: number; deliveredCount: number }
   /** The server does not know what it had answered before. */
   | { event: 'missed'; device: string; what: string }
   /** `expected`: a fault, or an order to end, made it end so. */

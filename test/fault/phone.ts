@@ -165,6 +165,9 @@ export function createPhone(options: PhoneOptions): Phone {
       gateIsOpen = false;
       startOpening(mine);
     });
+    socket.on('queueEmpty', ({ deliveredCount }: PushPayload<'queueEmpty'>) => {
+      record({ event: 'queueEmpty', device, connection: mine.connection, deliveredCount });
+    });
     socket.on('messages', (page: PushPayload<'messages'>, acknowledge: (value: unknown) => void) => {
       const { connection } = mine;
       record({ event: 'delivered', device, connection, envelopes: page.envelopes.map(toEnvelope) });
@@ -504,10 +507,13 @@ function toAnswer(asked: Asked, reply: Reply<RequestName>): Answer {
   if (!reply.ok) return { ok: false, code: reply.error.code };
   switch (asked.name) {
     case 'upload':
-    case 'rotate':
-    case 'ready': {
+    case 'rotate': {
       const { keyVersion } = reply.data as { keyVersion: number };
       return { ok: true, name: asked.name, keyVersion };
+    }
+    case 'ready': {
+      const { keyVersion, pendingCount } = reply.data as RequestData<'clientReady'>;
+      return { ok: true, name: 'ready', keyVersion, pendingCount };
     }
     case 'claim': {
       const [bundle] = (reply.data as RequestData<'requestBundle'>).devices;
