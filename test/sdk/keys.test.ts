@@ -8,6 +8,7 @@ import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
+import { LibsignalKeys } from '../support/sdk-keys.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import {
   claimSession,
@@ -362,7 +363,7 @@ describe('a signed prekey that is old', () => {
 describe('a crypto library without post-quantum prekeys', () => {
   it('leaves them out', async () => {
     const phone = await installPhone(gateway.url, bob);
-    const { keys } = phone;
+    const keys = new LibsignalKeys(phone.disk, bob);
     await phone.restart({
       keys: {
         identity: () => keys.identity(),

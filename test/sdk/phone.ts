@@ -27,6 +27,8 @@ export interface Phone {
   beforeReceiving: (envelope: MessageEnvelope) => Promise<void>;
   /** Called when it is decrypted and shown. */
   afterReceiving: (envelope: MessageEnvelope) => Promise<void>;
+  /** Called before each change that the application makes of its disk; where it throws, nothing is changed. */
+  beforeChange: (name: string) => void;
   /** Starts the application again on what the disk holds; the old one is gone without a word. */
   restart(options?: Partial<ConnectOptions>): Promise<KeygateClient>;
   /** Encrypts for every device of a user and sends; claims bundles where there is no session. @returns the `messageId` */
@@ -56,13 +58,19 @@ export async function installPhone(
   options: Partial<ConnectOptions> = {},
 ): Promise<Phone> {
   const disk = new Disk();
+  let runs = 0;
   const launch = async (more: Partial<ConnectOptions>): Promise<[LibsignalKeys, KeygateClient]> => {
-    const keys = new LibsignalKeys(disk, address);
+    const run = ++runs;
+    const mounted = disk.mount((name) => {
+      if (run !== runs) throw new Error('this run of the application is over');
+      phone.beforeChange(name);
+    });
+    const keys = new LibsignalKeys(mounted, address);
     const client = await connect({
       url,
       getToken: () => tokenFor(address),
       keys,
-      storage: disk.kitStorage(),
+      storage: mounted.kitStorage(),
       clock: hurriedClock,
       poolLevel: POOL_LEVEL,
       async onMessage(envelope) {
@@ -87,6 +95,7 @@ export async function installPhone(
     bounces: [],
     beforeReceiving: async () => {},
     afterReceiving: async () => {},
+    beforeChange: () => {},
     async restart(more = {}) {
       phone.client.close();
       [phone.keys, phone.client] = await launch(more);

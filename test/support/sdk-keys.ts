@@ -54,45 +54,97 @@ type Folder = 'preKey' | 'signedPreKey' | 'pqPreKey' | 'pqLastResort' | 'session
 
 /** What outlives the application: records sealed under a local key, and what the user was shown. */
 export class Disk {
-  readonly shown: string[] = [];
-  readonly #records = new Map<string, Buffer>();
-  #localKey = randomBytes(32);
+  readonly shown: string[];
+  readonly #records: Map<string, Buffer>;
+  readonly #lock: { key: Buffer };
+  #beforeChange: (name: string) => void = () => {};
+  /** Of a transaction: what `commit` is to put in place; null is to be removed. */
+  #changes: Map<string, Buffer | null> | null = null;
+
+  /** @param same another view of this disk */
+  constructor(same: Disk | null = null) {
+    this.shown = same === null ? [] : same.shown;
+    this.#records = same === null ? new Map() : same.#records;
+    this.#lock = same === null ? { key: randomBytes(32) } : same.#lock;
+  }
+
+  /**
+   * The same disk, as one run of the application sees it.
+   *
+   * @param beforeChange called with the name of what is about to be changed; where it throws, nothing is
+   */
+  mount(beforeChange: (name: string) => void): Disk {
+    const mounted = new Disk(this);
+    mounted.#beforeChange = beforeChange;
+    return mounted;
+  }
+
+  /** A view of this disk whose changes nobody else sees before its `commit`. */
+  begin(): Disk {
+    const transaction = this.mount(this.#beforeChange);
+    transaction.#changes = new Map();
+    return transaction;
+  }
+
+  /** Puts the changes of a transaction in place, all or none of them. */
+  commit(): void {
+    const changes = [...this.#changes!];
+    this.#changes = null;
+    this.#beforeChange(changes.map(([name]) => name).join());
+    for (const [name, record] of changes) this.#put(name, record);
+  }
 
   write(name: string, plain: Uint8Array): void {
     const nonce = randomBytes(12);
-    const cipher = createCipheriv('aes-256-gcm', this.#localKey, nonce);
-    this.#records.set(
-      name,
-      Buffer.concat([nonce, cipher.update(plain), cipher.final(), cipher.getAuthTag()]),
-    );
+    const cipher = createCipheriv('aes-256-gcm', this.#lock.key, nonce);
+    this.#change(name, Buffer.concat([nonce, cipher.update(plain), cipher.final(), cipher.getAuthTag()]));
   }
 
   /** Null where there is no such record. @throws where it is damaged, or sealed under another key */
   read(name: string): Bytes | null {
-    const sealed = this.#records.get(name);
-    if (sealed === undefined) return null;
-    const cipher = createDecipheriv('aes-256-gcm', this.#localKey, sealed.subarray(0, 12));
+    const sealed = this.#get(name);
+    if (sealed === null) return null;
+    const cipher = createDecipheriv('aes-256-gcm', this.#lock.key, sealed.subarray(0, 12));
     cipher.setAuthTag(sealed.subarray(-16));
     return Uint8Array.from(Buffer.concat([cipher.update(sealed.subarray(12, -16)), cipher.final()]));
   }
 
   remove(name: string): void {
-    this.#records.delete(name);
+    this.#change(name, null);
   }
 
   names(): string[] {
-    return [...this.#records.keys()];
+    const names = new Set([...this.#records.keys(), ...(this.#changes?.keys() ?? [])]);
+    return [...names].filter((name) => this.#get(name) !== null);
+  }
+
+  #get(name: string): Buffer | null {
+    const changed = this.#changes?.get(name);
+    return changed === undefined ? (this.#records.get(name) ?? null) : changed;
+  }
+
+  #change(name: string, record: Buffer | null): void {
+    if (this.#changes !== null) this.#changes.set(name, record);
+    else {
+      this.#beforeChange(name);
+      this.#put(name, record);
+    }
+  }
+
+  #put(name: string, record: Buffer | null): void {
+    if (record === null) this.#records.delete(name);
+    else this.#records.set(name, record);
   }
 
   /** Every record becomes unreadable. */
   changeLocalKey(): void {
-    this.#localKey = randomBytes(32);
+    this.#lock.key = randomBytes(32);
   }
 
   /** This one record becomes unreadable. */
   damage(name: string): void {
-    const sealed = this.#records.get(name);
-    if (sealed === undefined) throw new Error(`there is no record ${name}`);
+    const sealed = this.#get(name);
+    if (sealed === null) throw new Error(`there is no record ${name}`);
     sealed[sealed.length - 1]! ^= 1;
   }
 
@@ -282,37 +334,42 @@ export class LibsignalKeys implements DeviceKeys {
    */
   receive(envelope: { sender: DeviceAddress; type: number; content: string }): Promise<string> {
     return this.#inTurn(async () => {
-      try {
-        const plain = Buffer.from(await this.#decrypt(envelope)).toString();
-        this.#disk.shown.push(`${envelope.sender.userId}.${envelope.sender.deviceId}: ${plain}`);
-        return plain;
-      } catch (error) {
-        if (error instanceof LibSignalErrorBase && error.code === ErrorCode.DuplicatedMessage) {
-          throw new DuplicateMessageError(error.message);
-        }
-        throw new UndecryptableError(String(error));
-      }
+      const transaction = this.#disk.begin();
+      const plain = Buffer.from(await this.#decrypt(envelope, new Stores(transaction))).toString();
+      transaction.commit();
+      this.#disk.shown.push(`${envelope.sender.userId}.${envelope.sender.deviceId}: ${plain}`);
+      return plain;
     });
   }
 
-  #decrypt(envelope: { sender: DeviceAddress; type: number; content: string }): Promise<Uint8Array> {
-    const { sessions, identities, preKeys, signedPreKeys, pqPreKeys } = this.#stores;
+  async #decrypt(
+    envelope: { sender: DeviceAddress; type: number; content: string },
+    stores: Stores,
+  ): Promise<Uint8Array> {
+    const { sessions, identities, preKeys, signedPreKeys, pqPreKeys } = stores;
     const sender = addressOf(envelope.sender);
-    const content = unbase64(envelope.content);
-    if (envelope.type !== 3) {
-      const message = SignalMessage.deserialize(content);
-      return signalDecrypt(message, sender, this.#localAddress, sessions, identities);
+    try {
+      const content = unbase64(envelope.content);
+      if (envelope.type !== 3) {
+        const message = SignalMessage.deserialize(content);
+        return await signalDecrypt(message, sender, this.#localAddress, sessions, identities);
+      }
+      return await signalDecryptPreKey(
+        PreKeySignalMessage.deserialize(content),
+        sender,
+        this.#localAddress,
+        sessions,
+        identities,
+        preKeys,
+        signedPreKeys,
+        pqPreKeys,
+      );
+    } catch (error) {
+      if (error instanceof LibSignalErrorBase && error.code === ErrorCode.DuplicatedMessage) {
+        throw new DuplicateMessageError(error.message);
+      }
+      throw new UndecryptableError(String(error));
     }
-    return signalDecryptPreKey(
-      PreKeySignalMessage.deserialize(content),
-      sender,
-      this.#localAddress,
-      sessions,
-      identities,
-      preKeys,
-      signedPreKeys,
-      pqPreKeys,
-    );
   }
 
   /** libsignal reads a session, works and writes it back: overlapping calls would lose a step of the ratchet. */
