@@ -123,6 +123,8 @@ export async function startTcpProxy(
       socket.on('error', () => {});
       socket.on('close', () => {
         if (impairment.swallow === 'both') connection.hasLostBytes = true;
+        // An end travels behind the last bytes.
+        else if (impairment.delayMs !== undefined) setTimeout(() => connection.cut(), impairment.delayMs);
         else connection.cut();
       });
     }
