@@ -8,6 +8,8 @@ export interface Slots {
    * @throws NoSlotError where the line is too long, or none came free in time; `action` was not run then
    */
   run<Result>(action: () => Promise<Result>): Promise<Result>;
+  /** From now on so many at once. Where more are under way, they go on, and nobody follows them. */
+  limit(slotCount: number): void;
   waitingCount(): number;
 }
 
@@ -24,13 +26,14 @@ export function createSlots(options: {
   waitingMax: number;
   waitMaxMs: number;
 }): Slots {
-  const { clock, slotCount, waitingMax, waitMaxMs } = options;
-  let free = slotCount;
+  const { clock, waitingMax, waitMaxMs } = options;
+  let { slotCount } = options;
+  let underWay = 0;
   const line = new Set<() => void>();
 
   function take(): Promise<void> {
-    if (free > 0) {
-      free -= 1;
+    if (underWay < slotCount) {
+      underWay += 1;
       return Promise.resolve();
     }
     if (line.size >= waitingMax) return Promise.reject(new NoSlotError('too many wait already'));
@@ -48,22 +51,30 @@ export function createSlots(options: {
     });
   }
 
-  /** A slot goes from hand to hand: it is free only when nobody waits. */
-  function giveBack(): void {
-    const [next] = line;
-    if (next === undefined) free += 1;
-    else next();
+  /** Who waits comes before who asks. */
+  function admit(): void {
+    for (const enter of line) {
+      if (underWay >= slotCount) return;
+      underWay += 1;
+      enter();
+    }
   }
 
   return {
     waitingCount: () => line.size,
+
+    limit(count) {
+      slotCount = count;
+      admit();
+    },
 
     async run(action) {
       await take();
       try {
         return await action();
       } finally {
-        giveBack();
+        underWay -= 1;
+        admit();
       }
     },
   };

@@ -22,6 +22,7 @@ import { describeMessageStore } from '../contract/message-store.ts';
 import { createDatabase, startPostgres } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { createManualClock } from '../support/manual-clock.ts';
+import { startTcpProxy } from '../support/tcp-proxy.ts';
 
 interface OpenEngine {
   address: PostgresAddress;
@@ -148,24 +149,60 @@ it('what may be left undone is left when it takes long, and nobody is alarmed', 
   await drop();
 });
 
-it('where PostgreSQL gives fewer connections than are asked for, those serve everybody', async () => {
-  const { url, drop } = await createDatabase();
-  const admin = postgres(url, { max: 1, onnotice: () => {} });
-  const role = `few_${randomBytes(6).toString('hex')}`;
-  await admin.unsafe(`CREATE ROLE ${role} LOGIN CONNECTION LIMIT 3`);
-  const { database } = openNode({ kind: 'url', url: Object.assign(new URL(url), { username: role }).href });
+describe('where PostgreSQL gives fewer connections than are asked for', () => {
   const statement = hotStatement<{ one: number }>(sql`SELECT 1 AS one`);
-  const ask = (nth: number) =>
-    nth % 2 === 0 ? database.run((db) => db.execute(sql`SELECT 1`)) : database.hot(statement, {});
-  // Each pool has one.
-  for (const nth of [0, 1]) await ask(nth);
-  for (let round = 0; round < 10; round++) {
+
+  /** Many at once, half of them hot. */
+  async function askMany(database: Database): Promise<void> {
+    const ask = (nth: number): Promise<unknown> =>
+      nth % 2 === 0 ? database.run((db) => db.execute(sql`SELECT 1`)) : database.hot(statement, {});
     await Promise.all(Array.from({ length: 40 }, (_, nth) => ask(nth)));
   }
-  await database.close();
-  await admin.unsafe(`DROP ROLE ${role}`);
-  await admin.end();
-  await drop();
+
+  /** A database in which one role has three connections, and a link to it on which bytes take their time. */
+  async function givingThree() {
+    const { url, drop } = await createDatabase();
+    const admin = postgres(url, { max: 1, onnotice: () => {} });
+    const role = `few_${randomBytes(6).toString('hex')}`;
+    await admin.unsafe(`CREATE ROLE ${role} LOGIN CONNECTION LIMIT 3`);
+    const link = await startTcpProxy(url, { raw: true });
+    // Without it a refusal is there before anybody else asks.
+    link.impair({ delayMs: 15 });
+    const { port } = new URL(link.url);
+    const address = { kind: 'url', url: Object.assign(new URL(url), { username: role, port }).href } as const;
+    const clock = createManualClock();
+    const database = openDatabase({ address, clock, log: silentLog });
+    // Each pool has one.
+    await database.run((db) => db.execute(sql`SELECT 1`));
+    await database.hot(statement, {});
+    return {
+      ...{ database, clock, admin, role },
+      async stop() {
+        await database.close();
+        await link.stop();
+        await admin.unsafe(`DROP ROLE ${role}`);
+        await admin.end();
+        await drop();
+      },
+    };
+  }
+
+  it('those serve everybody', async () => {
+    const { database, stop } = await givingThree();
+    for (let round = 0; round < 5; round++) await askMany(database);
+    await stop();
+  });
+
+  it('more are opened when it gives them again', async () => {
+    const { database, clock, admin, role, stop } = await givingThree();
+    await askMany(database);
+    await admin.unsafe(`ALTER ROLE ${role} CONNECTION LIMIT -1`);
+    await clock.advance(60_000);
+    await askMany(database);
+    const open = await admin`SELECT FROM pg_stat_activity WHERE usename = ${role}`;
+    expect(open).toHaveLength(12);
+    await stop();
+  });
 });
 
 it.each([

@@ -32,6 +32,31 @@ describe('slots', () => {
     expect(await Promise.all(runs)).toEqual([0, 1, 2, 3]);
   });
 
+  it('let nobody in after their number was lowered, until few enough are under way, and all when it is raised', async () => {
+    const slots = createSlots({ clock: createManualClock(), slotCount: 2, waitingMax: 10, waitMaxMs: 1_000 });
+    const begun: number[] = [];
+    const holds = [held(), held(), held(), held(), held()];
+    const runs = holds.map((hold, index) =>
+      slots.run(async () => {
+        begun.push(index);
+        await hold.over;
+      }),
+    );
+    slots.limit(1);
+    holds[0]!.end();
+    await runs[0];
+    expect(begun).toEqual([0, 1]);
+    holds[1]!.end();
+    await runs[1];
+    await Promise.resolve();
+    expect(begun).toEqual([0, 1, 2]);
+    slots.limit(3);
+    await Promise.resolve();
+    expect(begun).toEqual([0, 1, 2, 3, 4]);
+    for (const hold of holds) hold.end();
+    await Promise.all(runs);
+  });
+
   it('give the slot on where an action fails', async () => {
     const slots = createSlots({ clock: createManualClock(), slotCount: 1, waitingMax: 10, waitMaxMs: 1_000 });
     const failing = slots.run(async () => {

@@ -20,6 +20,7 @@ import {
   TOO_MANY_CONNECTIONS,
   unavailable,
 } from './faults.ts';
+import { createGivenConnections } from './given-connections.ts';
 import { HOT_PLAN_SETTINGS, QUERY_TIMEOUT_MS, SETTINGS } from './settings.ts';
 
 /** A statement of the hot path: prepared once per connection under its text. */
@@ -94,8 +95,8 @@ const POOL_CONNECTIONS = 6;
 const HOT_CONNECTIONS = 6;
 /** Hot statements that share a connection at once. */
 const HOT_PIPELINE = 16;
-/** Once would do where one is free: a burst may find it taken again. */
-const CONNECTION_TRIES_MAX = 5;
+/** Each refusal leaves one fewer to be tried: who is refused as often as there are connections would find none. */
+const CONNECTION_TRIES_MAX = 6;
 /** Who waits longer for a connection is told to come back: nothing was begun for it. */
 const LINE = { waitingMax: 10_000, waitMaxMs: 5_000 };
 
@@ -143,6 +144,16 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     client: createSlots({ clock, slotCount: POOL_CONNECTIONS, ...LINE }),
     hot: createSlots({ clock, slotCount: HOT_CONNECTIONS * HOT_PIPELINE, ...LINE }),
   };
+  const given = {
+    client: createGivenConnections({
+      ...{ clock, slots: slots.client },
+      ...{ connectionsMax: POOL_CONNECTIONS, slotCount: POOL_CONNECTIONS },
+    }),
+    hot: createGivenConnections({
+      ...{ clock, slots: slots.hot },
+      ...{ connectionsMax: HOT_CONNECTIONS, slotCount: HOT_CONNECTIONS * HOT_PIPELINE },
+    }),
+  };
 
   async function bounded<Result>(
     pool: keyof typeof slots,
@@ -175,7 +186,9 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       try {
         return await slots[pool].run(async () => await inTime(work, limitMs));
       } catch (error) {
-        if (codeOf(error) !== TOO_MANY_CONNECTIONS || triesLeft === 1) throw error;
+        if (codeOf(error) !== TOO_MANY_CONNECTIONS) throw error;
+        given[pool].refused();
+        if (triesLeft === 1) throw error;
         reportOutage(error);
       }
     }
