@@ -13,7 +13,7 @@ import { KeygateError } from '../../src/sdk/index.ts';
 import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
-import { closePhones, enrolPhone, installPhone, type Phone, POOL_LEVEL } from './phone.ts';
+import { closePhones, enrolPhone, installPhone, oneTimePreKeysIn, type Phone, POOL_LEVEL } from './phone.ts';
 
 const RUNS_AT_ONCE = 4;
 const TIME = { timeout: 120_000 };
@@ -247,14 +247,10 @@ async function claimAll(world: World): Promise<void> {
 async function claim({ phone, claimed }: World): Promise<DeviceBundle> {
   const { devices } = await friend.client.call('requestBundle', { claimId: randomUUID(), ...phone.address });
   const bundle = devices[0]!;
-  for (const [kind, key] of [
-    ['ec', bundle.oneTimePreKey],
-    ['pq', bundle.pqPreKey?.lastResort ? null : bundle.pqPreKey],
-  ] as const) {
-    if (!key) continue;
-    const name = `${bundle.identityKey} ${kind} ${key.keyId}`;
-    expect(claimed).not.toContain(name);
-    claimed.add(name);
+  for (const preKey of oneTimePreKeysIn(bundle)) {
+    // A one-time prekey is handed out at most once.
+    expect(claimed).not.toContain(preKey);
+    claimed.add(preKey);
   }
   return bundle;
 }

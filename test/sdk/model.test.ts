@@ -11,7 +11,7 @@ import { redisUrl } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { startGateway, type TestGateway } from '../support/gateway.ts';
 import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
-import { closePhones, enrolPhone, type Phone } from './phone.ts';
+import { closePhones, enrolPhone, oneTimePreKeysIn, type Phone } from './phone.ts';
 
 const RUNS = 30;
 const STEPS_MAX = 30;
@@ -86,15 +86,10 @@ const steps = [
         for (let index = 0; index < count; index++) {
           const claimId = randomUUID();
           const bundle = await claim(world, claimId);
-          for (const [kind, key] of [
-            ['ec', bundle.oneTimePreKey],
-            ['pq', bundle.pqPreKey?.lastResort ? null : bundle.pqPreKey],
-          ] as const) {
-            if (!key) continue;
-            const name = `${bundle.identityKey} ${kind} ${key.keyId}`;
+          for (const preKey of oneTimePreKeysIn(bundle)) {
             // A one-time prekey is handed out at most once.
-            expect(world.claimed).not.toContain(name);
-            world.claimed.add(name);
+            expect(world.claimed).not.toContain(preKey);
+            world.claimed.add(preKey);
           }
           world.claims.push({ claimId, bundle });
         }

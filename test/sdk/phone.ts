@@ -1,6 +1,7 @@
 /** A chat application in a few lines: libsignal for cryptography, the kit for everything else. */
 import { randomUUID } from 'node:crypto';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
+import type { DeviceBundle } from '../../src/protocol/keys.ts';
 import {
   type BounceEnvelope,
   type ConnectOptions,
@@ -143,6 +144,14 @@ export async function sessionsWith(phone: Phone, userId: string): Promise<Device
 export async function claimSession(phone: Phone, target: DeviceAddress): Promise<void> {
   const { devices } = await phone.client.call('requestBundle', { claimId: randomUUID(), ...target });
   for (const bundle of devices) await phone.keys.establish({ ...bundle, userId: target.userId });
+}
+
+/** The one-time prekeys of a bundle, each by its identity key, kind and id. */
+export function oneTimePreKeysIn({ identityKey, oneTimePreKey, pqPreKey }: DeviceBundle): string[] {
+  return [
+    ...(oneTimePreKey === null ? [] : [`${identityKey} ec ${oneTimePreKey.keyId}`]),
+    ...(pqPreKey === null || pqPreKey.lastResort ? [] : [`${identityKey} pq ${pqPreKey.keyId}`]),
+  ];
 }
 
 /** The refusal that a promise ends in. */
