@@ -1,13 +1,15 @@
 /**
  * The application ends at every single change of its disk, in the midst of whatever the kit does with keys. Started
  * again on what the disk holds by then, it comes to an open gate with keys that are its own; nothing that was sent is
- * lost, nothing is shown twice, and no one-time prekey is handed out twice.
+ * lost, nothing is shown twice, and no one-time prekey is handed out twice; nor where the gateway was put back to a
+ * backup meanwhile, but for what waited there.
  */
 import { randomUUID } from 'node:crypto';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { type Operator, openOperator } from '../../src/compose/operator.ts';
 import { parseStoreConfig } from '../../src/config.ts';
+import { versionAfterRestore } from '../../src/keys/restored.ts';
 import type { DeviceBundle } from '../../src/protocol/keys.ts';
 import { KeygateError } from '../../src/sdk/index.ts';
 import { redisUrl } from '../support/engines.ts';
@@ -190,7 +192,7 @@ async function withdrawPools({ address }: Phone): Promise<void> {
   const { devices } = await operator.maintenance.withdrawAfterRestore({
     after: { userId: address.userId, deviceId: 0 },
     restoredAtMs,
-    versionMin: restoredAtMs,
+    versionMin: versionAfterRestore(restoredAtMs),
     devicesMax: 1,
     keysMax: 1_000,
   });
