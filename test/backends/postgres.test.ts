@@ -159,8 +159,12 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
     await Promise.all(Array.from({ length: 40 }, (_, nth) => ask(nth)));
   }
 
-  /** A database in which one role has three connections, and a link to it on which bytes take their time. */
-  async function givingThree() {
+  /**
+   * A database in which one role has three connections, and a link to it on which bytes take their time.
+   *
+   * @param options.toEach whether each pool has one from the start
+   */
+  async function givingThree({ toEach = true } = {}) {
     const { url, drop } = await createDatabase();
     const admin = postgres(url, { max: 1, onnotice: () => {} });
     const role = `few_${randomBytes(6).toString('hex')}`;
@@ -172,9 +176,10 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
     const address = { kind: 'url', url: Object.assign(new URL(url), { username: role, port }).href } as const;
     const clock = createManualClock();
     const database = openDatabase({ address, clock, log: silentLog });
-    // Each pool has one.
-    await database.run((db) => db.execute(sql`SELECT 1`));
-    await database.hot(statement, {});
+    if (toEach) {
+      await database.run((db) => db.execute(sql`SELECT 1`));
+      await database.hot(statement, {});
+    }
     return {
       ...{ database, clock, admin, role },
       async stop() {
@@ -190,6 +195,35 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
   it('those serve everybody', async () => {
     const { database, stop } = await givingThree();
     for (let round = 0; round < 5; round++) await askMany(database);
+    await stop();
+  });
+
+  it.each([
+    ['the hot statements', (database: Database) => database.run((db) => db.execute(sql`SELECT 1`))],
+    ['all others', (database: Database) => database.hot(statement, {})],
+  ])('%s get one also where all were taken before they asked', async (_, take) => {
+    const { database, admin, role, stop } = await givingThree({ toEach: false });
+    await Promise.all(Array.from({ length: 3 }, () => take(database)));
+    const open = await admin`SELECT FROM pg_stat_activity WHERE usename = ${role}`;
+    expect(open).toHaveLength(3);
+    await askMany(database);
+    await stop();
+  });
+
+  it('what runs on one that the other kind needs goes on to its end', async () => {
+    const { database, stop } = await givingThree({ toEach: false });
+    let asked: Promise<unknown> | null = null;
+    let begun = 0;
+    const work = (): Promise<unknown> =>
+      database.transaction(async (tx) => {
+        await tx.execute(sql`SELECT 1`);
+        begun += 1;
+        await eventually(() => begun === 3);
+        asked ??= database.hot(statement, {});
+        return await tx.execute(sql`SELECT 2 AS two`);
+      });
+    expect(await Promise.all([work(), work(), work()])).toEqual(Array(3).fill([{ two: 2 }]));
+    await asked;
     await stop();
   });
 

@@ -4,13 +4,12 @@
  */
 import { type SQL, sql } from 'drizzle-orm';
 import { PgDialect } from 'drizzle-orm/pg-core';
-import { drizzle, type PostgresJsDatabase } from 'drizzle-orm/postgres-js';
-import type postgres from 'postgres';
+import type { PostgresJsDatabase } from 'drizzle-orm/postgres-js';
 import type { Clock } from '../../lib/clock.ts';
 import type { Log } from '../../lib/log.ts';
 import { reasonOf } from '../../lib/reason.ts';
 import { createSlots, NoSlotError } from '../../lib/slots.ts';
-import { APPLICATION_NAME, connect, isPrepared, type PostgresAddress } from './connect.ts';
+import { APPLICATION_NAME, type PostgresAddress } from './connect.ts';
 import {
   codeOf,
   explained,
@@ -21,7 +20,20 @@ import {
   unavailable,
 } from './faults.ts';
 import { createGivenConnections } from './given-connections.ts';
-import { HOT_PLAN_SETTINGS, QUERY_TIMEOUT_MS, SETTINGS } from './settings.ts';
+import {
+  CLIENT_CONNECTIONS,
+  endPools,
+  endWithLastUser,
+  enter,
+  HOT_CONNECTIONS,
+  leave,
+  openClient,
+  openHot,
+  openPools,
+  type PoolName,
+  type Pools,
+} from './pools.ts';
+import { QUERY_TIMEOUT_MS } from './settings.ts';
 
 /** A statement of the hot path: prepared once per connection under its text. */
 export interface HotStatement<Row> {
@@ -91,12 +103,12 @@ const LEAVE_READ_ONLY_PERIOD_MS = 5_000;
 const STALLED_AFTER_S = 3;
 /** What counts, or withdraws, all that there is. */
 const PATIENCE_MS = 15 * 60_000;
-const POOL_CONNECTIONS = 6;
-const HOT_CONNECTIONS = 6;
 /** Hot statements that share a connection at once. */
 const HOT_PIPELINE = 16;
-/** Each refusal leaves one fewer to be tried: who is refused as often as there are connections would find none. */
-const CONNECTION_TRIES_MAX = 6;
+/** Where one pool of the two has no connection, the other gives some of its own up no more often. */
+const MAKE_ROOM_PERIOD_MS = 5_000;
+/** Each refusal leaves one fewer to be tried: who is refused as often as there are connections finds none, and room is made. */
+const CONNECTION_TRIES_MAX = Math.max(CLIENT_CONNECTIONS, HOT_CONNECTIONS) + 3;
 /** Who waits longer for a connection is told to come back: nothing was begun for it. */
 const LINE = { waitingMax: 10_000, waitMaxMs: 5_000 };
 
@@ -141,13 +153,13 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
 
   /** One line for each pool: the time of a query is counted from when a connection is there for it. */
   const slots = {
-    client: createSlots({ clock, slotCount: POOL_CONNECTIONS, ...LINE }),
+    client: createSlots({ clock, slotCount: CLIENT_CONNECTIONS, ...LINE }),
     hot: createSlots({ clock, slotCount: HOT_CONNECTIONS * HOT_PIPELINE, ...LINE }),
   };
   const given = {
     client: createGivenConnections({
       ...{ clock, slots: slots.client },
-      ...{ connectionsMax: POOL_CONNECTIONS, slotCount: POOL_CONNECTIONS },
+      ...{ connectionsMax: CLIENT_CONNECTIONS, slotCount: CLIENT_CONNECTIONS },
     }),
     hot: createGivenConnections({
       ...{ clock, slots: slots.hot },
@@ -156,7 +168,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   };
 
   async function bounded<Result>(
-    pool: keyof typeof slots,
+    pool: PoolName,
     work: (current: Pools) => PromiseLike<Result>,
     limitMs = QUERY_TIMEOUT_MS,
   ): Promise<Result> {
@@ -178,20 +190,35 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
    * takes one of the others when it comes free.
    */
   async function connected<Result>(
-    pool: keyof typeof slots,
+    pool: PoolName,
     work: (current: Pools) => PromiseLike<Result>,
     limitMs: number,
   ): Promise<Result> {
     for (let triesLeft = CONNECTION_TRIES_MAX; ; triesLeft--) {
       try {
-        return await slots[pool].run(async () => await inTime(work, limitMs));
+        return await slots[pool].run(async () => await inTime(pool, work, limitMs));
       } catch (error) {
         if (codeOf(error) !== TOO_MANY_CONNECTIONS) throw error;
-        given[pool].refused();
+        const hasNone = given[pool].refused();
         if (triesLeft === 1) throw error;
+        if (hasNone) makeRoomFor(pool);
         reportOutage(error);
       }
     }
+  }
+
+  const madeRoomFor = new Set<PoolName>();
+
+  /** The other pool keeps open what it was given: it ends that when it is done with it, and begins anew with one. */
+  function makeRoomFor(pool: PoolName): void {
+    if (closed || madeRoomFor.has(pool)) return;
+    madeRoomFor.add(pool);
+    clock.after(MAKE_ROOM_PERIOD_MS, () => madeRoomFor.delete(pool));
+    const other = pool === 'hot' ? 'client' : 'hot';
+    given[other].beginAnew();
+    const old = pools[other];
+    pools = { ...pools, ...(other === 'hot' ? openHot(address) : openClient(address)) };
+    endWithLastUser(old);
   }
 
   /** Codes, of PostgreSQL or the driver, that were reported within the period. Timers end it: a clock may be set back. */
@@ -225,7 +252,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
     if (endingStalled || closed) return;
     endingStalled = true;
     try {
-      const ended = await pools.client`
+      const ended = await pools.client.sql`
         SELECT pg_terminate_backend(pid) FROM pg_stat_activity
         WHERE datname = current_database() AND usename = session_user AND application_name = ${APPLICATION_NAME}
           AND state = 'active' AND wait_event = 'ClientRead'
@@ -240,10 +267,12 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   }
 
   async function inTime<Result>(
+    name: PoolName,
     work: (current: Pools) => PromiseLike<Result>,
     limitMs: number,
   ): Promise<Result> {
     const used = pools;
+    enter(used[name]);
     let timer: ReturnType<Clock['after']> | undefined;
     try {
       return await Promise.race([
@@ -251,13 +280,14 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
         new Promise<never>((_, reject) => {
           timer = clock.after(limitMs, () => {
             // The server itself gives up before: a connection that says nothing is dead, and stays so.
-            if (pools === used) recycle('a query did not end in time');
+            if (pools[name] === used[name]) recycle('a query did not end in time');
             reject(unavailable(new Error('the query did not end in time')));
           });
         }),
       ]);
     } finally {
       timer?.cancel();
+      leave(used[name]);
     }
   }
 
@@ -301,7 +331,7 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       bounded(
         'hot',
         (current) =>
-          current.hot.unsafe(statement.text, statement.bind(values) as never[], {
+          current.hot.sql.unsafe(statement.text, statement.bind(values) as never[], {
             prepare: current.prepare,
           }) as unknown as Promise<never[]>,
       ),
@@ -313,33 +343,4 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
       await endPools(pools, 5);
     },
   };
-}
-
-interface Pools {
-  drizzle: PostgresJsDatabase;
-  client: postgres.Sql;
-  hot: postgres.Sql;
-  prepare: boolean;
-}
-
-function openPools(address: PostgresAddress): Pools {
-  const prepare = isPrepared(address);
-  const settings = Object.fromEntries(Object.entries(SETTINGS).map(([name, { value }]) => [name, value]));
-  // Drizzle changes how its client parses dates: the hot statements get one of their own.
-  const client = connect(address, { max: POOL_CONNECTIONS, prepare, connection: prepare ? settings : {} });
-  const hot = connect(address, {
-    max: HOT_CONNECTIONS,
-    prepare,
-    connection: prepare
-      ? {
-          ...settings,
-          ...HOT_PLAN_SETTINGS,
-        }
-      : {},
-  });
-  return { drizzle: drizzle(client), client, hot, prepare };
-}
-
-async function endPools(pools: Pools, timeoutS: number): Promise<void> {
-  await Promise.allSettled([pools.client.end({ timeout: timeoutS }), pools.hot.end({ timeout: timeoutS })]);
 }

@@ -9,8 +9,14 @@ import type { Slots } from '../../lib/slots.ts';
 const GROW_PERIOD_MS = 5_000;
 
 export interface GivenConnections {
-  /** A connection was refused because there are too many: one fewer is there than was tried. */
-  refused(): void;
+  /**
+   * A connection was refused because there are too many: one fewer is there than was tried.
+   *
+   * @returns whether it was the only one, so that the pool has none
+   */
+  refused(): boolean;
+  /** The pool begins anew with one. */
+  beginAnew(): void;
 }
 
 /**
@@ -27,6 +33,12 @@ export function createGivenConnections(options: {
   let given = connectionsMax;
   let isGrowing = false;
 
+  function keepTo(count: number): void {
+    given = count;
+    limit();
+    growLater();
+  }
+
   /** While some are missing each serves one statement at a time: for a second one the driver would open another. */
   function limit(): void {
     slots.limit(given === connectionsMax ? slotCount : given);
@@ -37,17 +49,16 @@ export function createGivenConnections(options: {
     isGrowing = true;
     clock.after(GROW_PERIOD_MS, () => {
       isGrowing = false;
-      given += 1;
-      limit();
-      growLater();
+      keepTo(given + 1);
     });
   }
 
   return {
     refused() {
-      given = Math.max(1, given - 1);
-      limit();
-      growLater();
+      const wasTheOnlyOne = given === 1;
+      keepTo(Math.max(1, given - 1));
+      return wasTheOnlyOne;
     },
+    beginAnew: () => keepTo(1),
   };
 }
