@@ -160,28 +160,31 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
   }
 
   /**
-   * A database in which one role has three connections, and a link to it on which bytes take their time.
+   * A database in which one role has so many connections, and a link to it on which bytes take their time.
    *
    * @param options.toEach whether each pool has one from the start
    */
-  async function givingThree({ toEach = true } = {}) {
+  async function giving(connectionsMax: number, { toEach = true } = {}) {
     const { url, drop } = await createDatabase();
     const admin = postgres(url, { max: 1, onnotice: () => {} });
     const role = `few_${randomBytes(6).toString('hex')}`;
-    await admin.unsafe(`CREATE ROLE ${role} LOGIN CONNECTION LIMIT 3`);
+    await admin.unsafe(`CREATE ROLE ${role} LOGIN CONNECTION LIMIT ${connectionsMax}`);
     const link = await startTcpProxy(url, { raw: true });
     // Without it a refusal is there before anybody else asks.
     link.impair({ delayMs: 15 });
     const { port } = new URL(link.url);
     const address = { kind: 'url', url: Object.assign(new URL(url), { username: role, port }).href } as const;
     const clock = createManualClock();
-    const database = openDatabase({ address, clock, log: silentLog });
+    const warnings: string[] = [];
+    const log = { ...silentLog, warn: (_: object, text: string) => void warnings.push(text) };
+    const database = openDatabase({ address, clock, log });
     if (toEach) {
       await database.run((db) => db.execute(sql`SELECT 1`));
       await database.hot(statement, {});
     }
     return {
-      ...{ database, clock, admin, role },
+      ...{ database, clock, warnings, admin, role },
+      connections: async () => (await admin`SELECT FROM pg_stat_activity WHERE usename = ${role}`).length,
       async stop() {
         await database.close();
         await link.stop();
@@ -193,7 +196,7 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
   }
 
   it('those serve everybody', async () => {
-    const { database, stop } = await givingThree();
+    const { database, stop } = await giving(3);
     for (let round = 0; round < 5; round++) await askMany(database);
     await stop();
   });
@@ -202,39 +205,41 @@ describe('where PostgreSQL gives fewer connections than are asked for', () => {
     ['the hot statements', (database: Database) => database.run((db) => db.execute(sql`SELECT 1`))],
     ['all others', (database: Database) => database.hot(statement, {})],
   ])('%s get one also where all were taken before they asked', async (_, take) => {
-    const { database, admin, role, stop } = await givingThree({ toEach: false });
+    const { database, connections, stop } = await giving(3, { toEach: false });
     await Promise.all(Array.from({ length: 3 }, () => take(database)));
-    const open = await admin`SELECT FROM pg_stat_activity WHERE usename = ${role}`;
-    expect(open).toHaveLength(3);
+    expect(await connections()).toBe(3);
     await askMany(database);
     await stop();
   });
 
-  it('what runs on one that the other kind needs goes on to its end', async () => {
-    const { database, stop } = await givingThree({ toEach: false });
-    let asked: Promise<unknown> | null = null;
+  it('what runs on those that the other kind needs goes on to its end, and what follows leaves it one', async () => {
+    const { database, warnings, stop } = await giving(2, { toEach: false });
     let begun = 0;
-    const work = (): Promise<unknown> =>
+    const work = (until: () => Promise<unknown>): Promise<unknown> =>
       database.transaction(async (tx) => {
         await tx.execute(sql`SELECT 1`);
         begun += 1;
-        await eventually(() => begun === 3);
-        asked ??= database.hot(statement, {});
+        await until();
         return await tx.execute(sql`SELECT 2 AS two`);
       });
-    expect(await Promise.all([work(), work(), work()])).toEqual(Array(3).fill([{ two: 2 }]));
-    await asked;
+    const isRoomMade = () => warnings.some((text) => text.includes('gives some up'));
+    const first = [work(() => eventually(isRoomMade)), work(() => eventually(isRoomMade))];
+    await eventually(() => begun === 2);
+    const asked = database.hot(statement, {});
+    await eventually(isRoomMade);
+    const following = Array.from({ length: 6 }, () => work(() => asked));
+    expect(await Promise.all(first)).toEqual([[{ two: 2 }], [{ two: 2 }]]);
+    await Promise.all(following);
     await stop();
   });
 
   it('more are opened when it gives them again', async () => {
-    const { database, clock, admin, role, stop } = await givingThree();
+    const { database, clock, connections, admin, role, stop } = await giving(3);
     await askMany(database);
     await admin.unsafe(`ALTER ROLE ${role} CONNECTION LIMIT -1`);
     await clock.advance(60_000);
     await askMany(database);
-    const open = await admin`SELECT FROM pg_stat_activity WHERE usename = ${role}`;
-    expect(open).toHaveLength(12);
+    expect(await connections()).toBe(12);
     await stop();
   });
 });

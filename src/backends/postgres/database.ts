@@ -201,24 +201,32 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
         if (codeOf(error) !== TOO_MANY_CONNECTIONS) throw error;
         const hasNone = given[pool].refused();
         if (triesLeft === 1) throw error;
-        if (hasNone) makeRoomFor(pool);
         reportOutage(error);
+        if (hasNone) await makeRoomFor(pool);
       }
     }
   }
 
-  const madeRoomFor = new Set<PoolName>();
+  const roomsMade = new Map<PoolName, Promise<void>>();
 
-  /** The other pool keeps open what it was given: it ends that when it is done with it, and begins anew with one. */
-  function makeRoomFor(pool: PoolName): void {
-    if (closed || madeRoomFor.has(pool)) return;
-    madeRoomFor.add(pool);
-    clock.after(MAKE_ROOM_PERIOD_MS, () => madeRoomFor.delete(pool));
+  /**
+   * The other pool keeps open what it was given: it ends that when it is done with it, and begins anew with one.
+   *
+   * @returns when it has ended, or takes too long
+   */
+  async function makeRoomFor(pool: PoolName): Promise<void> {
+    const made = roomsMade.get(pool);
+    if (closed || made !== undefined) return await made;
     const other = pool === 'hot' ? 'client' : 'hot';
+    log.warn({ pool, other }, 'one pool was given no PostgreSQL connection: the other gives some up');
     given[other].beginAnew();
     const old = pools[other];
     pools = { ...pools, ...(other === 'hot' ? openHot(address) : openClient(address)) };
-    endWithLastUser(old);
+    const tooLate = new Promise<void>((resolve) => clock.after(MAKE_ROOM_PERIOD_MS, resolve));
+    const room = Promise.race([endWithLastUser(old), tooLate]);
+    roomsMade.set(pool, room);
+    void tooLate.then(() => roomsMade.delete(pool));
+    await room;
   }
 
   /** Codes, of PostgreSQL or the driver, that were reported within the period. Timers end it: a clock may be set back. */

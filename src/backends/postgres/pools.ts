@@ -15,7 +15,8 @@ export interface Pools extends Record<PoolName, Pool> {
 export interface Pool {
   readonly sql: postgres.Sql;
   userCount: number;
-  endsWithLastUser: boolean;
+  /** Called when the last user is gone; null while there may be more. */
+  end: (() => void) | null;
 }
 
 export const CLIENT_CONNECTIONS = 6;
@@ -41,7 +42,7 @@ function openPool(
   const prepare = isPrepared(address);
   const always = Object.fromEntries(Object.entries(SETTINGS).map(([name, { value }]) => [name, value]));
   const sql = connect(address, { max, prepare, connection: prepare ? { ...always, ...settings } : {} });
-  return { sql, userCount: 0, endsWithLastUser: false };
+  return { sql, userCount: 0, end: null };
 }
 
 export function enter(pool: Pool): void {
@@ -50,18 +51,25 @@ export function enter(pool: Pool): void {
 
 export function leave(pool: Pool): void {
   pool.userCount -= 1;
-  endUnused(pool);
+  tellOfLastUser(pool);
 }
 
-/** No sooner: for what waits in a pool that ends, the driver would open connections anew, and keep them. */
-export function endWithLastUser(pool: Pool): void {
-  pool.endsWithLastUser = true;
-  endUnused(pool);
-}
-
-function endUnused({ sql, userCount, endsWithLastUser }: Pool): void {
+/**
+ * No sooner: for what waits in a pool that ends, the driver would open connections anew, and keep them.
+ *
+ * @returns when it has ended
+ */
+export async function endWithLastUser(pool: Pool): Promise<void> {
+  await new Promise<void>((resolve) => {
+    pool.end = resolve;
+    tellOfLastUser(pool);
+  });
   // A query that was given up may hang on it still.
-  if (endsWithLastUser && userCount === 0) void sql.end({ timeout: 0 });
+  await pool.sql.end({ timeout: 0 });
+}
+
+function tellOfLastUser({ userCount, end }: Pool): void {
+  if (userCount === 0) end?.();
 }
 
 export async function endPools({ client, hot }: Pools, timeoutS: number): Promise<void> {
