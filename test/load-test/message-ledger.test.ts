@@ -88,6 +88,15 @@ describe('the books of messages', () => {
     expect(ledger.counts()).toMatchObject({ delivered: 2, outOfOrder: 1 });
   });
 
+  it('count each that a later one has overtaken, however they come among themselves', () => {
+    for (const id of ['1', '2', '3']) {
+      send(id);
+      ledger.stored(id);
+    }
+    for (const id of ['3', '1', '2']) arrive(id);
+    expect(ledger.counts()).toMatchObject({ delivered: 3, outOfOrder: 2 });
+  });
+
   it('expect no order of what was under way at once, of other senders and recipients, or of redeliveries', () => {
     send('1');
     send('2');
