@@ -115,7 +115,11 @@ describe('the open loop', () => {
     expect(result.lateCount).toBe(28);
     expect(result.lateMs.max).toBeGreaterThan(285);
     expect(result.steps[0]!.ms.max).toBeGreaterThanOrEqual(near(300).min);
+    // Not the one alone that held it up: those that could not leave meanwhile have waited too.
+    expect(result.steps[0]!.ms.p90).toBeGreaterThan(185);
     expect(result.steps[0]!.ms.p50).toBeLessThan(2);
+    // The last one was late by nothing any more.
+    expect(result.offeringMs).toBeGreaterThanOrEqual(989);
   });
 
   it('ends where it is interrupted', async () => {
@@ -158,6 +162,12 @@ describe('a schedule', () => {
     expect(scheduleOf(partOf('backlog', { deviceCount: 7, ratePerSecond: 100 })).count).toBe(7);
     expect(scheduleOf(partOf('backlog', { deviceCount: 700, ratePerSecond: 10 })).count).toBe(300);
   });
+
+  it('has one operation at least', () => {
+    for (const scenario of ['chat', 'backlog'] as const) {
+      expect(scheduleOf(partOf(scenario, { ratePerSecond: 0.1, durationMs: 1_000 })).count).toBe(1);
+    }
+  });
 });
 
 describe('the meter', () => {
@@ -176,5 +186,59 @@ describe('the meter', () => {
     expect(Math.max(...step!.curve.map(({ percentile }) => percentile))).toBe(99);
     const latencies = step!.curve.map(({ ms }) => ms);
     expect(latencies).toEqual([...latencies].sort((a, b) => a - b));
+  });
+
+  it('tells each percentile by its own name', () => {
+    const clock = createManualClock();
+    const meter = meterOf(clock);
+    for (let ms = 1; ms <= 1_000; ms++) meter.step('answered', clock.nowMs() - ms);
+    const { ms } = meter.result().steps[0]!;
+    for (const [told, expected] of [
+      [ms.p50, 500],
+      [ms.p90, 900],
+      [ms.p99, 990],
+      [ms.p999, 999],
+      [ms.max, 1_000],
+    ] as const) {
+      expect(told).toBeGreaterThanOrEqual(near(expected).min);
+      expect(told).toBeLessThanOrEqual(near(expected).max);
+    }
+  });
+
+  it('takes what was withheld for neither failed nor unfinished, and counts failures from the most on', () => {
+    const clock = createManualClock();
+    const meter = meterOf(clock);
+    for (let index = 0; index < 7; index++) meter.offered({ startMs: clock.nowMs(), lateMs: 0 });
+    meter.withheld();
+    meter.completed();
+    meter.failed('DISCONNECTED');
+    for (let index = 0; index < 2; index++) meter.failed('QUEUE_FULL');
+    expect(meter.underWay()).toBe(2);
+    const result = meter.result();
+    expect(result).toMatchObject({ offered: 7, withheld: 1, completed: 1, failed: 3, unfinished: 2 });
+    expect(Object.entries(result.failures)).toEqual([
+      ['QUEUE_FULL', 2],
+      ['DISCONNECTED', 1],
+    ]);
+  });
+
+  it('tells when the last operation left, how late it ever was, and when the last one was completed', async () => {
+    const clock = createManualClock();
+    const meter = meterOf(clock);
+    meter.offered({ startMs: clock.nowMs() + 100, lateMs: 30 });
+    expect(meter.result()).toMatchObject({ offeringMs: 130, completingMs: 0 });
+    await clock.advance(400);
+    meter.completed();
+    expect(meter.result()).toMatchObject({ offeringMs: 130, completingMs: 400 });
+  });
+
+  it('shows while it runs the last step that an operation has', () => {
+    const clock = createManualClock();
+    const meter = new Meter({ clock, durationMs: 1_000, steps: ['stored', 'delivered'] });
+    meter.begin(clock.nowMs());
+    meter.step('stored', clock.nowMs() - 10);
+    expect(meter.latestPercentiles()).toBeNull();
+    meter.step('delivered', clock.nowMs() - 70);
+    expect(meter.latestPercentiles()!.max).toBeGreaterThanOrEqual(near(70).min);
   });
 });
