@@ -57,11 +57,12 @@ it('finds no fault in a part of which nothing was due when the user ended the te
   expect(faultsOf([part({ completed: 0 })], { wasInterrupted: true })).toEqual(['chat: nothing succeeded']);
   // Of the instant that such a test takes, the process's own share says nothing.
   expect(warningsOf({ ...IDLE, cores: 0.95 }, [none])).toEqual([]);
+  expect(warningsOf({ ...IDLE, cores: 0.95 }, [none, part()])).toHaveLength(1);
 });
 
 describe('the warnings of a test', () => {
   it('are none where the load process had time and the gateway kept up', () => {
-    expect(warningsOf(IDLE, [part({ lateCount: 10 })])).toEqual([]);
+    expect(warningsOf(IDLE, [part({ lateCount: 10, failed: 10 })])).toEqual([]);
     // Twenty operations in a third of a second, the last of which takes a quarter of a second.
     const short = part({ achievedPerSecond: 60, offeringMs: 330, completingMs: 580 });
     expect(warningsOf(IDLE, [short])).toEqual([]);
@@ -133,7 +134,10 @@ describe('the rates of a part', () => {
 
   it('are not told of what is due all at once', () => {
     const none = { offeredPerSecond: null, achievedPerSecond: null };
-    expect(ratesOf(partOf('storm'), { ...measured, offered: 200, completed: 200 })).toEqual(none);
+    for (const ratePerSecond of [null, 50]) {
+      const storm = partOf('storm', { ratePerSecond });
+      expect(ratesOf(storm, { ...measured, offered: 200, completed: 200 })).toEqual(none);
+    }
     expect(ratesOf(plan, measured)).toEqual(none);
   });
 });
