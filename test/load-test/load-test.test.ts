@@ -10,6 +10,7 @@ import { type LoadTest, LoadTestError, startLoadTest } from '../../src/load-test
 import { progressLine } from '../../src/load-test/progress.ts';
 import type { LoadResult, PartResult } from '../../src/load-test/result.ts';
 import { textReport } from '../../src/load-test/text-report.ts';
+import { UPLOAD_PRE_KEYS_MAX } from '../../src/protocol/limits.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
 import { tokenFor } from '../support/gateway.ts';
@@ -235,6 +236,15 @@ describe('a load test', () => {
     } finally {
       await gateway.kill('SIGCONT');
     }
+  });
+
+  it('refills the prekeys of devices that run low, each under a new id', async () => {
+    // More claims of each than one upload can hold.
+    const part = partOf('claims', { deviceCount: 2, ratePerSecond: 400, durationMs: 1_000 });
+    const { faults, parts } = await (await start([part])).result;
+    expect(faults).toEqual([]);
+    expect(parts[0]!.failures).toEqual({});
+    expect(parts[0]!.claims!.withOneTimePreKey).toBeGreaterThan(2 * UPLOAD_PRE_KEYS_MAX);
   });
 
   it('finds what a broken gateway loses, doubles, misorders and refuses', async () => {
