@@ -247,6 +247,27 @@ describe('a load test', () => {
     expect(parts[0]!.claims!.withOneTimePreKey).toBeGreaterThan(2 * UPLOAD_PRE_KEYS_MAX);
   });
 
+  it('leaves unread what comes to a slow reader, in fits, while the others read', async () => {
+    const clock = createManualClock();
+    const part = partOf('slow-readers', { ...BRIEF, ratePerSecond: 10, durationMs: 4_000 });
+    const test = await start([part], { clock });
+    await eventually(() => test.progress().phase === 'running');
+    const completed = () => test.progress().parts[0]!.completed;
+    await clock.advance(2_950);
+    // The first device is the slow one: it is written to in its turn, and by whoever would write to himself.
+    const toSlow = (operations: number) =>
+      Array.from({ length: operations }, (_, index) => index).filter(
+        (index) => index % 6 === 0 || index % 6 === 1 + (index % 5),
+      ).length;
+    await eventually(() => expect(completed()).toBe(30 - toSlow(30)));
+    expect(test.progress().parts[0]!.underWay).toBe(toSlow(30));
+    await clock.advance(50);
+    await eventually(() => expect(completed()).toBe(31));
+    await clock.advance(1_000);
+    const [, slow, others] = (await test.result).parts[0]!.steps;
+    expect([slow!.count, others!.count]).toEqual([toSlow(40), 40 - toSlow(40)]);
+  });
+
   it('finds what a broken gateway loses, doubles, misorders and refuses', async () => {
     const broken = await startBrokenGateway();
     try {
