@@ -10,6 +10,7 @@ import { type LoadTest, LoadTestError, startLoadTest } from '../../src/load-test
 import { progressLine } from '../../src/load-test/progress.ts';
 import type { LoadResult, PartResult } from '../../src/load-test/result.ts';
 import { textReport } from '../../src/load-test/text-report.ts';
+import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { UPLOAD_PRE_KEYS_MAX } from '../../src/protocol/limits.ts';
 import { createDatabase } from '../support/engines.ts';
 import { eventually } from '../support/eventually.ts';
@@ -390,10 +391,14 @@ describe('a load test', () => {
     }
   });
 
-  it('says so where the tokens are refused', async () => {
+  it.each([
+    ['are forged', async () => 'none'],
+    ['ran out', (address: DeviceAddress) => tokenFor(address, { ttlMs: -5_000 })],
+  ])('says so where the tokens %s', async (_, tokenOf) => {
+    const address = { userId: 'mallory', deviceId: 1 };
     const test = startLoadTest({
       plan: { url: gateway.url, parts: [partOf('connect', { deviceCount: 1 })] },
-      credentials: [{ address: { userId: 'mallory', deviceId: 1 }, token: 'none' }],
+      credentials: [{ address, token: await tokenOf(address) }],
       clock: steadyClock,
       random: Math.random,
       interrupted: new AbortController().signal,
