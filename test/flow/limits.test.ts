@@ -6,7 +6,14 @@ import type { RequestInput, RequestName } from '../../src/protocol/events.ts';
 import { openWebSocketPeer } from '../hostile/raw-peer.ts';
 import { eventually } from '../support/eventually.ts';
 import { FEW_KEYS, gatewayFor, opened, someone, undoAfterEach } from '../support/flow.ts';
-import { type Client, connectClient, enrol, type Party, RefusedError } from '../support/gateway.ts';
+import {
+  type Client,
+  connectClient,
+  enrol,
+  type Party,
+  RefusedError,
+  type TestGateway,
+} from '../support/gateway.ts';
 import { createManualClock } from '../support/manual-clock.ts';
 import { refusedUpgrade } from '../support/upgrade.ts';
 
@@ -34,6 +41,12 @@ async function codesOf<Name extends RequestName>(
     codes.push(reply.ok ? 'ok' : reply.error.code);
   }
   return codes;
+}
+
+/** How often the node has told that something was beyond this limit. */
+async function hitsOf(at: TestGateway, limit: string): Promise<number> {
+  const text = await (await fetch(`${at.adminUrl}/metrics`)).text();
+  return Number(new RegExp(`^keygate_limits_hit_total\\{limit="${limit}"\\} (\\d+)$`, 'm').exec(text)?.[1]);
 }
 
 const letterTo = (to: Party, bytes = 10) => ({
@@ -393,6 +406,7 @@ describe('connections', () => {
       headers: { 'retry-after': '10', 'cache-control': 'no-store' },
       body: { success: false, error: { code: 'RATE_LIMITED', retryable: true } },
     });
+    expect(await hitsOf(at, 'connectionsPerAddress')).toBe(1);
     await expect(refusedUpgrade(at.url, { 'x-forwarded-for': '198.51.100.1' })).rejects.toThrow(
       'it became a WebSocket',
     );
@@ -404,6 +418,15 @@ describe('connections', () => {
       });
       // For one.
       expect((await refusedUpgrade(at.url)).status).toBe(429);
+    }
+  });
+
+  it('from one address are forgotten with the last of them', async () => {
+    const { at } = await limited({ LIMIT_CONNECTIONS_PER_ADDRESS: '1' });
+    for (let round = 0; round < 3; round++) {
+      const client = await eventually(() => at.connect(someone()), { that: 'room being made' });
+      expect((await refusedUpgrade(at.url)).status).toBe(429);
+      client.close();
     }
   });
 
@@ -431,6 +454,8 @@ describe('a connection that brings too many frames', () => {
     for (let i = 0; i < 200; i++) (flooding.socket as unknown as Socket).emit('no such event', i);
     expect(await disconnected).toMatch(/transport (close|error)/);
     await calm.call('keyStatus');
+    // However many frames more had come by then.
+    expect(await hitsOf(at, 'framesPerSocket')).toBe(1);
     await (await at.connect(device)).call('keyStatus');
   });
 
