@@ -185,6 +185,27 @@ describe('a live socket', () => {
     });
   });
 
+  it.each([
+    [
+      'a minute before its end, where its token is good for a day',
+      86_400_000,
+      (leftMs: number) => leftMs - 60_000,
+    ],
+    ['at nine tenths, where it is good for two minutes', 120_000, (leftMs: number) => leftMs * 0.9],
+  ])('is told %s', async (_, ttlMs, noticeOf) => {
+    const clock = createManualClock();
+    const at = await gatewayFor(undo, { clock });
+    const token = await at.token(someone(), ttlMs);
+    const client = await connectClient(at.url, token);
+    undo.push(() => client.close());
+    const { exp } = JSON.parse(Buffer.from(token.split('.')[1]!, 'base64url').toString());
+    await clock.advance(noticeOf(exp * 1000 - clock.nowMs()) - 1);
+    await client.call('keyStatus');
+    expect(client.waiting('tokenExpiring')).toBe(0);
+    await clock.advance(1);
+    expect(await client.next('tokenExpiring')).toEqual({ expiresAt: new Date(exp * 1000).toISOString() });
+  });
+
   it('whose token has run out is refused everything but refreshToken, and is pushed nothing', async () => {
     const { clock, alice, bob, token, expiresAtMs, others } = await withShortToken();
     await clock.advance(expiresAtMs - clock.nowMs() - 1);
