@@ -1,5 +1,5 @@
 /** Whose connection counts: displacement, late ends, several nodes, lost pokes, and what is left of sockets that ended. */
-import { createServer, type IncomingMessage, request } from 'node:http';
+import { createServer, type IncomingMessage, request, type Server } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import postgres from 'postgres';
 import { io, Manager, type Socket } from 'socket.io-client';
@@ -628,6 +628,29 @@ describe('a client that reads nothing', () => {
   });
 });
 
+function session(more: Partial<Session> = {}): Session {
+  return {
+    fence: 1,
+    gate: () => ({ name: 'connected' }),
+    detach() {},
+    displace() {},
+    ...more,
+  } as unknown as Session;
+}
+
+function courierOf(attach: (socket: ServedSocket) => Promise<Session>): SocketDoorParts['courier'] {
+  return {
+    attach: (_: unknown, socket: ServedSocket) => attach(socket),
+  } as unknown as SocketDoorParts['courier'];
+}
+
+/** TCP connections that are open, whatever rides on them. */
+function connectionsOf(server: Server): Promise<number> {
+  return new Promise((resolve, reject) => {
+    server.getConnections((error, count) => (error === null ? resolve(count) : reject(error)));
+  });
+}
+
 /** The door by itself: sockets are real, and what stands behind it does as it is told. */
 async function openDoor(parts: Partial<SocketDoorParts> = {}) {
   const server = createServer();
@@ -672,7 +695,7 @@ async function openDoor(parts: Partial<SocketDoorParts> = {}) {
     await new Promise((resolve) => server.close(resolve));
   });
   const { port } = server.address() as AddressInfo;
-  return { door, closed, refused, url: `http://127.0.0.1:${port}` };
+  return { door, server, closed, refused, url: `http://127.0.0.1:${port}` };
 }
 
 /** A dispatch whose requests end when they are told to. */
@@ -767,6 +790,94 @@ describe('a connection', () => {
     engine.write('1');
     await ended;
     expect(closed).toEqual(['client namespace disconnect']);
+  });
+
+  it('that ended while its token was checked is taken in by nobody', async () => {
+    const judge: (() => void)[] = [];
+    let attached = 0;
+    const { url, server } = await openDoor({
+      authenticator: {
+        authenticate: () =>
+          new Promise((resolve) => {
+            judge.push(() =>
+              resolve({ device: someone(), issuedAtMs: null, expiresAtMs: Date.now() + 3_600_000 }),
+            );
+          }),
+      },
+      courier: courierOf(async () => {
+        attached += 1;
+        return session();
+      }),
+    });
+    const { engine } = await openEngine(url);
+    engine.write('0{"token":"any"}');
+    await eventually(() => expect(judge).toHaveLength(1));
+    engine.close();
+    await eventually(async () => expect(await connectionsOf(server)).toBe(0));
+    judge[0]!();
+    const next = connectClient(url, 'any');
+    await eventually(() => expect(judge).toHaveLength(2));
+    judge[1]!();
+    (await next).close();
+    expect(attached).toBe(1);
+  });
+
+  it('that ended while the store was asked leaves no session, and was never open', async () => {
+    const attach: ((session: Session) => void)[] = [];
+    const opened: unknown[] = [];
+    let detached = 0;
+    const { url, server } = await openDoor({
+      courier: courierOf(() => new Promise((resolve) => attach.push(resolve))),
+      observer: { ...createObserver(silentLog), socketOpened: (event) => opened.push(event) },
+    });
+    const { engine } = await openEngine(url);
+    engine.write('0{"token":"any"}');
+    await eventually(() => expect(attach).toHaveLength(1));
+    engine.close();
+    await eventually(async () => expect(await connectionsOf(server)).toBe(0));
+    attach[0]!(session({ detach: () => void detached++ }));
+    await eventually(() => expect(detached).toBe(1));
+    expect(opened).toEqual([]);
+  });
+
+  it('that is over answers no push, and what is answered too late is no answer', async () => {
+    const clock = createManualClock();
+    const told: unknown[] = [];
+    let served: ServedSocket | undefined;
+    const { url, closed } = await openDoor({
+      clock,
+      authenticator: {
+        authenticate: async () => ({
+          device: someone(),
+          issuedAtMs: null,
+          expiresAtMs: clock.nowMs() + 3_600_000,
+        }),
+      },
+      courier: courierOf(async (socket) => {
+        served = socket;
+        return session();
+      }),
+      observer: {
+        ...createObserver(silentLog),
+        socketClosed: ({ reason }) => closed.push(reason),
+        pushSent: () => (answer) => told.push(answer),
+      },
+    });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    const held = hold(client);
+    const page = served!.pushMessages([]);
+    await eventually(() => expect(held.pages).toBe(1));
+    await clock.advance(30_000);
+    expect(await page).toBeNull();
+    held.answerAll();
+    // By its answer, what came before it was heard.
+    await client.call('keyStatus');
+    expect(told).toEqual([null]);
+
+    client.close();
+    await eventually(() => expect(closed).toHaveLength(1));
+    expect(await served!.pushMessages([])).toBeNull();
   });
 
   it('tells why it was ended by the server, where it was', async () => {
