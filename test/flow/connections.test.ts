@@ -965,6 +965,40 @@ it('a socket that is taken in while the node drains is sent away to come back by
   expect(socket.active).toBe(true);
 });
 
+describe('a node that drains', () => {
+  it('takes in nobody and carries out nothing more, and says that it passes', async () => {
+    let isDraining = false;
+    const slow = slowDispatch();
+    const { url } = await openDoor({ dispatch: slow.dispatch, isDraining: () => isDraining });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    isDraining = true;
+    const unavailable = { code: 'UNAVAILABLE', retryable: true, retryAfterMs: expect.any(Number) };
+    expect(await client.refusal('keyStatus')).toMatchObject(unavailable);
+    expect(slow.started).toEqual([]);
+    const { error } = (await connectClient(url, 'any').catch((refused) => refused)) as RefusedError;
+    expect(error).toMatchObject(unavailable);
+  });
+
+  it('tells each client when to come back, spread, and ends its connection no sooner', async () => {
+    const clock = createManualClock();
+    const { door, url, closed } = await openDoor({ clock });
+    const clients: Client[] = [];
+    for (let i = 0; i < 4; i++) clients.push(await connectClient(url, 'any'));
+    undo.push(() => clients.forEach((client) => void client.close()));
+    const drained = door.drain(1_000);
+    const told = await Promise.all(clients.map((client) => client.next('serverDraining')));
+    expect(told.map(({ retryAfterMs }) => retryAfterMs)).toEqual([0, 250, 500, 750]);
+    for (const [ended, waitMs] of [0, 250, 250, 250].entries()) {
+      if (waitMs > 0) await clock.advance(waitMs - 1);
+      expect(closed).toHaveLength(ended);
+      await clock.advance(waitMs > 0 ? 1 : 0);
+      expect(closed).toHaveLength(ended + 1);
+    }
+    await drained;
+  });
+});
+
 describe('requests that are under way when the node drains', () => {
   it('are answered before their connection ends', async () => {
     const slow = slowDispatch();
@@ -983,6 +1017,49 @@ describe('requests that are under way when the node drains', () => {
     for (const end of slow.ends.splice(0)) end();
     expect(await Promise.all(replies)).toEqual(replies.map(() => ({ ok: true, data: {} })));
     await client.disconnected;
+    await drained;
+  });
+
+  it('hold up nobody where there are none', async () => {
+    const clock = createManualClock();
+    const { door, url, closed } = await openDoor({ clock });
+    const client = await connectClient(url, 'any');
+    undo.push(() => client.close());
+    await client.call('keyStatus');
+    const drained = door.drain(0);
+    await clock.advance(0);
+    await drained;
+    expect(closed).toEqual(['the node drains']);
+    await client.disconnected;
+  });
+
+  it('of a connection that ends meanwhile hold it up no longer', async () => {
+    const slow = slowDispatch();
+    const clock = createManualClock();
+    const { door, url } = await openDoor({ dispatch: slow.dispatch, clock });
+    const client = await connectClient(url, 'any');
+    void client.ask('keyStatus', {}).catch(() => {});
+    await eventually(() => expect(slow.started).toHaveLength(1));
+    const drained = door.drain(0);
+    await clock.advance(0);
+    client.close();
+    await drained;
+  });
+
+  it('of a connection that has ended before its turn do not hold it up', async () => {
+    const slow = slowDispatch();
+    const clock = createManualClock();
+    const { door, url, closed } = await openDoor({ dispatch: slow.dispatch, clock });
+    const first = await connectClient(url, 'any');
+    const second = await connectClient(url, 'any');
+    undo.push(() => first.close());
+    void second.ask('keyStatus', {}).catch(() => {});
+    await eventually(() => expect(slow.started).toHaveLength(1));
+    const drained = door.drain(1_000);
+    await clock.advance(0);
+    second.close();
+    await eventually(() => expect(closed).toHaveLength(2));
+    await clock.advance(500);
     await drained;
   });
 
