@@ -914,6 +914,21 @@ describe('a refused handshake', () => {
     expect(logged).toEqual([{ errorId, error: new Error('a fault') }]);
   });
 
+  it('of other namespaces is given sixteen times, and then no more', async () => {
+    const { url } = await openDoor();
+    const { engine } = await openWire({ url, token: async () => 'any' }, someone());
+    const refusals: unknown[] = [];
+    engine.on('data', (data: unknown) => {
+      if (String(data).startsWith('4/')) refusals.push(data);
+    });
+    const ended = new Promise((resolve) => engine.once('close', resolve));
+    for (let i = 0; i < 16; i++) engine.write(`0/${i},`);
+    await eventually(() => expect(refusals).toHaveLength(16));
+    expect(engine.readyState).toBe('open');
+    engine.write('0/more,');
+    await ended;
+  });
+
   it('of another namespace says so with an error object', async () => {
     const { url } = await openDoor();
     const socket = io(`${url}/admin`, { transports: ['websocket'], forceNew: true, reconnection: false });
