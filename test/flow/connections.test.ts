@@ -875,7 +875,10 @@ describe('a connection', () => {
     await client.call('keyStatus');
     expect(told).toEqual([null]);
 
+    const unanswered = served!.pushMessages([]);
+    await eventually(() => expect(held.pages).toBe(1));
     client.close();
+    expect(await unanswered).toBeNull();
     await eventually(() => expect(closed).toHaveLength(1));
     expect(await served!.pushMessages([])).toBeNull();
   });
