@@ -64,6 +64,8 @@ async function ask(method: string, path: string, asked: Asked = {}, url = gatewa
   expect(response.headers.get('cache-control')).toBe('no-store');
   expect(response.headers.get('x-content-type-options')).toBe('nosniff');
   expect(response.headers.get('vary')).toContain('Origin');
+  expect(response.headers.get('referrer-policy')).toBe('no-referrer');
+  expect(response.headers.get('content-security-policy')).toBe("default-src 'none'; frame-ancestors 'none'");
   return {
     status: response.status,
     headers: response.headers,
@@ -601,6 +603,8 @@ describe('browsers', () => {
       expect({ status, body }).toEqual({ status: 204, body: null });
       expect(headers.get('access-control-allow-origin')).toBe(ORIGIN);
       expect(headers.get('access-control-allow-methods')).toBe(method);
+      expect(headers.get('allow')).toBe(`${method}, OPTIONS`);
+      expect(headers.get('access-control-max-age')).toBe('600');
       expect(headers.get('access-control-allow-headers')).toBe(
         'Authorization, Content-Type, Idempotency-Key',
       );
