@@ -249,6 +249,8 @@ describe('a bundle by HTTP', () => {
     const { status, body } = await ask('GET', `/api/keys/${bob.userId}`);
     expect(status).toBe(200);
     expect(body.keyBundle.oneTimePreKeys).toEqual([]);
+    // By HTTP the empty list says it all.
+    expect(body.keyBundle).not.toHaveProperty('oneTimePreKeyAbsent');
     expect(body.keyBundle.pqPreKey.lastResort).toBe(true);
   });
 
