@@ -445,6 +445,11 @@ describe('who may come in', () => {
     expect(headers.get('www-authenticate')).toBe('Bearer');
   });
 
+  it('shows one token and nothing behind it', async () => {
+    const authorization = `Bearer ${await tokenFor(alice)} more`;
+    expect((await ask('GET', '/api/keys/stats', { as: null, headers: { authorization } })).status).toBe(401);
+  });
+
   it('may write the scheme in small letters', async () => {
     const authorization = `bearer ${await tokenFor(alice)}`;
     expect((await ask('GET', '/api/keys/stats', { as: null, headers: { authorization } })).status).toBe(200);
