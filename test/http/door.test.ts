@@ -12,6 +12,7 @@ import { FRAME_BYTES_MAX, ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../../src/pr
 import { createObserver } from '../../src/requests/observe.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
+import { createManualClock } from '../support/manual-clock.ts';
 
 const ORIGIN = 'https://chat.example.org';
 const paths = Object.values(httpRoutes).map(({ method, path }) => ({
@@ -780,8 +781,9 @@ describe('a door in trouble', () => {
     ]);
   });
 
-  it('tells the observer of what it refuses before dispatch', async () => {
-    const url = await openDoor({});
+  it('tells the observer of what it refuses before dispatch, and how long that took', async () => {
+    const clock = createManualClock();
+    const url = await openDoor({ clock, limits: { chargeArrival: () => clock.advance(70) } });
     await ask('POST', '/api/keys/upload', { body: '{' }, url);
     await ask('POST', '/api/keys/add-prekeys', { body: {} }, url);
     expect(seen).toEqual(
@@ -790,9 +792,33 @@ describe('a door in trouble', () => {
         device,
         name,
         code: 'BAD_REQUEST',
-        durationMs: expect.any(Number),
+        durationMs: 70,
       })),
     );
+  });
+
+  it('tells the observer whose request was beyond a limit, or whose token was revoked', async () => {
+    for (const [code, parts] of [
+      ['RATE_LIMITED', { limits: { chargeArrival: () => Promise.reject(new GatewayError('RATE_LIMITED')) } }],
+      ['FORBIDDEN', { refuseRevoked: () => Promise.reject(new GatewayError('FORBIDDEN')) }],
+    ] as const) {
+      const url = await openDoor(parts);
+      await ask('GET', '/api/keys/stats', {}, url);
+      expect(seen.splice(0)).toEqual([
+        { door: 'http', device, name: 'keyStats', code, durationMs: expect.any(Number) },
+      ]);
+      await door!.close();
+    }
+  });
+
+  it('charges what turns out to be revoked, too', async () => {
+    const charged: unknown[] = [];
+    const url = await openDoor({
+      limits: { chargeArrival: async (_, name) => void charged.push(name) },
+      refuseRevoked: () => Promise.reject(new GatewayError('FORBIDDEN')),
+    });
+    expect((await ask('GET', '/api/keys/stats', {}, url)).status).toBe(403);
+    expect(charged).toEqual(['keyStats']);
   });
 
   it('answers what is under way before it closes, and what comes after with UNAVAILABLE', async () => {
