@@ -121,6 +121,19 @@ describe('requests of one name by one device', () => {
     expect(statuses).toEqual([200, 200, 429]);
   });
 
+  it('by HTTP count also where one asks for another', async () => {
+    const { at } = await limited({ LIMIT_REQUESTS: '2' });
+    const { userId } = (await enrol(at, someone(), FEW_KEYS)).address;
+    const address = someone();
+    const headers = { authorization: `Bearer ${await at.token(address)}` };
+    // Where no device is named, the list of them is looked at.
+    for (let i = 0; i < 2; i++) {
+      expect((await fetch(`${at.url}/api/keys/${userId}`, { headers })).status).toBe(200);
+    }
+    const client = await at.connect(address);
+    expect(await client.refusal('listDevices', { userId })).toMatchObject({ code: 'RATE_LIMITED' });
+  });
+
   it('are not limited where 0 says so', async () => {
     const { at } = await limited({ LIMIT_REQUESTS: '0' });
     const alice = await at.connect(someone());
