@@ -293,6 +293,7 @@ describe('a bundle by HTTP', () => {
       ['/api/keys/nobody', {}, 404, 'USER_NOT_FOUND', []],
       ['/api/keys/nobody?deviceId=1', {}, 404, 'USER_NOT_FOUND', []],
       [`${address}?deviceId=2`, {}, 404, 'DEVICE_NOT_FOUND', []],
+      [`${address}?deviceId=127`, {}, 404, 'DEVICE_NOT_FOUND', []],
       [`${address}?deviceId=0`, {}, 400, 'BAD_REQUEST', ['deviceId']],
       [`${address}?deviceId=128`, {}, 400, 'BAD_REQUEST', ['deviceId']],
       [`${address}?deviceId=01`, {}, 400, 'BAD_REQUEST', ['deviceId']],
