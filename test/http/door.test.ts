@@ -10,6 +10,7 @@ import { httpRoutes } from '../../src/protocol/http-routes.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { FRAME_BYTES_MAX, ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../../src/protocol/limits.ts';
 import { createObserver } from '../../src/requests/observe.ts';
+import { openWebSocketPeer } from '../hostile/raw-peer.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 import { createManualClock } from '../support/manual-clock.ts';
@@ -671,6 +672,12 @@ describe('beside Socket.IO', () => {
       expect(answer).toContain('protocol 4 of Engine.IO');
     },
   );
+
+  it('lets nobody keep the answer to an upgrade', async () => {
+    const peer = await openWebSocketPeer(gateway.url);
+    expect(peer.received).toMatch(/^HTTP\/1\.1 101 .*\r\ncache-control: no-store\r\n/is);
+    peer.destroy();
+  });
 
   it('tells a client that polls how a socket is opened', async () => {
     for (const [method, status] of [
