@@ -217,6 +217,19 @@ describe('claims', () => {
   });
 });
 
+it('no more than 20,000 operations of a part are under way at once: what is due beyond is withheld', async () => {
+  const gateway = await gatewayOf({ requestBundle: () => null });
+  const plan = partOf('claims', { deviceCount: 2, ratePerSecond: 20_500_000, durationMs: 1 });
+  const test = await start(gateway.url, plan);
+  await running(test);
+  await clock.advance(plan.durationMs);
+  expect(test.progress().parts[0]).toMatchObject({ offered: 20_500, underWay: 20_000 });
+  await gateway.stop();
+  const { parts, warnings } = await resultOf(test);
+  expect(parts[0]).toMatchObject({ withheld: 500, unfinished: 20_000 });
+  expect(warnings.join()).toContain('500 operations were not sent');
+});
+
 describe('messages', () => {
   it('that the recipient has no room for are counted by that', async () => {
     const gateway = await gatewayOf({
