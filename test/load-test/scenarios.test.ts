@@ -256,6 +256,10 @@ describe('messages', () => {
       expect(stored).toBe(30);
     });
     await gateway.stop();
+    await eventually(async () => {
+      await clock.advance(500);
+      expect(test.progress().phase).toBe('ending');
+    });
     const { faults, parts } = await resultOf(test);
     expect(parts[0]!.messages).toMatchObject({ stored: 30, lost: 0, unproven: 30 });
     expect(faults).toContain(
