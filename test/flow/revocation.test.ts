@@ -254,6 +254,22 @@ describe('keygate revoke', () => {
     expect(await answer.json()).toMatchObject({ success: false, error: { code: 'FORBIDDEN' } });
   });
 
+  it('lets a device start afresh by HTTP, too, with a later token', async () => {
+    const at = await gatewayFor(undo);
+    const bob = await enrol(at, someone(), FEW_KEYS);
+    const { revokedAt, keyVersion } = await revoke(at, bob.address);
+    const { identityKey: identityPubKey, ...keys } = new SignalDevice(bob.address).uploadInput(FEW_KEYS);
+    const uploaded = await fetch(`${at.url}/api/keys/upload`, {
+      method: 'POST',
+      headers: {
+        authorization: `Bearer ${await tokenOf(bob.address, Date.parse(revokedAt) + 1_000)}`,
+        'content-type': 'application/json',
+      },
+      body: JSON.stringify({ keyBundle: { identityPubKey, ...keys } }),
+    });
+    expect(await uploaded.json()).toMatchObject({ success: true, keyVersion: keyVersion + 1 });
+  });
+
   it('also stops a device that has never uploaded', async () => {
     const at = await gatewayFor(undo);
     const device = someone();
