@@ -761,6 +761,8 @@ describe('a connection', () => {
   it('takes one token: a second one, also while the first is checked, ends it', async () => {
     const asked: (() => void)[] = [];
     const { url, closed } = await openDoor({
+      // It stands still: whoever is taken in too late would be cut, too.
+      clock: createManualClock(),
       authenticator: {
         authenticate: () =>
           new Promise((resolve) => {
