@@ -126,12 +126,14 @@ export class LoadDevice {
   async openGate(): Promise<void> {
     if (this.#validation === null || this.#validation.untilMs < this.#clock.nowMs()) await this.#validate();
     const empty = this.#queueEmpty();
-    // Where the request is refused, nobody waits for the end of the queue.
+    // Where the connection ends, the request says so.
     empty.catch(() => {});
     try {
       await this.ask('clientReady', { validation: this.#validation!.text });
     } catch (error) {
       this.#validation = null;
+      // Nobody waits for the end of the queue.
+      this.#onQueueEmpty();
       throw error;
     }
     await empty;

@@ -65,6 +65,8 @@ it('validates anew where its validation was refused', async () => {
   const device = await deviceAt(gateway.url);
   await device.connect();
   await expect(device.openGate()).rejects.toMatchObject({ code: 'KEYS_OUT_OF_SYNC' });
+  // Nor does it wait for what will not come.
+  expect(device.isWaiting).toBe(false);
   isRefused = false;
   await device.openGate();
   expect(gateway.names()).toEqual(['validateKeys', 'clientReady', 'validateKeys', 'clientReady']);
