@@ -3,10 +3,15 @@ import type { Socket } from 'node:net';
 import { answerLast } from '../lib/last-answer.ts';
 import { ERRORS, type GatewayError } from '../protocol/errors.ts';
 
-export function refuseUpgrade(socket: Socket, refusal: GatewayError): void {
+/** @param status of the table of codes, unless HTTP has one of its own for it */
+export function refuseUpgrade(
+  socket: Socket,
+  refusal: GatewayError,
+  status: number = ERRORS[refusal.code].httpStatus,
+): void {
   const error = refusal.toObject();
   answerLast(socket, {
-    status: ERRORS[refusal.code].httpStatus,
+    status,
     headers: {
       'cache-control': 'no-store',
       'x-content-type-options': 'nosniff',

@@ -2,7 +2,6 @@
 import { randomUUID } from 'node:crypto';
 import type { Server as HttpServer, IncomingMessage } from 'node:http';
 import type { Socket as TcpSocket } from 'node:net';
-import type { Duplex } from 'node:stream';
 import { type DefaultEventsMap, Server } from 'socket.io';
 import type { Courier } from '../delivery/courier.ts';
 import type { Clock } from '../lib/clock.ts';
@@ -175,11 +174,10 @@ export function createSocketDoor(parts: SocketDoorParts): SocketDoor {
     next(/[?&]sid=/.test(request.url ?? '') ? new Error('a session stays on its connection') : undefined);
   });
 
-  parts.server.on('upgrade', (request: IncomingMessage, socket: Duplex) => {
-    if (request.url?.startsWith(`${io.path()}/`)) return;
-    socket.on('error', () => {});
-    // Without the second half, a peer that never ends its own side would keep the connection for ever.
-    socket.end('HTTP/1.1 404 Not Found\r\nconnection: close\r\n\r\n', () => socket.destroy());
+  parts.server.on('upgrade', ({ url, socket }: IncomingMessage) => {
+    if (url?.startsWith(`${io.path()}/`)) return;
+    heedErrors(socket);
+    refuseUpgrade(socket, badRequest([{ path: [], message: `sockets are opened at ${io.path()}/` }]), 404);
   });
 
   const strangers = watchStrangers(io.engine, clock);

@@ -17,6 +17,7 @@ import type { Observer } from '../requests/observe.ts';
 import { type AllowedOrigins, isOriginAllowed } from '../requests/origins.ts';
 import { createAnswers, type RouteName } from './answers.ts';
 import { HEADERS, malformed, refusalOf, refuse, refuseMethod, refuseUnreadable } from './refusals.ts';
+import { UpgradableRequest } from './upgradable-request.ts';
 
 export interface HttpDoorParts {
   dispatch: Dispatch;
@@ -79,7 +80,11 @@ export async function createHttpDoor(parts: HttpDoorParts): Promise<HttpDoor> {
   const app = fastify({
     logger: false,
     bodyLimit: FRAME_BYTES_MAX,
-    http: { headersTimeout: HEADERS_TIMEOUT_MS, connectionsCheckingInterval: TIMEOUT_CHECK_MS },
+    http: {
+      headersTimeout: HEADERS_TIMEOUT_MS,
+      connectionsCheckingInterval: TIMEOUT_CHECK_MS,
+      IncomingMessage: UpgradableRequest,
+    },
     requestTimeout: REQUEST_TIMEOUT_MS,
     keepAliveTimeout: KEEP_ALIVE_TIMEOUT_MS,
     connectionTimeout: STALLED_TIMEOUT_MS,

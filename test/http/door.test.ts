@@ -1,5 +1,7 @@
 import { randomUUID } from 'node:crypto';
+import { Agent, request } from 'node:http';
 import { type AddressInfo, connect } from 'node:net';
+import { json } from 'node:stream/consumers';
 import { afterAll, afterEach, beforeAll, beforeEach, describe, expect, it } from 'vitest';
 import { createHttpDoor, type HttpDoor, type HttpDoorParts } from '../../src/http/door.ts';
 import { systemClock } from '../../src/lib/clock.ts';
@@ -10,7 +12,7 @@ import { httpRoutes } from '../../src/protocol/http-routes.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
 import { FRAME_BYTES_MAX, ISSUES_MAX, VALIDATE_PRE_KEYS_MAX } from '../../src/protocol/limits.ts';
 import { createObserver } from '../../src/requests/observe.ts';
-import { openWebSocketPeer } from '../hostile/raw-peer.ts';
+import { openWebSocketPeer, upgradeRequest } from '../hostile/raw-peer.ts';
 import { startGateway, type TestGateway, tokenFor } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
 import { createManualClock } from '../support/manual-clock.ts';
@@ -672,6 +674,45 @@ describe('beside Socket.IO', () => {
       expect(answer).toContain('protocol 4 of Engine.IO');
     },
   );
+
+  it('overlooks an upgrade to what it does not speak, as clients of Java offer it with every request', async () => {
+    const { oneTimePreKeys: preKeys } = (await uploaded(bob, 1)).morePreKeys(2);
+    const token = await tokenFor(bob);
+    const agent = new Agent({ keepAlive: true, maxSockets: 1 });
+    const offer = (method: string, path: string, body?: object): Promise<unknown[]> =>
+      new Promise((resolve, reject) => {
+        const headers = {
+          authorization: `Bearer ${token}`,
+          connection: 'Upgrade, HTTP2-Settings',
+          upgrade: 'h2c',
+          'http2-settings': 'AAEAAEAAAAIAAAABAAMAAABkAAQBAAAAAAUAAEAA',
+          ...(body !== undefined && { 'content-type': 'application/json' }),
+        };
+        const asking = request(`${gateway.url}${path}`, { method, headers, agent }, async (response) => {
+          resolve([response.statusCode, await json(response), asking.reusedSocket]);
+        });
+        asking.on('error', reject);
+        asking.end(body === undefined ? undefined : JSON.stringify(body));
+      });
+    const total = (totalPreKeys: number) => expect.objectContaining({ success: true, totalPreKeys });
+    const refused = expect.objectContaining({ success: false });
+    expect(await offer('GET', '/api/keys/stats')).toEqual([200, total(1), false]);
+    expect((await offer('POST', '/api/keys/add-prekeys', { preKeys }))[0]).toBe(200);
+    expect(await offer('GET', '/nowhere')).toEqual([404, refused, true]);
+    expect(await offer('GET', '/api/keys/stats')).toEqual([200, total(3), true]);
+    agent.destroy();
+  });
+
+  it('says where sockets are opened to a WebSocket of another address', async () => {
+    const asked = upgradeRequest(gateway.url).replace('/socket.io/', '/ws');
+    const answer = await raw(gateway.url, asked);
+    expect(answer).toMatch(/^HTTP\/1\.1 404 /);
+    expect(answer).toMatch(/\r\ncache-control: no-store\r\n/);
+    expect(JSON.parse(answer.split('\r\n\r\n')[1]!)).toMatchObject({
+      success: false,
+      error: { code: 'BAD_REQUEST', details: { issues: [{ message: 'sockets are opened at /socket.io/' }] } },
+    });
+  });
 
   it('lets nobody keep the answer to an upgrade', async () => {
     const peer = await openWebSocketPeer(gateway.url);
