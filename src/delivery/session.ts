@@ -54,6 +54,8 @@ export interface Session {
   reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
   /** A validation found client and server in step at `keyVersion`. */
   validated(keyVersion: number): void;
+  /** A validation found that the server was restored from an older backup, and lifted its version to `keyVersion`. */
+  foundRestored(keyVersion: number): void;
   /**
    * Opens the gate with this socket's validation, or with the one brought along.
    *
@@ -485,6 +487,10 @@ class DeviceSession implements Session {
     // The notice of a change was lost, or is on its way: the look closes the gate and tells why.
     this.#validatedAhead = keyVersion;
     this.look();
+  }
+
+  foundRestored(keyVersion: number): void {
+    if (keyVersion !== keyVersionOf(this.#state)) this.#findRestored(keyVersion);
   }
 
   async ready(broughtKeyVersion: number | null): ReturnType<Session['ready']> {

@@ -53,16 +53,6 @@ const uploadVerdicts = z.object({
 export const missingKey = z.enum(['identity', 'signedPreKey', 'pqLastResortPreKey', 'rolledBack']);
 export type MissingKey = z.infer<typeof missingKey>;
 
-function atLeastOne<Shape extends z.ZodRawShape>(shape: Shape, names: string) {
-  return z
-    .strictObject(shape)
-    .refine(
-      (input) => Object.values(input).some((value) => value !== undefined),
-      `needs at least one of ${names}`,
-    )
-    .meta({ minProperties: 1 });
-}
-
 export const requests = {
   uploadKeys: {
     meaning:
@@ -72,21 +62,18 @@ export const requests = {
   },
   addPreKeys: {
     meaning: 'Adds one-time prekeys to the pools.',
-    input: atLeastOne(
-      { oneTimePreKeys: oneTimePreKeys.optional(), pqOneTimePreKeys: pqOneTimePreKeys.optional() },
-      'oneTimePreKeys, pqOneTimePreKeys',
-    ),
+    input: z.strictObject({
+      oneTimePreKeys: oneTimePreKeys.optional(),
+      pqOneTimePreKeys: pqOneTimePreKeys.optional(),
+    }),
     data: uploadVerdicts,
   },
   withdrawPreKeys: {
     meaning: 'Takes back ids whose private halves are lost: they are never handed out again.',
-    input: atLeastOne(
-      {
-        preKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
-        pqPreKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
-      },
-      'preKeyIds, pqPreKeyIds',
-    ),
+    input: z.strictObject({
+      preKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
+      pqPreKeyIds: idList(WITHDRAW_PRE_KEYS_MAX).optional(),
+    }),
     data: z.object({ withdrawnCount: count, ...poolCounts }),
   },
   rotateSignedPreKey: {

@@ -139,8 +139,11 @@ export function createHandlers(parts: HandlersParts): Handlers {
 
     async validateKeys(context, input) {
       const { data, changed } = await validateKeys(on(context), context.device, input);
+      const session = context.connection?.session;
+      if (data.keysValid) session?.validated(data.keyVersion);
+      // Before the look that would take it for a rotation.
+      if (data.missingKeys.includes('rolledBack')) session?.foundRestored(data.keyVersion);
       if (changed) bus.poke([context.device]);
-      if (data.keysValid) context.connection?.session.validated(data.keyVersion);
       return data;
     },
 

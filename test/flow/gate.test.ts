@@ -700,6 +700,25 @@ describe('a server that was restored from an older backup', () => {
     await eventually(() => contents(bob.client).includes('held'));
   });
 
+  it('closes the gate with serverRestored where a validation finds it, and its keys are older', async () => {
+    const bob = await opened(shared);
+    const local = { ...bob.device.validateInput(), lastKeyVersion: 9 };
+    const verdict = await bob.client.call('validateKeys', local);
+    expect(verdict).toMatchObject({ missingKeys: ['rolledBack'], keyVersion: 10 });
+    expect(await bob.client.next('gateClosed')).toEqual({ reason: 'serverRestored', keyVersion: 10 });
+  });
+
+  it('leaves the gate open where a validation finds that its pools alone are older', async () => {
+    const alice = await opened(shared);
+    const bob = await opened(shared);
+    const local = { ...bob.device.validateInput(), lastCountVersion: 9 };
+    const verdict = await bob.client.call('validateKeys', local);
+    expect(verdict).toMatchObject({ missingKeys: ['rolledBack'], keyVersion: 1 });
+    await send(alice.client, bob, 'delivered all the same');
+    await eventually(() => contents(bob.client).includes('delivered all the same'));
+    expect(bob.client.waiting('gateClosed')).toBe(0);
+  });
+
   it('a validation from before it opens nothing, and the next one does', async () => {
     const alice = await opened(shared);
     const bob = await enrol(shared, someone(), FEW_KEYS);

@@ -854,12 +854,14 @@ describe('addPreKeys', () => {
     });
   });
 
-  it('needs a key set, and an input that adds something', async () => {
+  it('needs a key set, and no list', async () => {
     const { keys, client } = await stranger();
     const more = { oneTimePreKeys: [keys.oneTime(2)] };
-    expect(await client.refusal('addPreKeys', more)).toMatchObject({ code: 'KEYS_NOT_UPLOADED' });
-    await client.call('uploadKeys', keys.keySet());
-    expect(await client.refusal('addPreKeys', {})).toMatchObject({ code: 'BAD_REQUEST' });
+    for (const input of [more, {}]) {
+      expect(await client.refusal('addPreKeys', input)).toMatchObject({ code: 'KEYS_NOT_UPLOADED' });
+    }
+    const { countVersion } = await client.call('uploadKeys', keys.keySet());
+    expect(await client.call('addPreKeys', {})).toMatchObject({ availableCount: 0, countVersion });
     expect(await client.call('addPreKeys', more)).toMatchObject({ availableCount: 1 });
     await client.call('resetKeys');
     expect(await client.refusal('addPreKeys', more)).toMatchObject({ code: 'KEYS_NOT_UPLOADED' });
@@ -974,15 +976,26 @@ describe('withdrawPreKeys', () => {
     });
   });
 
-  it('does nothing for a device without keys, and needs at least one list', async () => {
-    const { client } = await stranger();
+  it('does nothing for a device without keys, nor without a list', async () => {
+    const { keys, client } = await stranger();
     expect(await client.call('withdrawPreKeys', { preKeyIds: [1] })).toEqual({
       withdrawnCount: 0,
       availableCount: 0,
       pqAvailableCount: 0,
       countVersion: 0,
     });
-    expect(await client.refusal('withdrawPreKeys', {})).toMatchObject({ code: 'BAD_REQUEST' });
+    const { countVersion } = await client.call(
+      'uploadKeys',
+      keys.keySet({ oneTimePreKeys: [keys.oneTime(1)] }),
+    );
+    for (const input of [{}, { preKeyIds: [] }]) {
+      expect(await client.call('withdrawPreKeys', input)).toEqual({
+        withdrawnCount: 0,
+        availableCount: 1,
+        pqAvailableCount: 0,
+        countVersion,
+      });
+    }
   });
 });
 
