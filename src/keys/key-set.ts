@@ -121,9 +121,13 @@ export function refuseLateChange(
   changes: boolean,
 ): void {
   if (changes && ifKeyVersion !== undefined && ifKeyVersion < current.keyVersion) {
-    throw new GatewayError('KEYS_OUT_OF_SYNC', 'the keys have changed since ifKeyVersion', {
-      details: { keyVersion: current.keyVersion },
-    });
+    throw new GatewayError(
+      'KEYS_OUT_OF_SYNC',
+      'the keys have changed since ifKeyVersion, or since the request came',
+      {
+        details: { keyVersion: current.keyVersion },
+      },
+    );
   }
 }
 
