@@ -157,6 +157,18 @@ describe('the checker accepts', () => {
     expect(rulesBroken(story.events, { queued: [waiting('m1'), waiting('m2')] })).toEqual([]);
   });
 
+  it('what a gateway that stood still brings by an old connection, and was sent back since', () => {
+    const story = scene();
+    story.ready(BOB, 2);
+    story.sent('m1');
+    story.uploaded(BOB, [], { replaces: true, keyVersion: 2 });
+    story.ready(BOB, 3, 2);
+    story.sent('m2');
+    story.delivered(['m2'], 3);
+    story.delivered(['m1'], 2);
+    expect(rulesBroken(story.events, { queued: [waiting('m1'), waiting('m2')] })).toEqual([]);
+  });
+
   it('what a device is told of its queue, where it can be so', () => {
     const story = scene();
     story.sent('m1', 'm2');
@@ -315,6 +327,19 @@ describe('the checker finds', () => {
     story.sent('m1', 'm2');
     story.delivered(['m2', 'm1']);
     story.processed(['m2', 'm1']);
+    // Over all connections, and on this one.
+    expect(rulesBroken(story.events)).toEqual(['in order', 'in order']);
+  });
+
+  it('a message that another overtook, though it has come late by an older connection', () => {
+    const story = scene();
+    story.ready(BOB, 2);
+    story.sent('m1', 'm2');
+    story.ready(BOB, 3, 1, 2);
+    story.delivered(['m2'], 3);
+    story.delivered(['m1'], 2);
+    story.delivered(['m1'], 3);
+    story.processed(['m2', 'm1'], 3);
     // Over all connections, and on this one.
     expect(rulesBroken(story.events)).toEqual(['in order', 'in order']);
   });

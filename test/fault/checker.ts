@@ -263,6 +263,15 @@ function storedOnce(book: Book): Violation[] {
   });
 }
 
+/** Without what comes by a connection when a newer one has brought something: it left before, and stood still on its way. */
+function byTheNewest(deliveries: readonly Delivery[]): Delivery[] {
+  let newest = 0;
+  return deliveries.filter(({ connection }) => {
+    newest = Math.max(newest, connection);
+    return connection === newest;
+  });
+}
+
 /** On every connection, and over all of them, first offers come in the order in which they were sent one after another. */
 function outOfOrder(book: Book): Violation[] {
   const failed = new Set(
@@ -296,7 +305,7 @@ function outOfOrder(book: Book): Violation[] {
     }
   };
   for (const [, deliveries] of groupBy(book.deliveries, (delivery) => delivery.device)) {
-    judge(deliveries, false);
+    judge(byTheNewest(deliveries), false);
     for (const [, own] of groupBy(deliveries, (delivery) => String(delivery.connection))) judge(own, true);
   }
   return violations;
