@@ -674,6 +674,16 @@ describe('what is told of a Redis that can not be used', () => {
     own.disconnect();
   });
 
+  it('is that it is a replica, also while nobody is connected, until it takes changes', async () => {
+    await admin.replicaof('127.0.0.1', '1');
+    onTestFinished(async () => void (await admin.replicaof('NO', 'ONE')));
+    const node = await startNode();
+    onTestFinished(() => node.stop());
+    await eventually(() => expect(node.bus.trouble()).toMatch(/^Redis refuses leases: READONLY/));
+    await admin.replicaof('NO', 'ONE');
+    await eventually(() => expect(node.bus.trouble()).toBeNull());
+  });
+
   it('is that it stores nothing, until it does', async () => {
     const warnings: object[] = [];
     const log: Log = { ...silentLog, warn: (fields, text) => warnings.push({ ...fields, text }) };

@@ -104,8 +104,8 @@ interface HeldLease extends Lease {
 export function createLeases(parts: LeasesParts): Leases {
   const { commands, nodeId, leaseMs, clock, log, onDisplaced, onRegained, tellDisplaced } = parts;
   const leases = new Map<string, HeldLease>();
-  /** Some lease was not confirmed, though no connection was lost. */
-  let isRenewalDue = false;
+  /** Some lease was not confirmed, though no connection was lost; at first the node's own. */
+  let isRenewalDue = true;
   /** Counts the connections of `commands`: what Redis confirmed over an older one may be gone. */
   let connection = 0;
   let refusedBecause: string | null = null;
@@ -164,6 +164,12 @@ export function createLeases(parts: LeasesParts): Leases {
     if (!isUp(commands)) return;
     const all = [...leases.values()];
     const refusalsBefore = refusalCount;
+    if (all.length === 0) {
+      // Nothing else would tell that it takes none, as a replica doesn't, before somebody connects.
+      const own = [{ key: leaseKey(nodeId), arg: 0 }];
+      const renewing = runOnEach(commands, LEASE, [nodeId, leaseMs, 'renew'], own, noteRefusal);
+      await within(renewing, CALL_WAIT_MAX_MS, clock);
+    }
     for (let i = 0; i < all.length; i += LEASES_PER_BATCH_MAX) {
       const batch = all
         .slice(i, i + LEASES_PER_BATCH_MAX)
@@ -173,7 +179,7 @@ export function createLeases(parts: LeasesParts): Leases {
     // Not sooner: one node of a Cluster may refuse what the others take.
     if (refusedBecause === null || refusalCount > refusalsBefore) return;
     refusedBecause = null;
-    if (all.length > 0) log.info({}, 'bus: Redis takes leases again');
+    log.info({}, 'bus: Redis takes leases again');
   }
 
   async function renew(): Promise<void> {
