@@ -53,12 +53,17 @@ export function trustedNetworks(list: readonly string[]): BlockList {
   return networks;
 }
 
-/** Without the port and the brackets that some proxies write; IPv4 also where it is as sockets of IPv6 show it. */
+/** Without the port and the brackets that some proxies write; IPv4 also where it is within IPv6, in either spelling. */
 function plain(text: string): string {
   const spelled = text.trim();
   const [, bracketed] = /^\[([^\]]+)\](?::\d+)?$/.exec(spelled) ?? [];
   const address = bracketed ?? spelled.replace(/^(.+\.\d+):\d+$/, '$1');
-  return address.replace(/^::ffff:(?=\d+\.)/i, '');
+  const [, high, low] = /^::ffff:([\da-f]{1,4}):([\da-f]{1,4})$/i.exec(address) ?? [];
+  if (high === undefined || low === undefined) return address.replace(/^::ffff:(?=\d+\.)/i, '');
+  return [high, low]
+    .map((half) => Number.parseInt(half, 16))
+    .flatMap((half) => [half >> 8, half & 0xff])
+    .join('.');
 }
 
 /** The first four groups, in one spelling. */

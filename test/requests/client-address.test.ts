@@ -23,6 +23,7 @@ describe('the address of a caller', () => {
     ['IPv6', 'fd00::1', '[2001:db8::1]:443', '2001:db8:0:0::/64'],
     ['IPv6 in brackets alone', 'fd00::1', '[2001:db8::1]', '2001:db8:0:0::/64'],
     ['IPv4 as sockets of IPv6 show it', '::ffff:10.1.2.3', '::FFFF:198.51.100.1', '198.51.100.1'],
+    ['IPv4 within IPv6 by its groups', '::ffff:a01:203', '::ffff:c633:6401', '198.51.100.1'],
     ['IPv4 within IPv6, with a port', '10.1.2.3', '[::ffff:198.51.100.1]:4711', '198.51.100.1'],
     ['several headers', '10.1.2.3', ['1.1.1.1', '198.51.100.1, 10.9.9.9'], '198.51.100.1'],
   ])('is what trusted proxies tell: %s', (_, remoteAddress, forwardedFor, address) => {
