@@ -80,10 +80,13 @@ interface Owner {
 }
 
 /** Runs `program` in a process of its own that stays until it is killed, and waits for its one line of JSON. */
-async function runApart(program: string): Promise<{ process: ChildProcess; line: Promise<string> }> {
-  const child = spawn(process.execPath, ['--import', 'tsx', '--input-type=module', '-e', program], {
-    stdio: ['pipe', 'pipe', 'inherit'],
-  });
+async function runApart(
+  program: string,
+  through: readonly string[] = [],
+): Promise<{ process: ChildProcess; line: Promise<string> }> {
+  const node = [process.execPath, '--import', 'tsx', '--input-type=module', '-e', program];
+  const [command, ...args] = [...through, ...node];
+  const child = spawn(command!, args, { stdio: ['pipe', 'pipe', 'inherit'] });
   undo.push(async () => {
     if (child.exitCode !== null || child.signalCode !== null) return;
     child.kill('SIGKILL');
@@ -103,8 +106,8 @@ function ownerProgram(sources = SOURCES): string {
   `;
 }
 
-async function startOwner(sources?: URL): Promise<Owner> {
-  const child = await runApart(ownerProgram(sources));
+async function startOwner(sources?: URL, through?: readonly string[]): Promise<Owner> {
+  const child = await runApart(ownerProgram(sources), through);
   return { process: child.process, outcome: JSON.parse(await child.line) };
 }
 
@@ -335,6 +338,20 @@ describe('the embedded PostgreSQL', () => {
     await killHard(owner.process);
     await eventually(() => !existsSync(alias), { that: `the end of ${alias}` });
     expect(existsSync(join(dataDir, 'postgres'))).toBe(true);
+  });
+
+  it('asks for an account or DATABASE_URL where its user has none, as in a container that runs under any number', async () => {
+    const nobodys = 54_321;
+    let through: string[] = [];
+    if (process.getuid!() === 0) {
+      // A folder that is there keeps its owner.
+      await mkdir(join(dataDir, 'postgres'), { recursive: true });
+      await chown(join(dataDir, 'postgres'), nobodys, nobodys);
+    } else through = ['unshare', '-U', `--map-user=${nobodys}`, '--'];
+    const { outcome } = await startOwner(SOURCES, through);
+    expect(outcome.error).toMatch(
+      /^EmbeddedStartError: .* user ID 54321: .*\. Give that user a line in \/etc\/passwd, or set DATABASE_URL\.$/,
+    );
   });
 
   it('asks for DATABASE_URL where the platform has no binaries, or none that run', async () => {

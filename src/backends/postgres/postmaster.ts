@@ -306,8 +306,11 @@ async function runToEnd(options: {
   const end = await run.exited;
   if (end.cause === 'ended' && end.code === 0) return;
   const reason = reasonOf(await readFrom(logFile, 0), end);
+  // As in a container that runs under a number of its own.
+  const hasNoAccount = /could not look up effective user ID/.test(reason);
+  const remedy = hasNoAccount ? ' Give that user a line in /etc/passwd, or set DATABASE_URL.' : '';
   throw new EmbeddedStartError(
-    `The database folder could not be made (${basename(options.command)}): ${reason}.`,
+    `The database folder could not be made (${basename(options.command)}): ${reason}.${remedy}`,
   );
 }
 
