@@ -554,8 +554,6 @@ describe('every request', () => {
 
   it.each([
     'uploadKeys',
-    'addPreKeys',
-    'withdrawPreKeys',
     'rotateSignedPreKey',
     'validateKeys',
     'requestBundle',
