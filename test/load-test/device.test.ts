@@ -2,40 +2,29 @@
 import { once } from 'node:events';
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
-import { afterEach, beforeEach, expect, it } from 'vitest';
+import { beforeEach, expect, it, onTestFinished } from 'vitest';
 import { LoadDevice } from '../../src/load-test/device.ts';
 import { VALIDATION_LIFETIME_MS } from '../../src/protocol/limits.ts';
 import { eventually } from '../support/eventually.ts';
 import { tokenFor } from '../support/gateway.ts';
 import { createManualClock, type ManualClock } from '../support/manual-clock.ts';
-import { refusal, startToldGateway, type ToldGateway } from './told-gateway.ts';
+import { refusal, startToldGateway } from './told-gateway.ts';
 
 const alice = { userId: 'alice', deviceId: 1 };
 
 let clock: ManualClock;
-let undo: (() => unknown)[];
 beforeEach(() => {
   clock = createManualClock();
-  undo = [];
 });
-afterEach(async () => {
-  for (const step of undo.reverse()) await step();
-});
-
-async function gatewayOf(...answers: Parameters<typeof startToldGateway>): Promise<ToldGateway> {
-  const gateway = await startToldGateway(...answers);
-  undo.push(() => gateway.stop());
-  return gateway;
-}
 
 async function deviceAt(url: string): Promise<LoadDevice> {
   const device = new LoadDevice({ url, address: alice, token: await tokenFor(alice), clock });
-  undo.push(() => device.close());
+  onTestFinished(() => device.close());
   return device;
 }
 
 it('opens its gate again with the validation that it has, for as long as that is good', async () => {
-  const gateway = await gatewayOf();
+  const gateway = await startToldGateway();
   const device = await deviceAt(gateway.url);
   for (const lifetimes of [0, 0.8, 0.3]) {
     await clock.advance(lifetimes * VALIDATION_LIFETIME_MS);
@@ -55,7 +44,7 @@ it('opens its gate again with the validation that it has, for as long as that is
 
 it('validates anew where its validation was refused', async () => {
   let isRefused = true;
-  const gateway = await gatewayOf({
+  const gateway = await startToldGateway({
     clientReady: ({ socket }) => {
       if (isRefused) return refusal('KEYS_OUT_OF_SYNC');
       setImmediate(() => socket.emit('queueEmpty', { deliveredCount: 0 }));
@@ -73,7 +62,7 @@ it('validates anew where its validation was refused', async () => {
 });
 
 it('has its gate open when the queue is empty, and not before', async () => {
-  const gateway = await gatewayOf({ clientReady: () => ({ pendingCount: 1, keyVersion: 1 }) });
+  const gateway = await startToldGateway({ clientReady: () => ({ pendingCount: 1, keyVersion: 1 }) });
   const device = await deviceAt(gateway.url);
   await device.connect();
   let isOpen = false;
@@ -89,7 +78,7 @@ it('has its gate open when the queue is empty, and not before', async () => {
 });
 
 it('tells what it is refused in the gateway’s words, with the time to come back', async () => {
-  const gateway = await gatewayOf({ keyStatus: () => refusal('RATE_LIMITED', 1_234) });
+  const gateway = await startToldGateway({ keyStatus: () => refusal('RATE_LIMITED', 1_234) });
   const device = await deviceAt(gateway.url);
   await device.connect();
   await expect(device.ask('keyStatus', {})).rejects.toMatchObject({
@@ -109,13 +98,13 @@ it.each([
   server.on('upgrade', (_, socket) => socket.end(`HTTP/1.1 ${status} Told\r\nconnection: close\r\n\r\n`));
   server.listen(0, '127.0.0.1');
   await once(server, 'listening');
-  undo.push(() => server.close());
+  onTestFinished(() => void server.close());
   const device = await deviceAt(`http://127.0.0.1:${(server.address() as AddressInfo).port}`);
   await expect(device.connect()).rejects.toMatchObject({ code });
 });
 
 it('gives up at once what it waits for when its connection ends, and tells of every end but its own', async () => {
-  const gateway = await gatewayOf({ keyStatus: () => null });
+  const gateway = await startToldGateway({ keyStatus: () => null });
   const device = await deviceAt(gateway.url);
   let ends = 0;
   device.listener.onDisconnect = () => {
@@ -136,7 +125,7 @@ it('gives up at once what it waits for when its connection ends, and tells of ev
 });
 
 it('asks nothing without a connection: Socket.IO would keep it for the next one', async () => {
-  const gateway = await gatewayOf();
+  const gateway = await startToldGateway();
   const device = await deviceAt(gateway.url);
   await expect(device.ask('keyStats', {})).rejects.toMatchObject({ code: 'DISCONNECTED' });
   await device.connect();
@@ -145,7 +134,7 @@ it('asks nothing without a connection: Socket.IO would keep it for the next one'
 });
 
 it('gives up after half a minute without an answer', async () => {
-  const gateway = await gatewayOf({ keyStatus: () => null });
+  const gateway = await startToldGateway({ keyStatus: () => null });
   const device = await deviceAt(gateway.url);
   expect(device.isWaiting).toBe(true);
   await device.connect();

@@ -1,5 +1,5 @@
 /** What the scenarios do and count, at a gateway that answers as it is told to and on a clock that is moved by hand. */
-import { afterEach, beforeEach, describe, expect, it } from 'vitest';
+import { beforeEach, describe, expect, it, onTestFinished } from 'vitest';
 import { type PartPlan, partOf } from '../../src/load-test/load-plan.ts';
 import { type LoadTest, startLoadTest } from '../../src/load-test/load-test.ts';
 import { scheduleOf } from '../../src/load-test/schedule.ts';
@@ -10,20 +10,9 @@ import { createManualClock, type ManualClock } from '../support/manual-clock.ts'
 import { type Asked, refusal, startToldGateway, type ToldGateway } from './told-gateway.ts';
 
 let clock: ManualClock;
-let undo: (() => unknown)[];
 beforeEach(() => {
   clock = createManualClock();
-  undo = [];
 });
-afterEach(async () => {
-  for (const step of undo.reverse()) await step();
-});
-
-async function gatewayOf(...answers: Parameters<typeof startToldGateway>): Promise<ToldGateway> {
-  const gateway = await startToldGateway(...answers);
-  undo.push(() => gateway.stop());
-  return gateway;
-}
 
 async function start(url: string, ...parts: PartPlan[]): Promise<LoadTest> {
   const count = parts.reduce((sum, { deviceCount }) => sum + deviceCount, 0);
@@ -32,7 +21,7 @@ async function start(url: string, ...parts: PartPlan[]): Promise<LoadTest> {
     deviceId: 1,
   }));
   const interrupted = new AbortController();
-  undo.push(() => interrupted.abort());
+  onTestFinished(() => interrupted.abort());
   return startLoadTest({
     plan: { url, parts },
     credentials: await Promise.all(
@@ -93,7 +82,7 @@ function delivering(gateway: () => ToldGateway) {
 describe('devices that get ready', () => {
   it('come back when they are told to, over a new connection, and what held them up is shown until then', async () => {
     let refusals = 0;
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       uploadKeys: ({ userId }) => {
         const isHeldUp = userId === 'load-0' && refusals === 0;
         if (isHeldUp) refusals += 1;
@@ -115,7 +104,7 @@ describe('devices that get ready', () => {
 
   it('give up after ten minutes of being told so', async () => {
     let refusals = 0;
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       uploadKeys({ userId }) {
         if (userId !== 'load-0') return { keyVersion: 1 };
         refusals += 1;
@@ -137,7 +126,7 @@ describe('devices that get ready', () => {
 
   it('fill queues at the pace that they are told', async () => {
     let sends = 0;
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       sendMessages: () =>
         ++sends === 1 ? refusal('RATE_LIMITED', 5_000) : { storedAt: '', accepted: [1], rejected: [] },
     });
@@ -154,7 +143,7 @@ describe('devices that get ready', () => {
   });
 
   it('fill no queues where they are refused for good', async () => {
-    const gateway = await gatewayOf({ sendMessages: () => refusal('KEYS_OUT_OF_SYNC') });
+    const gateway = await startToldGateway({ sendMessages: () => refusal('KEYS_OUT_OF_SYNC') });
     const test = await start(gateway.url, partOf('backlog', BRIEF));
     await expect(test.result).rejects.toThrow('the devices can not be prepared: told to: KEYS_OUT_OF_SYNC');
   });
@@ -162,7 +151,7 @@ describe('devices that get ready', () => {
 
 describe('a part that begins later', () => {
   it('is measured from when it begins, and the test lasts until it has ended', async () => {
-    const gateway = await gatewayOf();
+    const gateway = await startToldGateway();
     const late = partOf('connect', { ...BRIEF, delayMs: 5_000 });
     const test = await start(gateway.url, late);
     await running(test);
@@ -183,7 +172,7 @@ describe('claims', () => {
   it('are of others, and what is of another identity than the target’s is a wrong answer', async () => {
     const identityKeys = new Map<string, string>();
     const claims: string[] = [];
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       uploadKeys: ({ userId, input }) => {
         identityKeys.set(userId, input.identityKey);
         return { keyVersion: 1 };
@@ -205,7 +194,7 @@ describe('claims', () => {
   it('that were never answered are asked again under the same id', async () => {
     const claimIds: string[] = [];
     let identityKey = '';
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       uploadKeys: ({ input }) => {
         identityKey = input.identityKey;
         return { keyVersion: 1 };
@@ -228,7 +217,7 @@ describe('claims', () => {
 });
 
 it('no more than 20,000 operations of a part are under way at once: what is due beyond is withheld', async () => {
-  const gateway = await gatewayOf({ requestBundle: () => null });
+  const gateway = await startToldGateway({ requestBundle: () => null });
   const plan = partOf('claims', { deviceCount: 2, ratePerSecond: 20_500_000, durationMs: 1 });
   const test = await start(gateway.url, plan);
   await running(test);
@@ -242,7 +231,7 @@ it('no more than 20,000 operations of a part are under way at once: what is due 
 
 describe('messages', () => {
   it('that the recipient has no room for are counted by that', async () => {
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       sendMessages: () => ({ storedAt: '', accepted: [], rejected: [{ deviceId: 1, code: 'QUEUE_FULL' }] }),
     });
     const test = await start(gateway.url, partOf('chat', BRIEF));
@@ -253,7 +242,7 @@ describe('messages', () => {
 
   it('are not proven lost where the gateway is gone before it could be asked for them', async () => {
     let stored = 0;
-    const gateway = await gatewayOf({
+    const gateway = await startToldGateway({
       sendMessages: () => {
         stored += 1;
         return { storedAt: '', accepted: [1], rejected: [] };
@@ -280,7 +269,7 @@ describe('messages', () => {
 
   it('are sent whatever further devices their recipients have', async () => {
     const wanted: unknown[] = [];
-    const gateway: ToldGateway = await gatewayOf({
+    const gateway: ToldGateway = await startToldGateway({
       sendMessages: (asked) => {
         wanted.push(asked.input.onMismatch);
         return delivering(() => gateway)(asked);
@@ -297,7 +286,7 @@ describe('devices that come back', () => {
   it('wait twice as long after each failure, and as long as they are told', async () => {
     let isRefused = false;
     let retryAfterMs: number | undefined;
-    const gateway: ToldGateway = await gatewayOf({
+    const gateway: ToldGateway = await startToldGateway({
       clientReady: ({ socket }) => {
         if (isRefused) return refusal('UNAVAILABLE', retryAfterMs);
         setImmediate(() => socket.emit('queueEmpty', { deliveredCount: 0 }));
@@ -333,7 +322,7 @@ describe('devices that come back', () => {
   });
 
   it('are cut again by the next storm', async () => {
-    const gateway: ToldGateway = await gatewayOf({
+    const gateway: ToldGateway = await startToldGateway({
       sendMessages: (asked) => delivering(() => gateway)(asked),
     });
     const storms = partOf('storm', { deviceCount: 3, durationMs: 20_000, contentBytes: 10 });

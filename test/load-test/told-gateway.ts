@@ -2,6 +2,7 @@
 import { createServer } from 'node:http';
 import type { AddressInfo } from 'node:net';
 import { Server, type Socket } from 'socket.io';
+import { onTestFinished } from 'vitest';
 import type { Reply, RequestInput, RequestName } from '../../src/protocol/events.ts';
 
 export interface Asked<Name extends RequestName = RequestName> {
@@ -40,7 +41,11 @@ export const refusal = (
   },
 });
 
-/** @param answers what is left out succeeds */
+/**
+ * Ends with the test.
+ *
+ * @param answers what is left out succeeds
+ */
 export async function startToldGateway(answers: Answers = {}): Promise<ToldGateway> {
   const http = createServer();
   const io = new Server(http, { transports: ['websocket'] });
@@ -75,13 +80,15 @@ export async function startToldGateway(answers: Answers = {}): Promise<ToldGatew
   });
 
   await new Promise<void>((resolve) => http.listen(0, '127.0.0.1', resolve));
+  const stop = async (): Promise<void> => {
+    await io.close();
+  };
+  onTestFinished(stop);
   return {
     url: `http://127.0.0.1:${(http.address() as AddressInfo).port}`,
     asked,
     names: () => asked.map(({ name }) => name),
     sockets,
-    stop: async () => {
-      await io.close();
-    },
+    stop,
   };
 }
