@@ -7,6 +7,7 @@ import { connectAll, driveHandshakes } from './handshakes.ts';
 import { driveMessages, type MessagesInput } from './messages.ts';
 import type { RawSocket } from './raw-socket.ts';
 import { openGate } from './ready.ts';
+import { driveReturns } from './returns.ts';
 
 export interface OpenInput {
   name: string;
@@ -52,6 +53,8 @@ answerCalls({
   backlog: driveBacklog,
 
   handshakes: driveHandshakes,
+
+  returns: driveReturns,
 
   close({ name }: { name: string }): void {
     for (const socket of groups.get(name)?.sockets ?? []) socket.close();
