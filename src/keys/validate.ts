@@ -1,6 +1,6 @@
 /** Validation: do client and server agree on the key set? Only where they do is there a proof that opens the gate. */
 import type { Clock } from '../lib/clock.ts';
-import type { DeviceKeys, KeyReader, KeyStore, PreKeyKind } from '../ports/key-store.ts';
+import type { ClientView, ComparedIds, DeviceKeys, KeyStore, PreKeyKind } from '../ports/key-store.ts';
 import { GatewayError } from '../protocol/errors.ts';
 import type { MissingKey, ParsedInput, RequestData } from '../protocol/events.ts';
 import type { DeviceAddress } from '../protocol/ids.ts';
@@ -38,20 +38,18 @@ export async function validateKeys(
   input: Input,
 ): Promise<{ data: RequestData<'validateKeys'>; changed: boolean }> {
   const localIdentity = localIdentityOf(input);
-  // Null where the server was rolled back: then the pools are withdrawn first.
-  const found = await parts.store.atOneMoment(async (reader) => {
-    const keys = (await reader.read(device)) ?? NO_KEYS;
-    refuseImpossibleVersions(keys, input, parts.clock.nowMs());
-    if (isRolledBack(keys, input)) return null;
-    const of = { device, keys, localIdentity, isWithdrawn: false };
-    return { keys, pools: await comparePools({ ...parts, store: reader }, of, input) };
-  });
-  const keys = found?.keys ?? (await withdrawAfterRollback(parts, device, input, localIdentity));
-  const { ec, pq } =
-    found?.pools ?? (await comparePools(parts, { device, keys, localIdentity, isWithdrawn: true }, input));
+  const view = viewOf(parts, input, localIdentity);
+  const found = await parts.store.compare(device, view);
+  const foundKeys = found.keys ?? NO_KEYS;
+  refuseImpossibleVersions(foundKeys, input, parts.clock.nowMs());
+  const wasRolledBack = isRolledBack(foundKeys, input);
+  const keys = wasRolledBack ? await withdrawAfterRollback(parts, device, input, localIdentity) : foundKeys;
+  const { ec, pq } = wasRolledBack
+    ? withdrawnPools(input, await parts.store.compare(device, view))
+    : comparedPools(input, found, hasIdentity(keys, localIdentity));
 
   const faults = faultsOf(keys, input, localIdentity);
-  if (found === null) {
+  if (wasRolledBack) {
     faults.push({
       key: 'rolledBack',
       why: 'the server was restored from an older backup: upload new one-time prekeys',
@@ -75,7 +73,7 @@ export async function validateKeys(
       countVersion: keys.countVersion,
       ...(keysValid ? { validation: await parts.proofs.issue(device, keys) } : {}),
     },
-    changed: found === null,
+    changed: wasRolledBack,
   };
 }
 
@@ -238,51 +236,39 @@ function faultsOf(
   return faults;
 }
 
-/** What a client's ids are compared with. */
-interface Comparison {
-  device: DeviceAddress;
-  /** The client's own, canonical. */
-  identity: Uint8Array;
-  /** Whether it is the one that the server has. */
-  isStored: boolean;
-  /** Whatever the client holds was withdrawn just now. */
-  isWithdrawn: boolean;
-}
-
-type ComparedPool = Record<'toDelete' | 'toUpload' | 'notHeld', number[]>;
-
-type Compare = Pick<ValidateParts, 'clock' | 'claimedPreKeyRetentionMs'> & { store: KeyReader };
-
-async function comparePools(
-  parts: Compare,
-  of: { device: DeviceAddress; keys: DeviceKeys; localIdentity: Uint8Array; isWithdrawn: boolean },
+function viewOf(
+  { clock, claimedPreKeyRetentionMs }: ValidateParts,
   { localPreKeyIds, localPreKeyCount, localPqPreKeyIds }: Input,
-): Promise<Record<PreKeyKind, ComparedPool>> {
-  const { device, keys, localIdentity: identity, isWithdrawn } = of;
-  const asked = { device, identity, isStored: hasIdentity(keys, identity), isWithdrawn };
+  identity: Uint8Array,
+): ClientView {
+  const isCounted = localPreKeyIds === undefined && localPreKeyCount !== undefined;
   return {
-    ec: await comparePool(parts, asked, 'ec', localPreKeyIds, localPreKeyCount),
-    pq: await comparePool(parts, asked, 'pq', localPqPreKeyIds, undefined),
+    identity,
+    ids: { ec: localPreKeyIds ?? null, pq: localPqPreKeyIds ?? null },
+    handedOut: isCounted
+      ? { sinceMs: clock.nowMs() - claimedPreKeyRetentionMs, limit: CLAIMED_IDS_MAX }
+      : null,
   };
 }
 
-async function comparePool(
-  parts: Compare,
-  { device, identity, isStored, isWithdrawn }: Comparison,
-  kind: PreKeyKind,
-  localIds: readonly number[] | undefined,
-  localCount: number | undefined,
-): Promise<ComparedPool> {
-  const nothing = { toDelete: [], toUpload: [], notHeld: [] };
-  if (localIds !== undefined) {
-    if (isWithdrawn) return { ...nothing, toDelete: [...localIds] };
-    // What was handed out under an identity stays so while another one is stored, or none.
-    const compared = await parts.store.compareIds({ device, identity }, kind, localIds);
-    return { toDelete: compared.used, toUpload: compared.unknown, notHeld: compared.notListed };
-  }
+type Compared = Awaited<ReturnType<KeyStore['compare']>>;
+type Pools = Record<PreKeyKind, Record<'toDelete' | 'toUpload' | 'notHeld', number[]>>;
+
+/** @param isStored whether the client's identity is the one that the server has */
+function comparedPools({ localPreKeyIds }: Input, { ids, handedOut }: Compared, isStored: boolean): Pools {
+  const of = ({ used, unknown, notListed }: ComparedIds) => ({
+    toDelete: used,
+    toUpload: unknown,
+    notHeld: notListed,
+  });
+  const ec = of(ids.ec);
   // Ids that were handed out under another identity are none of this client's.
-  if (localCount === undefined || !(isStored || isWithdrawn)) return nothing;
-  const sinceMs = parts.clock.nowMs() - parts.claimedPreKeyRetentionMs;
-  const toDelete = await parts.store.claimedIdsSince(device, kind, sinceMs, CLAIMED_IDS_MAX);
-  return { ...nothing, toDelete };
+  if (localPreKeyIds === undefined && isStored) ec.toDelete = handedOut;
+  return { ec, pq: of(ids.pq) };
+}
+
+/** Whatever the client holds was withdrawn just now. */
+function withdrawnPools({ localPreKeyIds, localPqPreKeyIds }: Input, { handedOut }: Compared): Pools {
+  const of = (toDelete: readonly number[]) => ({ toDelete: [...toDelete], toUpload: [], notHeld: [] });
+  return { ec: of(localPreKeyIds ?? handedOut), pq: of(localPqPreKeyIds ?? []) };
 }

@@ -163,34 +163,39 @@ export interface ClaimResult {
   ranLow: DeviceAddress[];
 }
 
-/** What a client's view of its keys is compared with. */
-export interface KeyReader {
+/** What a client holds, as it says. */
+export interface ClientView {
+  /** Its identity key, canonical. */
+  identity: Uint8Array;
+  /** Ids of one-time prekeys; null where it lists none. */
+  ids: Record<PreKeyKind, readonly number[] | null>;
+  /** Which EC ids it wants to be told: those that were handed out since then, the newest ones where there are more. */
+  handedOut: { sinceMs: number; limit: number } | null;
+}
+
+/** How the ids that a client listed stand, each list ascending; all are empty where it listed none. */
+export interface ComparedIds {
+  /** Handed out or withdrawn under its identity, also where the device has another one by now. */
+  used: number[];
+  /** Never seen. */
+  unknown: number[];
+  /** Pooled, and not listed; where the device has another identity by now, nothing is pooled under the client's. */
+  notListed: number[];
+}
+
+export interface KeyStore {
   /** Null for a device that never uploaded. */
   read(device: DeviceAddress): Promise<DeviceKeys | null>;
 
   /**
-   * Of `localIds`: which were handed out or withdrawn, which were never seen; and which pooled ids are not among them.
+   * Compares a client's view with the store as it stands at one moment.
    *
-   * @param of.identity canonical; where the device has another one by now, nothing is pooled under it
+   * @returns the keys as of `read`; `handedOut` under the present identity, newest first
    */
-  compareIds(
-    of: { device: DeviceAddress; identity: Uint8Array },
-    kind: PreKeyKind,
-    localIds: readonly number[],
-  ): Promise<{ used: number[]; unknown: number[]; notListed: number[] }>;
-
-  /** Ids handed out since `sinceMs` under the present identity, newest first, at most `limit`. */
-  claimedIdsSince(device: DeviceAddress, kind: PreKeyKind, sinceMs: number, limit: number): Promise<number[]>;
-}
-
-export interface KeyStore extends KeyReader {
-  /**
-   * Runs `action` on the store as it stood at one moment: it sees nothing of what is changed meanwhile. Throws what it
-   * throws.
-   *
-   * @throws GatewayError UNAVAILABLE when the store can't be reached
-   */
-  atOneMoment<Result>(action: (keys: KeyReader) => Promise<Result>): Promise<Result>;
+  compare(
+    device: DeviceAddress,
+    view: ClientView,
+  ): Promise<{ keys: DeviceKeys | null; ids: Record<PreKeyKind, ComparedIds>; handedOut: number[] }>;
 
   /**
    * Runs `action` in one transaction that holds the device's row; throws what it throws, having changed nothing then.

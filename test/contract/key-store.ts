@@ -68,7 +68,22 @@ export interface KeySet {
   pq?: readonly number[];
 }
 
-const underA = (device: DeviceAddress) => ({ device, identity: identityOf('A').canonicalKey });
+/** How ids of one kind compare that a client of identity A lists. */
+async function compareIds(
+  store: KeyStore,
+  device: DeviceAddress,
+  kind: PreKeyKind,
+  listed: readonly number[],
+  { canonicalKey: identity } = identityOf('A'),
+) {
+  const ids = { ec: null, pq: null, [kind]: listed };
+  return (await store.compare(device, { identity, ids, handedOut: null })).ids[kind];
+}
+
+async function handedOut(store: KeyStore, device: DeviceAddress, sinceMs: number, limit: number) {
+  const view = { identity: identityOf('A').canonicalKey, ids: { ec: null, pq: null } };
+  return (await store.compare(device, { ...view, handedOut: { sinceMs, limit } })).handedOut;
+}
 
 /** Stores a key set in one transaction, in place of another identity's, as the rules of uploads do. */
 export async function storeKeySet(store: KeyStore, device: DeviceAddress, set: KeySet): Promise<void> {
@@ -991,7 +1006,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await sweep(NOW_MS + 1)).toBe(2);
         expect(await usedIds(device, 'ec', identityOf('A'), everyTime)).toEqual([1, 3]);
         expect(await usedIds(device, 'pq', identityOf('A'), everyTime)).toEqual([2]);
-        expect(await keys.compareIds(underA(device), 'ec', everyTime)).toEqual({
+        expect(await compareIds(keys, device, 'ec', everyTime)).toEqual({
           used: [1, 3],
           unknown: [2, 4],
           notListed: [],
@@ -1055,7 +1070,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const used = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 === 0).reverse();
         const unknown = asked.filter((keyId) => (2 ** 32 - 1 - keyId) % 3 !== 0).reverse();
         expect(await usedIds(device, 'ec', identityOf('A'), asked)).toEqual(used);
-        expect(await keys.compareIds(underA(device), 'ec', asked)).toEqual({ used, unknown, notListed: [] });
+        expect(await compareIds(keys, device, 'ec', asked)).toEqual({ used, unknown, notListed: [] });
       });
 
       it('are taken for ids that were never there up to a bound, which no other id meets', async () => {
@@ -1138,17 +1153,17 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const device = newDevice();
         await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [10, 11, 12], pq: [10] });
         await claimOne(device);
-        expect(await keys.compareIds(underA(device), 'ec', [9, 10, 11])).toEqual({
+        expect(await compareIds(keys, device, 'ec', [9, 10, 11])).toEqual({
           used: [10],
           unknown: [9],
           notListed: [12],
         });
-        expect(await keys.compareIds(underA(device), 'pq', [])).toEqual({
+        expect(await compareIds(keys, device, 'pq', [])).toEqual({
           used: [],
           unknown: [],
           notListed: [],
         });
-        expect(await keys.compareIds(underA(newDevice()), 'ec', [1])).toEqual({
+        expect(await compareIds(keys, newDevice(), 'ec', [1])).toEqual({
           used: [],
           unknown: [1],
           notListed: [],
@@ -1160,7 +1175,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         await storeKeySet(keys, device, { ec: [1, 2, 3] });
         await claimOne(device);
         const other = identityOf('B').canonicalKey;
-        expect(await keys.compareIds({ device, identity: other }, 'ec', [1, 2])).toEqual({
+        expect(await compareIds(keys, device, 'ec', [1, 2], identityOf('B'))).toEqual({
           used: [],
           unknown: [1, 2],
           notListed: [],
@@ -1172,26 +1187,50 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(await usedIds(device, 'ec', identityOf('B'), [1, 2, 3])).toEqual([1, 2]);
       });
 
-      it('compares with what stood at one moment, however the keys are changed meanwhile', async () => {
+      it('compares with what stands at one moment, however the keys are changed meanwhile', async () => {
         const device = newDevice();
-        await storeKeySet(keys, device, { ec: [1, 2] });
-        const before = await keys.read(device);
-        await keys.atOneMoment(async (reader) => {
-          expect(await reader.read(device)).toEqual(before);
-          await claimOne(device);
-          await addToPool(otherNode, device, { ec: [3] });
-          expect(await reader.read(device)).toEqual(before);
-          expect(await reader.compareIds(underA(device), 'ec', [1])).toEqual({
-            used: [],
-            unknown: [],
-            notListed: [2],
-          });
-          expect(await reader.claimedIdsSince(device, 'ec', 0, 9)).toEqual([]);
+        await storeKeySet(keys, device, { ec: ids(1, 40) });
+        const identity = identityOf('A').canonicalKey;
+        const view = { identity, ids: { ec: [], pq: null }, handedOut: { sinceMs: 0, limit: 99 } };
+        const changes = Promise.all([
+          ...ids(0, 30).map(() => claimOne(device)),
+          ...ids(50, 10).map((keyId) => addToPool(otherNode, device, { ec: [keyId] })),
+        ]);
+        let isOver = false;
+        void changes.then(() => {
+          isOver = true;
         });
-        expect(await keys.compareIds(underA(device), 'ec', [1])).toEqual({
-          used: [1],
-          unknown: [],
-          notListed: [2, 3],
+        const seen = new Set<number>();
+        while (!isOver) {
+          const { keys: found, ids: compared, handedOut: given } = await keys.compare(device, view);
+          expect(compared.ec.notListed).toHaveLength(found!.availableCounts.ec);
+          expect(given).toHaveLength(found!.claimedCounts.ec);
+          seen.add(found!.countVersion);
+        }
+        await changes;
+        expect(seen.size).toBeGreaterThan(2);
+      });
+
+      it('answers each of many who ask at once, whatever each of them asks', async () => {
+        const devices = ids(0, 150).map(() => newDevice());
+        await Promise.all(
+          devices.map((device, nth) =>
+            storeKeySet(keys, device, { lastResortPreKeyId: nth, ec: [nth, 1000] }),
+          ),
+        );
+        const answers = await Promise.all(
+          devices.flatMap((device, nth) => [
+            compareIds(keys, device, 'ec', [1000, 2000 + nth]),
+            keys.read(device),
+            compareIds(keys, newDevice(), 'pq', [500 + nth, 7]),
+          ]),
+        );
+        devices.forEach((_, nth) => {
+          expect(answers.slice(nth * 3, nth * 3 + 3)).toMatchObject([
+            { used: [], unknown: [2000 + nth], notListed: [nth] },
+            { signedPreKeys: { pq: { keyId: nth } } },
+            { used: [], unknown: [7, 500 + nth], notListed: [] },
+          ]);
         });
       });
 
@@ -1199,11 +1238,10 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         const device = newDevice();
         await storeKeySet(keys, device, { ec: ids(1, 4) });
         for (const hour of [0, 1, 2, 3]) await claim(requestOf(device), keys, NOW_MS + hour * HOUR_MS);
-        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS + HOUR_MS, 9)).toEqual([4, 3, 2]);
-        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS, 2)).toEqual([4, 3]);
-        expect(await keys.claimedIdsSince(device, 'pq', NOW_MS, 9)).toEqual([]);
+        expect(await handedOut(keys, device, NOW_MS + HOUR_MS, 9)).toEqual([4, 3, 2]);
+        expect(await handedOut(keys, device, NOW_MS, 2)).toEqual([4, 3]);
         await storeKeySet(keys, device, { identity: identityOf('B'), signedPreKeyId: 2 });
-        expect(await keys.claimedIdsSince(device, 'ec', NOW_MS, 9)).toEqual([]);
+        expect(await handedOut(keys, device, NOW_MS, 9)).toEqual([]);
       });
     });
 
@@ -1323,7 +1361,7 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
         expect(removed).toBeGreaterThanOrEqual(8);
         expect(await keys.sweep(cut)).toBe(0);
         for (const device of devices) {
-          expect(await keys.claimedIdsSince(device, 'ec', 0, 9)).toEqual([5]);
+          expect(await handedOut(keys, device, 0, 9)).toEqual([5]);
           expect(await usedIds(device, 'ec', identityOf('A'), ids(1, 6))).toEqual(ids(1, 5));
           expect((await keys.read(device))?.claimedCounts.ec).toBe(5);
         }

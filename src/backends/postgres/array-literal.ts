@@ -11,8 +11,8 @@ export function plainArray(values: readonly string[]): string {
 }
 
 /** For any `text[]`. */
-export function textArray(values: readonly string[]): string {
-  return `{${values.map(quoted).join(',')}}`;
+export function textArray(values: readonly (string | null)[]): string {
+  return `{${values.map((value) => (value === null ? 'NULL' : quoted(value))).join(',')}}`;
 }
 
 const SPECIAL = /[\\"]/;

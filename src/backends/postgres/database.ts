@@ -48,12 +48,6 @@ export interface Database {
   /** Runs `action` in one transaction, READ COMMITTED. @throws GatewayError UNAVAILABLE when the store can't be reached in time */
   transaction<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
   /**
-   * Runs `action` in a transaction that sees all as it stood at its first query, and changes nothing.
-   *
-   * @throws GatewayError UNAVAILABLE when the store can't be reached in time
-   */
-  snapshot<Result>(action: (tx: Transaction) => Promise<Result>): Promise<Result>;
-  /**
    * Runs `action` in a transaction whose locks wait for no disk at its end. A crash may undo it as a whole, so it must
    * be nothing but what is found and done again; whoever commits after it has put it on disk too.
    *
@@ -301,10 +295,6 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
 
   return {
     transaction: (action) => bounded('client', (current) => current.drizzle.transaction(action)),
-    snapshot: (action) =>
-      bounded('client', (current) =>
-        current.drizzle.transaction(action, { isolationLevel: 'repeatable read', accessMode: 'read only' }),
-      ),
     upkeep: (action) =>
       bounded('client', (current) =>
         current.drizzle.transaction(async (tx) => {

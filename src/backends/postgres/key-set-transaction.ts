@@ -1,11 +1,12 @@
 /** One device's key set inside a transaction: how its row is read and locked, and every change of what it holds. */
 import { createHash } from 'node:crypto';
-import { and, eq, isNull, sql } from 'drizzle-orm';
+import { and, eq, isNull, type SQL, sql } from 'drizzle-orm';
 import type { DeviceKeys, KeySetTransaction, PreKeyKind } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray } from './array-literal.ts';
-import { type Queryable, select, type Transaction } from './database.ts';
+import { select, type Transaction } from './database.ts';
+import { KEYS_COLUMNS, type KeysRow, toKeys } from './key-reader.ts';
 import { devices, messages, oneTimePreKeys, PRE_KEY_KIND, signedPreKeys, usedPreKeyIds } from './schema.ts';
 import { momentOf } from './time-sql.ts';
 import { foldClaims, foldReplacedSignedPreKeys, markUsed, usedAmong } from './used-ids.ts';
@@ -24,7 +25,7 @@ export function createKeySetTransaction(
 
     async usedIds(kind, canonicalKey, keyIds) {
       if (keyIds.length === 0) return new Set();
-      const rows = await select<{ id: number }>(tx, usedAmong(device, kind, sql`${canonicalKey}`, keyIds));
+      const rows = await select<{ id: number }>(tx, usedIdsAmong(kind, canonicalKey, keyIds));
       return new Set(rows.map((row) => row.id));
     },
 
@@ -193,6 +194,14 @@ export function createKeySetTransaction(
     },
   };
 
+  function usedIdsAmong(kind: PreKeyKind, canonicalKey: Uint8Array, keyIds: readonly number[]): SQL {
+    return usedAmong(
+      { ...device, canonicalKey: sql`${canonicalKey}` },
+      kind,
+      sql`${numberArray(keyIds)}::int8[]`,
+    );
+  }
+
   /** Those of `keyIds` that neither wait nor were ever used. */
   async function neverSeen(
     kind: PreKeyKind,
@@ -202,7 +211,7 @@ export function createKeySetTransaction(
     if (keyIds.length === 0) return [];
     const seen = await select<{ id: number }>(
       tx,
-      sql`${usedAmong(device, kind, sql`${canonicalKey}`, keyIds)}
+      sql`${usedIdsAmong(kind, canonicalKey, keyIds)}
           UNION ALL
           SELECT key_id AS id FROM ${oneTimePreKeys}
           WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} AND key_id = ANY (${numberArray(keyIds)}::int8[])`,
@@ -227,80 +236,33 @@ export function createKeySetTransaction(
   }
 }
 
-const isOf = ({ userId, deviceId }: DeviceAddress) =>
-  and(eq(devices.userId, userId), eq(devices.deviceId, deviceId));
-
-/** By one statement: between two, the keys may be changed. @returns null where the device has no row */
-export async function readKeys(db: Queryable, device: DeviceAddress): Promise<DeviceKeys | null> {
-  const rows = await db
-    .select({ device: devices, active: signedPreKeys })
-    .from(devices)
-    .leftJoin(
-      signedPreKeys,
-      and(
-        eq(signedPreKeys.userId, devices.userId),
-        eq(signedPreKeys.deviceId, devices.deviceId),
-        isNull(signedPreKeys.replacedAt),
-      ),
-    )
-    .where(isOf(device));
-  if (rows.length === 0) return null;
-  return toKeys(
-    rows[0]!.device,
-    rows.flatMap(({ active }) => active ?? []),
-  );
-}
-
 /** Holds the device's row until the transaction ends. @returns null where there is none */
-export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
-  const [row] = await tx.select().from(devices).where(isOf(device)).for('no key update');
+export async function lockKeys(
+  tx: Transaction,
+  { userId, deviceId }: DeviceAddress,
+): Promise<DeviceKeys | null> {
+  const ofDevice = sql`user_id = ${userId} AND device_id = ${deviceId}`;
+  const [row] = await select<KeysRow>(
+    tx,
+    sql`SELECT ${KEYS_COLUMNS} FROM ${devices} WHERE ${ofDevice} FOR NO KEY UPDATE`,
+  );
   if (row === undefined) return null;
   // By a statement of its own: that which waited for the row would show the others as they were before.
   const active =
-    row.signedPreKeyId === null
+    row.signed_prekey_id === null
       ? []
       : await tx
           .select()
           .from(signedPreKeys)
           .where(
             and(
-              eq(signedPreKeys.userId, device.userId),
-              eq(signedPreKeys.deviceId, device.deviceId),
+              eq(signedPreKeys.userId, userId),
+              eq(signedPreKeys.deviceId, deviceId),
               isNull(signedPreKeys.replacedAt),
             ),
           );
-  return toKeys(row, active);
-}
-
-function toKeys(
-  row: typeof devices.$inferSelect,
-  active: readonly (typeof signedPreKeys.$inferSelect)[],
-): DeviceKeys {
   const activeOf = (kind: PreKeyKind) => active.find((key) => key.kind === PRE_KEY_KIND[kind]) ?? null;
-  return {
-    registrationId: row.registrationId,
-    identity:
-      row.identityKey === null
-        ? null
-        : {
-            identityKey: row.identityKey,
-            canonicalKey: row.identityCanonical!,
-            identityKeyEd25519: row.identityKeyEd25519,
-          },
-    signedPreKeys: { ec: activeOf('ec'), pq: activeOf('pq') },
-    signedPreKeyExpiresAtMs: row.signedPreKeyExpiresAt?.getTime() ?? null,
-    availableCounts: { ec: row.ecAvailable, pq: row.pqAvailable },
-    claimedCounts: { ec: row.ecClaimed, pq: row.pqClaimed },
-    offersPq: row.offersPq || row.pqAvailable + row.pqClaimed > 0,
-    keyVersion: row.keyVersion,
-    countVersion: row.countVersion,
-    identityVersion: row.identityVersion,
-    updatedAtMs: row.updatedAt?.getTime() ?? null,
-    servedAtMs: row.servedAt?.getTime() ?? null,
-    fence: row.fence,
-    revokedAtMs: row.revokedAt?.getTime() ?? null,
-    restoredAtMs: row.restoredAt?.getTime() ?? null,
-  };
+  return toKeys(row, { ec: activeOf('ec'), pq: activeOf('pq') });
 }
 
 /** Two encodings of one EC key are one key: the last 32 bytes are what counts. */

@@ -3,18 +3,16 @@ import { randomBytes } from 'node:crypto';
 import { and, eq, sql } from 'drizzle-orm';
 import { type Clock, steadyClock } from '../../lib/clock.ts';
 import { createSlots, NoSlotError, type Slots } from '../../lib/slots.ts';
-import type { KeyReader, KeyStore } from '../../ports/key-store.ts';
+import type { KeyStore } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
-import { numberArray } from './array-literal.ts';
 import { createClaims } from './claims.ts';
-import { type Database, hotStatement, type Queryable, select } from './database.ts';
+import { type Database, hotStatement } from './database.ts';
 import { unavailable } from './faults.ts';
+import { createKeyReader } from './key-reader.ts';
 import { createKeyRetention } from './key-retention.ts';
-import { createKeySetTransaction, lockKeys, readKeys } from './key-set-transaction.ts';
-import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, sharedSecrets } from './schema.ts';
-import { momentOf } from './time-sql.ts';
-import { usedAmong } from './used-ids.ts';
+import { createKeySetTransaction, lockKeys } from './key-set-transaction.ts';
+import { devices, sharedSecrets } from './schema.ts';
 
 /** Changes of one device that wait for those before them. Whoever waits longer may have given up: nothing was begun for him. */
 const LINE = { slotCount: 1, waitingMax: 1_000, waitMaxMs: 5_000 };
@@ -44,11 +42,9 @@ export function createKeyStore(
   }
 
   return {
-    ...createKeyReader((query) => database.run(query)),
+    ...createKeyReader(database),
     ...createClaims(database),
     ...createKeyRetention(database),
-
-    atOneMoment: (action) => database.snapshot((tx) => action(createKeyReader((query) => query(tx)))),
 
     async change(device, action, { isUpkeep = false, fence = null } = {}) {
       return await inTurn(device, () =>
@@ -85,61 +81,6 @@ export function createKeyStore(
         const [row] = await db.select().from(sharedSecrets).where(eq(sharedSecrets.name, name));
         return row!.value;
       });
-    },
-  };
-}
-
-/** @param run sends the queries of one call */
-function createKeyReader(
-  run: <Result>(query: (db: Queryable) => Promise<Result>) => Promise<Result>,
-): KeyReader {
-  return {
-    read: (device) => run((db) => readKeys(db, device)),
-
-    async compareIds({ device, identity }, kind, localIds) {
-      const canonicalKey = sql`${identity}`;
-      const rows = await run(
-        async (db) =>
-          await select<{ key_id: number; fate: 'used' | 'unknown' | 'notListed' }>(
-            db,
-            sql`
-            WITH local AS (SELECT DISTINCT id FROM unnest(${numberArray(localIds)}::int8[]) AS l (id)),
-            pooled AS (
-              SELECT key_id FROM ${oneTimePreKeys}
-              WHERE user_id = ${device.userId} AND device_id = ${device.deviceId} AND kind = ${PRE_KEY_KIND[kind]}
-                AND (SELECT d.identity_canonical = ${canonicalKey} FROM ${devices} d
-                     WHERE d.user_id = ${device.userId} AND d.device_id = ${device.deviceId}))
-            SELECT l.id AS key_id, CASE WHEN u.id IS NULL THEN 'unknown' ELSE 'used' END AS fate
-            FROM local l LEFT JOIN (${usedAmong(device, kind, canonicalKey, localIds)}) u ON u.id = l.id
-            WHERE NOT EXISTS (SELECT 1 FROM pooled p WHERE p.key_id = l.id)
-            UNION ALL
-            SELECT p.key_id, 'notListed' FROM pooled p WHERE NOT EXISTS (SELECT 1 FROM local l WHERE l.id = p.key_id)
-            ORDER BY 1`,
-          ),
-      );
-      const idsOf = (fate: string) => rows.filter((row) => row.fate === fate).map((row) => row.key_id);
-      return { used: idsOf('used'), unknown: idsOf('unknown'), notListed: idsOf('notListed') };
-    },
-
-    async claimedIdsSince(device, kind, sinceMs, limit) {
-      const column = kind === 'ec' ? prekeyClaims.ecKeyId : prekeyClaims.pqKeyId;
-      const rows = await run(
-        async (db) =>
-          await db
-            .select({ keyId: column })
-            .from(prekeyClaims)
-            .where(
-              and(
-                eq(prekeyClaims.userId, device.userId),
-                eq(prekeyClaims.deviceId, device.deviceId),
-                sql`${column} IS NOT NULL`,
-                sql`${prekeyClaims.claimedAt} >= ${momentOf(sinceMs)}`,
-              ),
-            )
-            .orderBy(sql`${prekeyClaims.claimedAt} DESC`)
-            .limit(limit),
-      );
-      return rows.map((row) => row.keyId!);
     },
   };
 }

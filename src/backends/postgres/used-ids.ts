@@ -6,33 +6,33 @@ import { numberArray } from './array-literal.ts';
 import { select, type Transaction } from './database.ts';
 import { devices, PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } from './schema.ts';
 
+/** Whose used ids, and under which identity: values, or columns of a statement. */
+interface UsedOf {
+  userId: SQL | string;
+  deviceId: SQL | number;
+  canonicalKey: SQL;
+}
+
 /**
- * Those of `keyIds` that were handed out or withdrawn under an identity, as rows `(id)`. One intersection reads the
- * used ids once, however many there are; a look for each id would unpack them all each time.
+ * Those of `keyIds`, of type `int8[]`, that were handed out or withdrawn under an identity, as rows `(id)`. One
+ * intersection reads the used ids once, however many there are; a look for each id would unpack them all each time.
  */
-export function usedAmong(
-  device: DeviceAddress,
-  kind: PreKeyKind,
-  canonicalKey: SQL,
-  keyIds: readonly number[],
-): SQL {
+export function usedAmong({ userId, deviceId, canonicalKey }: UsedOf, kind: PreKeyKind, keyIds: SQL): SQL {
   const column = sql.raw(kind === 'ec' ? 'ec_key_id' : 'pq_key_id');
   return sql`
     SELECT c.${column} AS id FROM ${prekeyClaims} c
-    WHERE c.user_id = ${device.userId} AND c.device_id = ${device.deviceId}
-      AND c.${column} = ANY (${numberArray(keyIds)}::int8[])
+    WHERE c.user_id = ${userId} AND c.device_id = ${deviceId} AND c.${column} = ANY (${keyIds})
       -- Claims are of the present identity alone: under another one they say nothing.
-      AND (SELECT d.identity_canonical = ${canonicalKey} FROM ${devices} d
-           WHERE d.user_id = ${device.userId} AND d.device_id = ${device.deviceId})
+      AND (SELECT v.identity_canonical = ${canonicalKey} FROM ${devices} v
+           WHERE v.user_id = ${userId} AND v.device_id = ${deviceId})
     UNION
     SELECT generate_series(lower(r.run), upper(r.run) - 1) AS id
     FROM ${usedPreKeyIds} u
     CROSS JOIN LATERAL unnest(u.ids * (
-      SELECT coalesce(range_agg(int8range(l.id, l.id, '[]')), '{}')
-      FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
+      SELECT coalesce(range_agg(int8range(l.id, l.id, '[]')), '{}') FROM unnest(${keyIds}) AS l (id)
     )) AS r (run)
-    WHERE u.user_id = ${device.userId} AND u.device_id = ${device.deviceId}
-      AND u.identity_canonical = ${canonicalKey} AND u.kind = ${PRE_KEY_KIND[kind]} AND NOT u.signed`;
+    WHERE u.user_id = ${userId} AND u.device_id = ${deviceId}
+      AND u.identity_canonical = ${canonicalKey} AND u.kind = ${sql.raw(String(PRE_KEY_KIND[kind]))} AND NOT u.signed`;
 }
 
 /** Turns claim records into used ids. @returns how many, at most `limit` where there is one */
