@@ -14,18 +14,24 @@ interface UsedOf {
 }
 
 /**
- * Those of `keyIds`, of type `int8[]`, that were handed out or withdrawn under an identity, as rows `(id)`. One
- * intersection reads the used ids once, however many there are; a look for each id would unpack them all each time.
+ * Those of `keyIds`, of type `int8[]`, that were handed out or withdrawn under an identity, as rows `(id)`.
+ * Claims are probed for each id, however many there are of the device; the used ids are read once, by an intersection,
+ * since a look for each id would unpack them all each time.
  */
 export function usedAmong({ userId, deviceId, canonicalKey }: UsedOf, kind: PreKeyKind, keyIds: SQL): SQL {
   const column = sql.raw(kind === 'ec' ? 'ec_key_id' : 'pq_key_id');
+  // No UNION: PostgreSQL would make a table for the hundred thousand rows that it expects, each time.
   return sql`
-    SELECT c.${column} AS id FROM ${prekeyClaims} c
-    WHERE c.user_id = ${userId} AND c.device_id = ${deviceId} AND c.${column} = ANY (${keyIds})
-      -- Claims are of the present identity alone: under another one they say nothing.
-      AND (SELECT v.identity_canonical = ${canonicalKey} FROM ${devices} v
+    SELECT l.id FROM unnest(${keyIds}) AS l (id)
+    CROSS JOIN LATERAL (
+      SELECT 1 FROM ${prekeyClaims} c
+      WHERE c.user_id = ${userId} AND c.device_id = ${deviceId} AND c.${column} = l.id
+      LIMIT 1
+    ) claimed
+    -- Claims are of the present identity alone: under another one they say nothing.
+    WHERE (SELECT v.identity_canonical = ${canonicalKey} FROM ${devices} v
            WHERE v.user_id = ${userId} AND v.device_id = ${deviceId})
-    UNION
+    UNION ALL
     SELECT generate_series(lower(r.run), upper(r.run) - 1) AS id
     FROM ${usedPreKeyIds} u
     CROSS JOIN LATERAL unnest(u.ids * (
