@@ -659,6 +659,50 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         );
         expect((await messages.prove(bob))?.fence).toBe(Math.max(...fences));
       });
+
+      it('of many that come back at once are each told what is its own, and wait for no row that another holds', async () => {
+        const alice = await enrolled();
+        const returning = await Promise.all(
+          ids(0, 150).map(async (nth) => {
+            const device = await enrolled();
+            for (let i = 0; i < nth % 3; i++) await storeFor(alice, device);
+            return { device, fence: (await messages.connect(device)).fence };
+          }),
+        );
+        const { keyVersion } = (await messages.prove(alice))!;
+        const [held, ...others] = returning;
+        let late: ReturnType<MessageStore['serve']> | undefined;
+        await keys.change(held!.device, async () => {
+          late = messages.serve(held!, keyVersion, NOW_MS);
+          const answers = await Promise.all(
+            others.map((reader, nth) =>
+              // Every tenth proved older keys.
+              messages.serve(reader, nth % 10 === 0 ? keyVersion + 1 : keyVersion, NOW_MS),
+            ),
+          );
+          answers.forEach((answer, nth) => {
+            const isServed = nth % 10 !== 0;
+            expect(answer).toMatchObject({
+              served: isServed,
+              proof: { keyVersion, fence: isServed ? others[nth]!.fence : 0 },
+              pendingCount: isServed ? (nth + 1) % 3 : 0,
+            });
+          });
+        });
+        expect(await late).toMatchObject({ served: true, proof: { fence: held!.fence }, pendingCount: 0 });
+      });
+
+      it('note when they were served, also where many are at once', async () => {
+        const devices = await Promise.all(ids(0, 3).map(() => enrolled()));
+        await Promise.all(
+          devices.map(async (device, nth) => {
+            const { fence } = await messages.connect(device);
+            await messages.serve({ device, fence }, 1, NOW_MS + nth * 1_000);
+          }),
+        );
+        const noted = devices.map(async (device) => (await keys.read(device))!.servedAtMs);
+        expect(await Promise.all(noted)).toEqual([NOW_MS, NOW_MS + 1_000, NOW_MS + 2_000]);
+      });
     });
 
     describe('reading', () => {

@@ -5,6 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { steadyClock } from '../../lib/clock.ts';
 import { createGatherer, type Line } from '../../lib/gather.ts';
+import { createSlots, NoSlotError } from '../../lib/slots.ts';
 import type {
   DeviceProof,
   MessageStore,
@@ -15,7 +16,7 @@ import type {
 import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
-import type { Database } from './database.ts';
+import { type Database, select } from './database.ts';
 import {
   type AcknowledgeRequest,
   acknowledgeStatement,
@@ -29,6 +30,7 @@ import {
   putOffStatement,
   removeBouncedStatement,
 } from './end-statements.ts';
+import { unavailable } from './faults.ts';
 import { staleStatement, sweepStatements } from './message-retention.ts';
 import {
   bindRead,
@@ -39,16 +41,28 @@ import {
   type ReadRequest,
   readStatement,
   revokedStatement,
-  serveStatement,
   toPages,
   toProof,
 } from './reader-statements.ts';
+import {
+  bindServeMany,
+  type HeldRow,
+  type ServedRow,
+  type ServeRequest,
+  serveManyStatement,
+  serveStatement,
+} from './serve-statements.ts';
 import { bindStore, contentBytes, storeStatement, toStoreResults } from './store-statement.ts';
 
 /** Requests in one statement, and the bytes and rows that they bring or ask for. */
 const STORE_BATCH = { requests: 128, bytes: 1 << 20 };
 const READ_BATCH = { requests: 64, bytes: 4 << 20 };
 const CONNECT_BATCH = 128;
+const SERVE_BATCH = 64;
+/** Times that a connection asks to be served whose device is being changed, which mostly ends soon, before it waits for it. */
+const SERVE_TRIES_MAX = 3;
+/** Devices that are waited for at once, on a connection each. */
+const SERVED_LATER = { slotCount: 2, waitingMax: 1_000, waitMaxMs: 5_000 };
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
 /** Of all that waits to be stored. */
 const STORE_LINE_BYTES_MAX = 64 << 20;
@@ -101,6 +115,35 @@ export function createMessageStore(database: Database): MessageStore {
     },
   });
 
+  /** Null for what is not to be served. */
+  const serves = createGatherer<ServeRequest, ServedRow | HeldRow | null>({
+    batchMax: SERVE_BATCH,
+    lingersBy: steadyClock,
+    line: LINE,
+    async run(requests) {
+      const rows = await database.hot(serveManyStatement, bindServeMany(requests));
+      const served: (ServedRow | HeldRow | null)[] = requests.map(() => null);
+      for (const row of rows) served[row.ord] = row;
+      return served;
+    },
+  });
+  const servedLater = createSlots({ clock: steadyClock, ...SERVED_LATER });
+
+  async function serve(request: ServeRequest): Promise<ServedRow | null> {
+    for (let tries = 0; tries < SERVE_TRIES_MAX; tries++) {
+      const row = await serves.submit(request);
+      if (row === null || row.key_version !== null) return row;
+    }
+    try {
+      // Beside the hot statements: what is sent behind one that waits for a row waits for it too.
+      const wait = () => database.run((db) => select<ServedRow>(db, serveStatement(request)));
+      const [row] = await servedLater.run(wait);
+      return row ?? null;
+    } catch (error) {
+      throw error instanceof NoSlotError ? unavailable(error) : error;
+    }
+  }
+
   async function prove(device: DeviceAddress): Promise<DeviceProof | null> {
     const [row] = await database.hot(proveStatement, { ...device });
     return row === undefined ? null : toProof(row);
@@ -111,14 +154,14 @@ export function createMessageStore(database: Database): MessageStore {
 
     connect: (device) => connects.submit(device),
 
-    async serve({ device, fence }, keyVersion, nowMs) {
-      const [row] = await database.hot(serveStatement, { ...device, fence, keyVersion, nowMs });
-      if (row !== undefined) {
+    async serve(reader, keyVersion, nowMs) {
+      const row = await serve({ reader, keyVersion, nowMs });
+      if (row !== null) {
         const { pending_count: pendingCount, newest_sequence: newestSequence } = row;
         return { proof: toProof(row), served: true, pendingCount, newestSequence };
       }
       // A new statement: the one before may have waited for the very change that refuses it, and has not seen it.
-      const proof = await prove(device);
+      const proof = await prove(reader.device);
       return proof === null ? null : { proof, served: false, pendingCount: 0, newestSequence: 0 };
     },
 

@@ -9,13 +9,13 @@ import { addressOfKey } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { base64 } from './base64.ts';
 import { hotStatement } from './database.ts';
-import { BOUNCE, isDue, ofDevice } from './message-sql.ts';
+import { isDue, ofDevice } from './message-sql.ts';
 import { devices, ENVELOPE_KIND, messages } from './schema.ts';
 import { momentOf, msOf } from './time-sql.ts';
 
 const { placeholder } = sql;
 
-interface ProofRow {
+export interface ProofRow {
   key_version: number;
   identity_version: number;
   has_keys: boolean;
@@ -29,7 +29,7 @@ interface ProofRow {
 }
 
 const REVOKED_AT_MS = '(extract(epoch FROM revoked_at) * 1000)::float8 AS revoked_at_ms';
-const PROOF_COLUMNS = sql.raw(
+export const PROOF_COLUMNS = sql.raw(
   `key_version, identity_version, identity_key IS NOT NULL AS has_keys, fence, ec_available, pq_available,
    offers_pq OR pq_available + pq_claimed > 0 AS offers_pq, count_version, low_notice_version, ${REVOKED_AT_MS}`,
 );
@@ -209,23 +209,6 @@ LEFT JOIN LATERAL (
   LIMIT 1
 ) d ON true
 ORDER BY c.ord`);
-
-/** Gives no row where the device is not to be served. The columns are those of the row as it was locked. */
-export const serveStatement = hotStatement<ProofRow & { pending_count: number; newest_sequence: number }>(sql`
-WITH served AS (
-  UPDATE ${devices} SET fence = ${placeholder('fence')}::int8, served_at = ${momentOf(placeholder('nowMs'))}
-  WHERE ${ofDevice} AND fence <= ${placeholder('fence')}::int8 AND key_version = ${placeholder('keyVersion')}::int8
-    AND identity_key IS NOT NULL
-  RETURNING ${PROOF_COLUMNS}
-)
-SELECT p.*, q.pending_count, q.newest_sequence
-FROM served p
-CROSS JOIN LATERAL (
-  SELECT count(*)::int4 AS pending_count, coalesce(max(m.sequence), 0) AS newest_sequence
-  FROM ${messages} m
-  WHERE m.user_id = ${placeholder('userId')} AND m.device_id = ${placeholder('deviceId')} AND m.pending
-    AND (m.kind = ${BOUNCE} OR (m.identity_version = p.identity_version AND m.expires_at > ${momentOf(placeholder('nowMs'))}))
-) q`);
 
 export const proveStatement = hotStatement<ProofRow>(
   sql`SELECT ${PROOF_COLUMNS} FROM ${devices} WHERE ${ofDevice}`,
