@@ -54,6 +54,8 @@ export interface Session {
   reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
   /** A validation found client and server in step at `keyVersion`. */
   validated(keyVersion: number): void;
+  /** What the newest of them found in step; null before the first, and where the server was restored since. */
+  validatedVersion(): number | null;
   /** A validation found that the server was restored from an older backup, and lifted its version to `keyVersion`. */
   foundRestored(keyVersion: number): void;
   /**
@@ -188,7 +190,8 @@ class DeviceSession implements Session {
     this.#token = start.token;
   }
 
-  #apply(event: GateEvent): void {
+  /** @returns whether it looks at the device, for the gate is open and may deliver */
+  #apply(event: GateEvent): boolean {
     const before = this.#state;
     const next = step(this.#state, event);
     this.#state = next.state;
@@ -197,6 +200,7 @@ class DeviceSession implements Session {
       this.#shared.reports.gateMoved(this.#me, before, this.#state, closing?.reason ?? null);
     }
     for (const effect of next.effects) this.#carryOut(effect);
+    return next.effects.some((effect) => effect.name === 'deliver');
   }
 
   #carryOut(effect: GateEffect): void {
@@ -481,6 +485,11 @@ class DeviceSession implements Session {
     };
   }
 
+  validatedVersion(): number | null {
+    const keyVersion = keyVersionOf(this.#state);
+    return keyVersion === null ? null : Math.max(keyVersion, this.#validatedAhead ?? 0);
+  }
+
   validated(keyVersion: number): void {
     this.#apply({ name: 'validated', keyVersion });
     if (this.#state.name !== 'open' || keyVersion <= this.#state.keyVersion) return;
@@ -495,10 +504,7 @@ class DeviceSession implements Session {
 
   async ready(broughtKeyVersion: number | null): ReturnType<Session['ready']> {
     const start = this.#now();
-    const validatedVersion = keyVersionOf(start.state);
-    const keyVersion =
-      broughtKeyVersion ??
-      (validatedVersion === null ? null : Math.max(validatedVersion, this.#validatedAhead ?? 0));
+    const keyVersion = broughtKeyVersion ?? this.validatedVersion();
     if (keyVersion === null) {
       if (!(await this.hasKeys())) throw new GatewayError('KEYS_NOT_UPLOADED');
       throw new GatewayError('KEYS_NOT_VALIDATED');
@@ -526,7 +532,7 @@ class DeviceSession implements Session {
       deliveredCount: 0,
       emptyAnnounced: false,
     };
-    this.#apply({ name: 'opened', keyVersion });
+    const looks = this.#apply({ name: 'opened', keyVersion });
     const { name, keyVersion: newest } = this.gate() as Exclude<GateState, { name: 'connected' }>;
     if (name !== 'open') {
       // A newer key set was validated while the store answered for this one.
@@ -535,7 +541,7 @@ class DeviceSession implements Session {
     }
     this.#validatedAhead = null;
     // An own rotation may have carried the gate on meanwhile: then this opening is the one to deliver for.
-    this.look();
+    if (!looks) this.look();
     return { pendingCount: result.pendingCount, keyVersion };
   }
 
@@ -551,9 +557,9 @@ class DeviceSession implements Session {
     } finally {
       this.#knownToHaveKeys = false;
       this.#ownChanges += 1;
-      this.#apply({ name: 'rotationEnded', keyVersion });
+      const looks = this.#apply({ name: 'rotationEnded', keyVersion });
       // Where it was more than a rotation, the store's version tells.
-      this.look();
+      if (!looks) this.look();
     }
   }
 

@@ -80,6 +80,8 @@ export async function validateKeys(
 /**
  * What a validation that was brought along proves.
  *
+ * @param validatedVersion what this very socket was found in step at: a validation that says the same proves nothing
+ *   more, and the keys are not read again
  * @returns the key version that it was made for, which is for the store to prove current
  * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED where it is forged or ran out, KEYS_OUT_OF_SYNC, UNAVAILABLE
  */
@@ -87,8 +89,10 @@ export async function openValidation(
   parts: ValidateParts,
   device: DeviceAddress,
   validation: string,
+  validatedVersion: number | null = null,
 ): Promise<number> {
   const proof = await parts.proofs.open(device, validation);
+  if (proof !== null && proof.keyVersion === validatedVersion) return proof.keyVersion;
   const keys = await parts.store.read(device);
   if (keys?.identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
   if (proof === null) throw new GatewayError('KEYS_NOT_VALIDATED', 'the validation is not good, or ran out');

@@ -163,7 +163,9 @@ export function createHandlers(parts: HandlersParts): Handlers {
     async clientReady(context, { validation }) {
       const { session } = ofSocket(context);
       const brought =
-        validation === undefined ? null : await openValidation(parts, context.device, validation);
+        validation === undefined
+          ? null
+          : await openValidation(parts, context.device, validation, session.validatedVersion());
       return await session.ready(brought);
     },
 

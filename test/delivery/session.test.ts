@@ -189,6 +189,18 @@ beforeEach(() => {
 });
 
 describe('a session', () => {
+  it('reads once for an opening, and once for a rotation', async () => {
+    await session.ready(null);
+    await quiet();
+    expect([reads, ...events]).toEqual([1, 'queueEmpty 0']);
+    await session.change(async () => {
+      proof.keyVersion = 2;
+      return { rotation: true, data: { keyVersion: 2 } };
+    });
+    await quiet();
+    expect([reads, ...events]).toEqual([2, 'queueEmpty 0']);
+  });
+
   it('pushes nothing of a page whose proof is of other keys than the gate’s', async () => {
     await session.ready(null);
     await quiet();

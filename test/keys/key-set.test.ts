@@ -192,6 +192,32 @@ describe('a validation', () => {
   });
 });
 
+describe('a validation that is brought along', () => {
+  const isForged = (validation: string): string => `${validation.slice(0, -2)}AA`;
+
+  it('of what the socket itself was found in step at needs no look at the keys, and any other does', async () => {
+    const keys = new KeyMaker();
+    const device = { userId: `own-${++users}`, deviceId: 1 };
+    await upload(device, keys);
+    const local = { localIdentityKey: keys.identityKey(), localSignedPreKeyId: 1 };
+    const { data } = await validateKeys(validating(store), device, local);
+    let looks = 0;
+    const read: KeyStore['read'] = async (asked) => {
+      looks += 1;
+      return await store.read(asked);
+    };
+    const parts = validating({ ...store, read });
+    expect(await openValidation(parts, device, data.validation!, 1)).toBe(1);
+    expect(looks).toBe(0);
+    expect(await openValidation(parts, device, data.validation!, 2)).toBe(1);
+    expect(await openValidation(parts, device, data.validation!, null)).toBe(1);
+    expect(looks).toBe(2);
+    await expect(openValidation(parts, device, isForged(data.validation!), 1)).rejects.toMatchObject({
+      code: 'KEYS_NOT_VALIDATED',
+    });
+  });
+});
+
 describe('ids that are uploaded after a backup was restored, before the client has compared its keys', () => {
   it('are alreadyClaimed, and stay so when it has', async () => {
     const keys = new KeyMaker();
