@@ -176,8 +176,10 @@ export async function addToPool(
     await keys.withdraw(kind, canonicalKey, keyIds);
     return { ...verdict, conflicts: keyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' })) };
   }
-  const used = await keys.usedIds(kind, canonicalKey, keyIds);
-  const pooled = await keys.pooled(kind, keyIds);
+  const [used, pooled] = await Promise.all([
+    keys.usedIds(kind, canonicalKey, keyIds),
+    keys.pooled(kind, keyIds),
+  ]);
   const fresh: OneTimePreKey[] = [];
   for (const key of offered) {
     const stored = pooled.get(key.keyId);

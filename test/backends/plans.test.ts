@@ -1,9 +1,17 @@
 // How PostgreSQL runs the hot statements: by the same plan for an empty database and for a full one, with no scan in it.
 import { randomBytes, randomUUID } from 'node:crypto';
+import { sql } from 'drizzle-orm';
 import postgres from 'postgres';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
-import { type Database, openDatabase } from '../../src/backends/postgres/database.ts';
+import {
+  type Database,
+  type HotStatement,
+  openDatabase,
+  select,
+} from '../../src/backends/postgres/database.ts';
+import * as changes from '../../src/backends/postgres/key-set-statements.ts';
+import { lockKeys } from '../../src/backends/postgres/key-set-transaction.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
 import { createMessageStore } from '../../src/backends/postgres/message-store.ts';
 import { migrateDatabase } from '../../src/backends/postgres/migrations.ts';
@@ -259,6 +267,65 @@ describe.each([
     ],
     ...['bounce', 'settleBounces', 'settleBounces, 2', 'inNeedOfALook'],
   ];
+
+  /** The statements of a change of keys, by the names of their exports; of those that are two, by the kind of key. */
+  const ofChanges = Object.entries(changes).flatMap(([name, exported]): [string, HotStatement<unknown>][] => {
+    if (typeof exported === 'function') return [];
+    if ('text' in exported) return [[name, exported]];
+    return Object.entries(exported).map(([kind, statement]) => [`${name} ${kind}`, statement]);
+  });
+  const ofAChange = {
+    ...{
+      userId: 'full1',
+      deviceId: 1,
+      kind: 0,
+      keyId: 1,
+      keyIds: '{1,2}',
+      canonicalKey: '\\x05',
+      nowMs: NOW_MS,
+    },
+    ...{
+      publicKey: '\\x05',
+      publicKeys: '{"\\\\x05",NULL}',
+      signature: '\\x05',
+      signatures: '{NULL,NULL}',
+      fence: 7,
+    },
+    ...{
+      registrationId: 7,
+      identityKey: '\\x05',
+      identityKeyEd25519: '\\x05',
+      signedPreKeyExpiresAtMs: NOW_MS,
+    },
+    ...{
+      ecAvailable: 1,
+      pqAvailable: 1,
+      ecClaimed: 0,
+      pqClaimed: 0,
+      offersPq: true,
+      keyVersion: 2,
+      countVersion: 2,
+    },
+    ...{ identityVersion: 1, updatedAtMs: NOW_MS, restoredAtMs: NOW_MS, ranLow: false },
+  };
+
+  it.each(ofChanges)('reach every row of a change’s %s by an index', async (_, statement) => {
+    const values = statement.bind(ofAChange);
+    expect(values).not.toContain(undefined);
+    expect(faultsOf(await planOf({ text: statement.text, values }))).toEqual([]);
+  });
+
+  it('are those of a change of keys too, until it ends', async () => {
+    const setting = sql`SELECT name, setting FROM pg_settings WHERE name IN ${Object.keys(HOT_PLAN_SETTINGS)} ORDER BY name`;
+    const before = await database.transaction((tx) => select(tx, setting));
+    await database.transaction(async (tx) => {
+      await lockKeys(tx, newDevice());
+      const wanted = Object.entries(HOT_PLAN_SETTINGS).sort();
+      expect(await select(tx, setting)).toEqual(wanted.map(([name, value]) => ({ name, setting: value })));
+    });
+    expect(await database.transaction((tx) => select(tx, setting))).toEqual(before);
+    expect(before).not.toContainEqual({ name: 'enable_seqscan', setting: 'off' });
+  });
 
   it('are known here for every hot statement', () => {
     expect([...empty.keys()]).toEqual(statements);

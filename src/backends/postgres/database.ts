@@ -121,6 +121,17 @@ export function hotStatement<Row>(statement: SQL): HotStatement<Row> {
   };
 }
 
+/** Runs a hot statement where other queries are run, in a transaction say; of those that are asked for at once, one after the other. */
+export async function prepared<Row>(
+  db: Queryable,
+  statement: HotStatement<Row>,
+  values: Readonly<Record<string, unknown>>,
+): Promise<Row[]> {
+  const query = { sql: statement.text, params: statement.bind(values) };
+  // Any name has the driver prepare it, under one of its own.
+  return (await db._.session.prepareQuery(query, undefined, 'hot', false).execute()) as Row[];
+}
+
 /** Raw SQL with the rows' type said once, where the statement is. */
 export async function select<Row>(db: Queryable, statement: SQL): Promise<Row[]> {
   return (await db.execute(statement)) as unknown as Row[];

@@ -45,7 +45,7 @@ export function createKeyRetention(database: Database): Pick<KeyStore, 'sweep' |
           );
           // Claims and signed prekeys are of the present identity alone; without one there are none.
           if (locked?.identity_canonical == null) return 0;
-          const canonicalKey = sql`${locked.identity_canonical}`;
+          const canonicalKey = locked.identity_canonical;
           let count = await foldClaims(tx, device, canonicalKey, old, limit);
           // A record that names a dropped key is no answer any more: such go first, and the key with the last of them.
           // Each was claimed before the key was replaced.

@@ -1,15 +1,33 @@
 /** One device's key set inside a transaction: how its row is read and locked, and every change of what it holds. */
 import { createHash } from 'node:crypto';
-import { and, eq, isNull, type SQL, sql } from 'drizzle-orm';
-import type { DeviceKeys, KeySetTransaction, PreKeyKind } from '../../ports/key-store.ts';
+import { sql } from 'drizzle-orm';
+import type { DeviceKeys, KeySetTransaction, PreKeyKind, SignedPreKey } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray } from './array-literal.ts';
-import { select, type Transaction } from './database.ts';
-import { KEYS_COLUMNS, type KeysRow, toKeys } from './key-reader.ts';
+import { type HotStatement, prepared, type Transaction } from './database.ts';
+import { toKeys } from './key-reader.ts';
+import {
+  activateStatement,
+  activeKeysStatement,
+  addSignedPreKeyStatement,
+  addToPoolStatement,
+  bindSave,
+  lockStatement,
+  planStatement,
+  pooledStatement,
+  retireStatement,
+  saveStatement,
+  signedPreKeyStatement,
+  unseenStatement,
+  usedSignedPreKeyStatement,
+  usedStatement,
+  withdrawAllStatement,
+  withdrawStatement,
+} from './key-set-statements.ts';
 import { devices, messages, oneTimePreKeys, PRE_KEY_KIND, signedPreKeys, usedPreKeyIds } from './schema.ts';
 import { momentOf } from './time-sql.ts';
-import { foldClaims, foldReplacedSignedPreKeys, markUsed, usedAmong } from './used-ids.ts';
+import { foldClaims, foldReplacedSignedPreKeys, markUsed } from './used-ids.ts';
 
 /** @param current what `lockKeys` told in `tx` */
 export function createKeySetTransaction(
@@ -25,87 +43,56 @@ export function createKeySetTransaction(
 
     async usedIds(kind, canonicalKey, keyIds) {
       if (keyIds.length === 0) return new Set();
-      const rows = await select<{ id: number }>(tx, usedIdsAmong(kind, canonicalKey, keyIds));
+      const rows = await run(usedStatement[kind], { canonicalKey, keyIds: numberArray(keyIds) });
       return new Set(rows.map((row) => row.id));
     },
 
     async pooled(kind, keyIds) {
-      if (keyIds.length === 0) return new Map();
-      const rows = await select<{ key_id: number; public_key: Uint8Array }>(
-        tx,
-        sql`SELECT key_id, public_key FROM ${oneTimePreKeys}
-            WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} AND key_id = ANY (${numberArray(keyIds)}::int8[])`,
-      );
-      return new Map(rows.map((row) => [row.key_id, row.public_key]));
+      return new Map((await pooledAmong(kind, keyIds)).map((row) => [row.key_id, row.public_key]));
     },
 
     async addToPool(kind, keys) {
       if (keys.length === 0) return;
-      // One statement in the order of the list, so that the identity column numbers the keys in it.
-      await tx.execute(sql`
-        INSERT INTO ${oneTimePreKeys} (user_id, device_id, kind, key_id, public_key, signature)
-        SELECT ${userId}, ${deviceId}::int2, ${PRE_KEY_KIND[kind]}::int2, k.key_id, k.public_key, k.signature
-        FROM unnest(
-          ${numberArray(keys.map((key) => key.keyId))}::int8[],
-          ${byteaArray(keys.map((key) => key.publicKey))}::bytea[],
-          ${byteaArray(keys.map((key) => key.signature))}::bytea[]
-        ) WITH ORDINALITY AS k (key_id, public_key, signature, nth)
-        ORDER BY k.nth`);
+      await run(addToPoolStatement, {
+        kind: PRE_KEY_KIND[kind],
+        keyIds: numberArray(keys.map((key) => key.keyId)),
+        publicKeys: byteaArray(keys.map((key) => key.publicKey)),
+        signatures: byteaArray(keys.map((key) => key.signature)),
+      });
     },
 
     async withdraw(kind, canonicalKey, keyIds) {
+      const ofKind = { kind: PRE_KEY_KIND[kind], canonicalKey };
       const unseen = keyIds === 'all' ? [] : await neverSeen(kind, canonicalKey, keyIds);
       if (unseen.length > 0) {
-        const [kept] = await select<{ unseen_count: number; known: boolean; others: number }>(
-          tx,
-          sql`SELECT coalesce(sum(unseen_count) FILTER (
-                       WHERE identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]}), 0)::int4 AS unseen_count,
-                     coalesce(bool_or(identity_canonical = ${canonicalKey}), false) AS known,
-                     count(DISTINCT identity_canonical)::int4 AS others
-              FROM ${usedPreKeyIds} WHERE ${ofDevice}`,
-        );
+        const [kept] = await run(unseenStatement, ofKind);
         const { unseen_count: unseenCount, known, others } = kept!;
         const isPresent =
           current.identity !== null && Buffer.compare(current.identity.canonicalKey, canonicalKey) === 0;
         if (unseenCount + unseen.length > WITHDRAW_UNSEEN_MAX) return null;
         if (!isPresent && !known && others >= WITHDRAW_IDENTITIES_MAX) return null;
       }
-      const chosen = keyIds === 'all' ? sql`` : sql`AND key_id = ANY (${numberArray(keyIds)}::int8[])`;
-      const removed = await select<{ key_id: number }>(
-        tx,
-        sql`DELETE FROM ${oneTimePreKeys} WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} ${chosen}
-            RETURNING key_id`,
-      );
+      const removed =
+        keyIds === 'all'
+          ? await run(withdrawAllStatement, ofKind)
+          : await run(withdrawStatement, { ...ofKind, keyIds: numberArray(keyIds) });
       const gone = [...removed.map((row) => row.key_id), ...unseen];
-      await markUsed(tx, device, sql`${canonicalKey}`, PRE_KEY_KIND[kind], false, gone, unseen.length);
+      await markUsed(tx, device, canonicalKey, gone, {
+        kind: PRE_KEY_KIND[kind],
+        signed: false,
+        unseenCount: unseen.length,
+      });
       return removed.length;
     },
 
     async signedPreKeyIdState(kind, canonicalKey, keyId) {
-      const [stored] = await tx
-        .select({ publicKey: signedPreKeys.publicKey, replacedAt: signedPreKeys.replacedAt })
-        .from(signedPreKeys)
-        .where(
-          and(
-            eq(signedPreKeys.userId, userId),
-            eq(signedPreKeys.deviceId, deviceId),
-            eq(signedPreKeys.kind, PRE_KEY_KIND[kind]),
-            eq(signedPreKeys.keyId, keyId),
-          ),
-        );
-      if (stored !== undefined) {
-        return stored.replacedAt === null
-          ? { state: 'active', publicKey: stored.publicKey }
-          : { state: 'retired' };
-      }
-      const [used] = await select<{ retired: boolean; wiped: boolean; wiped_key_digest: Uint8Array | null }>(
-        tx,
-        sql`SELECT ids @> ${keyId}::int8 AS retired, coalesce(wiped_key_id = ${keyId}::int8, false) AS wiped,
-                   wiped_key_digest
-            FROM ${usedPreKeyIds}
-            WHERE ${ofDevice} AND identity_canonical = ${canonicalKey} AND kind = ${PRE_KEY_KIND[kind]} AND signed`,
-      );
-      if (used?.retired) return { state: 'retired' };
+      const asked = { kind: PRE_KEY_KIND[kind], canonicalKey, keyId };
+      const [[stored], [used]] = await Promise.all([
+        run(signedPreKeyStatement, asked),
+        run(usedSignedPreKeyStatement, asked),
+      ]);
+      if (stored?.is_active) return { state: 'active', publicKey: stored.public_key };
+      if (stored !== undefined || used?.retired) return { state: 'retired' };
       if (used?.wiped) {
         return {
           state: 'wiped',
@@ -116,17 +103,17 @@ export function createKeySetTransaction(
     },
 
     async activateSignedPreKey(kind, key, nowMs) {
-      await retire(kind, nowMs);
-      await tx.insert(signedPreKeys).values({ userId, deviceId, kind: PRE_KEY_KIND[kind], ...key });
-      await tx
-        .update(devices)
-        .set(kind === 'ec' ? { signedPreKeyId: key.keyId } : { pqLastResortPreKeyId: key.keyId })
-        .where(ofDevice);
+      const ofKind = { kind: PRE_KEY_KIND[kind] };
+      await Promise.all([
+        run(retireStatement, { ...ofKind, nowMs }),
+        run(addSignedPreKeyStatement, { ...ofKind, ...key }),
+        run(activateStatement[kind], { keyId: key.keyId }),
+      ]);
     },
 
     async wipe(reason, nowMs, { leavesMessages } = { leavesMessages: false }) {
       if (current.identity !== null) {
-        const canonicalKey = sql`${current.identity.canonicalKey}`;
+        const { canonicalKey } = current.identity;
         await foldClaims(tx, device, canonicalKey, sql`true`, null);
         await foldReplacedSignedPreKeys(tx, device, canonicalKey, sql`replaced_at IS NOT NULL`);
         for (const kind of ['ec', 'pq'] as const) {
@@ -168,38 +155,20 @@ export function createKeySetTransaction(
     },
 
     async save(update, { ranLow } = { ranLow: false }) {
-      await tx
-        .update(devices)
-        .set({
-          registrationId: update.registrationId,
-          identityKey: update.identity?.identityKey ?? null,
-          identityCanonical: update.identity?.canonicalKey ?? null,
-          identityKeyEd25519: update.identity?.identityKeyEd25519 ?? null,
-          signedPreKeyExpiresAt:
-            update.signedPreKeyExpiresAtMs === null ? null : new Date(update.signedPreKeyExpiresAtMs),
-          ecAvailable: update.availableCounts.ec,
-          pqAvailable: update.availableCounts.pq,
-          ecClaimed: update.claimedCounts.ec,
-          pqClaimed: update.claimedCounts.pq,
-          offersPq: update.offersPq || update.availableCounts.pq + update.claimedCounts.pq > 0,
-          keyVersion: update.keyVersion,
-          countVersion: update.countVersion,
-          identityVersion: update.identityVersion,
-          updatedAt: update.updatedAtMs === null ? null : new Date(update.updatedAtMs),
-          restoredAt: update.restoredAtMs === null ? null : new Date(update.restoredAtMs),
-          revision: sql`${devices.revision} + 1`,
-          ...(ranLow ? { lowNoticeVersion: update.countVersion } : {}),
-        })
-        .where(ofDevice);
+      await run(saveStatement, bindSave(update, ranLow));
     },
   };
 
-  function usedIdsAmong(kind: PreKeyKind, canonicalKey: Uint8Array, keyIds: readonly number[]): SQL {
-    return usedAmong(
-      { ...device, canonicalKey: sql`${canonicalKey}` },
-      kind,
-      sql`${numberArray(keyIds)}::int8[]`,
-    );
+  async function run<Row>(
+    statement: HotStatement<Row>,
+    values: Readonly<Record<string, unknown>>,
+  ): Promise<Row[]> {
+    return await prepared(tx, statement, { ...device, ...values });
+  }
+
+  async function pooledAmong(kind: PreKeyKind, keyIds: readonly number[]) {
+    if (keyIds.length === 0) return [];
+    return await run(pooledStatement, { kind: PRE_KEY_KIND[kind], keyIds: numberArray(keyIds) });
   }
 
   /** Those of `keyIds` that neither wait nor were ever used. */
@@ -209,59 +178,32 @@ export function createKeySetTransaction(
     keyIds: readonly number[],
   ): Promise<number[]> {
     if (keyIds.length === 0) return [];
-    const seen = await select<{ id: number }>(
-      tx,
-      sql`${usedIdsAmong(kind, canonicalKey, keyIds)}
-          UNION ALL
-          SELECT key_id AS id FROM ${oneTimePreKeys}
-          WHERE ${ofDevice} AND kind = ${PRE_KEY_KIND[kind]} AND key_id = ANY (${numberArray(keyIds)}::int8[])`,
-    );
+    const [used, pooled] = await Promise.all([
+      run(usedStatement[kind], { canonicalKey, keyIds: numberArray(keyIds) }),
+      pooledAmong(kind, keyIds),
+    ]);
     const unseen = new Set(keyIds);
-    for (const { id } of seen) unseen.delete(id);
+    for (const { id } of used) unseen.delete(id);
+    for (const { key_id } of pooled) unseen.delete(key_id);
     return [...unseen];
-  }
-
-  async function retire(kind: PreKeyKind, nowMs: number): Promise<void> {
-    await tx
-      .update(signedPreKeys)
-      .set({ replacedAt: new Date(nowMs) })
-      .where(
-        and(
-          eq(signedPreKeys.userId, userId),
-          eq(signedPreKeys.deviceId, deviceId),
-          eq(signedPreKeys.kind, PRE_KEY_KIND[kind]),
-          sql`${signedPreKeys.replacedAt} IS NULL`,
-        ),
-      );
   }
 }
 
 /** Holds the device's row until the transaction ends. @returns null where there is none */
-export async function lockKeys(
-  tx: Transaction,
-  { userId, deviceId }: DeviceAddress,
-): Promise<DeviceKeys | null> {
-  const ofDevice = sql`user_id = ${userId} AND device_id = ${deviceId}`;
-  const [row] = await select<KeysRow>(
-    tx,
-    sql`SELECT ${KEYS_COLUMNS} FROM ${devices} WHERE ${ofDevice} FOR NO KEY UPDATE`,
-  );
+export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
+  const [, [row], active] = await Promise.all([
+    prepared(tx, planStatement, {}),
+    prepared(tx, lockStatement, { ...device }),
+    // By a statement of its own, that begins when the row is held: one that waited for it would show these as they were before.
+    prepared(tx, activeKeysStatement, { ...device }),
+  ]);
   if (row === undefined) return null;
-  // By a statement of its own: that which waited for the row would show the others as they were before.
-  const active =
-    row.signed_prekey_id === null
-      ? []
-      : await tx
-          .select()
-          .from(signedPreKeys)
-          .where(
-            and(
-              eq(signedPreKeys.userId, userId),
-              eq(signedPreKeys.deviceId, deviceId),
-              isNull(signedPreKeys.replacedAt),
-            ),
-          );
-  const activeOf = (kind: PreKeyKind) => active.find((key) => key.kind === PRE_KEY_KIND[kind]) ?? null;
+  const activeOf = (kind: PreKeyKind): SignedPreKey | null => {
+    const found = active.find((key) => key.kind === PRE_KEY_KIND[kind]);
+    return found === undefined
+      ? null
+      : { keyId: found.key_id, publicKey: found.public_key, signature: found.signature };
+  };
   return toKeys(row, { ec: activeOf('ec'), pq: activeOf('pq') });
 }
 

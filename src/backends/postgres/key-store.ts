@@ -1,16 +1,17 @@
 /** The key store in PostgreSQL: reads, and changes in turn for each device; claims and retention lie beside it. */
 import { randomBytes } from 'node:crypto';
-import { and, eq, sql } from 'drizzle-orm';
+import { eq, sql } from 'drizzle-orm';
 import { type Clock, steadyClock } from '../../lib/clock.ts';
 import { createSlots, NoSlotError, type Slots } from '../../lib/slots.ts';
 import type { KeyStore } from '../../ports/key-store.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { DEVICE_ID_MAX } from '../../protocol/limits.ts';
 import { createClaims } from './claims.ts';
-import { type Database, hotStatement } from './database.ts';
+import { type Database, hotStatement, prepared } from './database.ts';
 import { unavailable } from './faults.ts';
 import { createKeyReader } from './key-reader.ts';
 import { createKeyRetention } from './key-retention.ts';
+import { addDeviceStatement, fenceStatement } from './key-set-statements.ts';
 import { createKeySetTransaction, lockKeys } from './key-set-transaction.ts';
 import { devices, sharedSecrets } from './schema.ts';
 
@@ -51,16 +52,13 @@ export function createKeyStore(
         database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
           let current = await lockKeys(tx, device);
           if (current === null) {
-            await tx.insert(devices).values(device).onConflictDoNothing();
+            await prepared(tx, addDeviceStatement, { ...device });
             current = await lockKeys(tx, device);
           }
           const result = await action(createKeySetTransaction(tx, device, current!));
           // Also where nothing was changed: whoever asked is told how things stand.
           if (fence !== null && fence > current!.fence) {
-            await tx
-              .update(devices)
-              .set({ fence })
-              .where(and(eq(devices.userId, device.userId), eq(devices.deviceId, device.deviceId)));
+            await prepared(tx, fenceStatement, { ...device, fence });
           }
           return result;
         }),

@@ -3,8 +3,10 @@ import { type SQL, sql } from 'drizzle-orm';
 import type { PreKeyKind } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray } from './array-literal.ts';
-import { select, type Transaction } from './database.ts';
+import { hotStatement, prepared, select, type Transaction } from './database.ts';
 import { devices, PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } from './schema.ts';
+
+const { placeholder } = sql;
 
 /** Whose used ids, and under which identity: values, or columns of a statement. */
 interface UsedOf {
@@ -45,7 +47,7 @@ export function usedAmong({ userId, deviceId, canonicalKey }: UsedOf, kind: PreK
 export async function foldClaims(
   tx: Transaction,
   device: DeviceAddress,
-  canonicalKey: SQL,
+  canonicalKey: Uint8Array,
   which: SQL,
   limit: number | null,
 ): Promise<number> {
@@ -61,8 +63,8 @@ export async function foldClaims(
   );
   const ids = (column: 'ec_key_id' | 'pq_key_id') =>
     folded.map((row) => row[column]).filter((keyId) => keyId !== null);
-  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.ec, false, ids('ec_key_id'));
-  await markUsed(tx, device, canonicalKey, PRE_KEY_KIND.pq, false, ids('pq_key_id'));
+  await markUsed(tx, device, canonicalKey, ids('ec_key_id'), { kind: PRE_KEY_KIND.ec, signed: false });
+  await markUsed(tx, device, canonicalKey, ids('pq_key_id'), { kind: PRE_KEY_KIND.pq, signed: false });
   return folded.length;
 }
 
@@ -70,7 +72,7 @@ export async function foldClaims(
 export async function foldReplacedSignedPreKeys(
   tx: Transaction,
   device: DeviceAddress,
-  canonicalKey: SQL,
+  canonicalKey: Uint8Array,
   which: SQL,
 ): Promise<number> {
   const folded = await select<{ kind: number; key_id: number }>(
@@ -81,27 +83,29 @@ export async function foldReplacedSignedPreKeys(
   );
   for (const kind of Object.values(PRE_KEY_KIND)) {
     const ids = folded.filter((row) => row.kind === kind).map((row) => row.key_id);
-    await markUsed(tx, device, canonicalKey, kind, true, ids);
+    await markUsed(tx, device, canonicalKey, ids, { kind, signed: true });
   }
   return folded.length;
 }
 
-/** Keeps ids as used. @param unseenCount how many of them neither waited nor were ever used, for `withdraw` to bound */
+const markUsedStatement = hotStatement(sql`
+INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids, unseen_count)
+SELECT ${placeholder('userId')}, ${placeholder('deviceId')}::int2, ${placeholder('canonicalKey')}::bytea,
+       ${placeholder('kind')}::int2, ${placeholder('signed')}::bool, range_agg(int8range(l.id, l.id, '[]')),
+       ${placeholder('unseenCount')}::int4
+FROM unnest(${placeholder('keyIds')}::int8[]) AS l (id)
+ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
+SET ids = u.ids + excluded.ids, unseen_count = u.unseen_count + excluded.unseen_count`);
+
+/** Keeps ids as used. @param how.unseenCount how many of them neither waited nor were ever used, for `withdraw` to bound */
 export async function markUsed(
   tx: Transaction,
   device: DeviceAddress,
-  canonicalKey: SQL,
-  kind: number,
-  signed: boolean,
+  canonicalKey: Uint8Array,
   keyIds: readonly number[],
-  unseenCount = 0,
+  how: { kind: number; signed: boolean; unseenCount?: number },
 ): Promise<void> {
   if (keyIds.length === 0) return;
-  await tx.execute(sql`
-    INSERT INTO ${usedPreKeyIds} AS u (user_id, device_id, identity_canonical, kind, signed, ids, unseen_count)
-    SELECT ${device.userId}, ${device.deviceId}::int2, ${canonicalKey}, ${kind}::int2, ${signed}::bool,
-           range_agg(int8range(l.id, l.id, '[]')), ${unseenCount}::int4
-    FROM unnest(${numberArray(keyIds)}::int8[]) AS l (id)
-    ON CONFLICT (user_id, device_id, identity_canonical, kind, signed) DO UPDATE
-    SET ids = u.ids + excluded.ids, unseen_count = u.unseen_count + excluded.unseen_count`);
+  const values = { unseenCount: 0, ...how, canonicalKey, keyIds: numberArray(keyIds) };
+  await prepared(tx, markUsedStatement, { ...device, ...values });
 }
