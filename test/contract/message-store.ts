@@ -591,6 +591,22 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await serving).toMatchObject({ served: false, proof: { keyVersion: keyVersion + 1 } });
       });
 
+      it('are not served, where they waited for a change by a newer one', async () => {
+        const bob = await enrolled();
+        const { keyVersion } = (await messages.prove(bob))!;
+        const [older, newer] = [await messages.connect(bob), await otherNode.connect(bob)];
+        let serving: ReturnType<MessageStore['serve']> | undefined;
+        await keys.change(
+          bob,
+          async () => {
+            serving = messages.serve({ device: bob, fence: older.fence }, keyVersion, NOW_MS);
+            for (let i = 0; i < 20; i++) await messages.prove(bob);
+          },
+          { fence: newer.fence },
+        );
+        expect(await serving).toMatchObject({ served: false, proof: { keyVersion, fence: newer.fence } });
+      });
+
       it('of an unknown device are neither served nor proven nor read', async () => {
         const reader = { device: newDevice(), fence: 1 };
         expect(await messages.serve(reader, 0, NOW_MS)).toBeNull();

@@ -63,13 +63,11 @@ locked AS MATERIALIZED (
   CROSS JOIN LATERAL (
     SELECT v.ctid AS row_place FROM ${devices} v WHERE v.ctid = f.row_place LIMIT 1 FOR NO KEY UPDATE SKIP LOCKED
   ) l
-  -- Some versions of PostgreSQL lock a row that has moved on, and give its new place.
-  WHERE l.row_place = f.row_place
 ),
 served AS (
   UPDATE ${devices} d SET fence = f.new_fence, served_at = f.now
   FROM (SELECT ord, row_place, fence AS new_fence, now FROM found) f
-  -- The rows are reached by the list; the join only tells which of them is whose.
+  -- The rows are reached by the list; the join tells which of them is whose, and leaves out what has moved on.
   WHERE d.ctid = ANY (ARRAY(SELECT row_place FROM locked)) AND d.ctid = f.row_place
   RETURNING f.ord AS served_ord, ${PROOF_COLUMNS}
 )
