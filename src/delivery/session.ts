@@ -54,7 +54,7 @@ export interface Session {
   reader(): Reader & { keyVersion: number; lowNoticeVersion: number; inFlight: number };
   /** A validation found client and server in step at `keyVersion`. */
   validated(keyVersion: number): void;
-  /** What the newest of them found in step; null before the first, and where the server was restored since. */
+  /** What the socket stands validated at, by that or by what came after; null before the first, and once the server was restored. */
   validatedVersion(): number | null;
   /** A validation found that the server was restored from an older backup, and lifted its version to `keyVersion`. */
   foundRestored(keyVersion: number): void;

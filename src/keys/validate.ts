@@ -45,7 +45,7 @@ export async function validateKeys(
   const wasRolledBack = isRolledBack(foundKeys, input);
   const keys = wasRolledBack ? await withdrawAfterRollback(parts, device, input, localIdentity) : foundKeys;
   const { ec, pq } = wasRolledBack
-    ? withdrawnPools(input, await parts.store.compare(device, view))
+    ? withdrawnPools(input, await handedOutLately(parts, device, view))
     : comparedPools(input, found, hasIdentity(keys, localIdentity));
 
   const faults = faultsOf(keys, input, localIdentity);
@@ -80,8 +80,8 @@ export async function validateKeys(
 /**
  * What a validation that was brought along proves.
  *
- * @param validatedVersion what this very socket was found in step at: a validation that says the same proves nothing
- *   more, and the keys are not read again
+ * @param validatedVersion tells what this very socket was found in step at: a validation that says the same proves
+ *   nothing more, and the keys are not read again
  * @returns the key version that it was made for, which is for the store to prove current
  * @throws GatewayError KEYS_NOT_UPLOADED, KEYS_NOT_VALIDATED where it is forged or ran out, KEYS_OUT_OF_SYNC, UNAVAILABLE
  */
@@ -89,10 +89,10 @@ export async function openValidation(
   parts: ValidateParts,
   device: DeviceAddress,
   validation: string,
-  validatedVersion: number | null = null,
+  validatedVersion: () => number | null = () => null,
 ): Promise<number> {
   const proof = await parts.proofs.open(device, validation);
-  if (proof !== null && proof.keyVersion === validatedVersion) return proof.keyVersion;
+  if (proof !== null && proof.keyVersion === validatedVersion()) return proof.keyVersion;
   const keys = await parts.store.read(device);
   if (keys?.identity == null) throw new GatewayError('KEYS_NOT_UPLOADED');
   if (proof === null) throw new GatewayError('KEYS_NOT_VALIDATED', 'the validation is not good, or ran out');
@@ -271,8 +271,18 @@ function comparedPools({ localPreKeyIds }: Input, { ids, handedOut }: Compared, 
   return { ec, pq: of(ids.pq) };
 }
 
+/** What a client is told that gave a count alone; of the others nothing is asked. */
+async function handedOutLately(
+  { store }: ValidateParts,
+  device: DeviceAddress,
+  { identity, handedOut }: ClientView,
+): Promise<number[]> {
+  if (handedOut === null) return [];
+  return (await store.compare(device, { identity, ids: { ec: null, pq: null }, handedOut })).handedOut;
+}
+
 /** Whatever the client holds was withdrawn just now. */
-function withdrawnPools({ localPreKeyIds, localPqPreKeyIds }: Input, { handedOut }: Compared): Pools {
+function withdrawnPools({ localPreKeyIds, localPqPreKeyIds }: Input, handedOut: number[]): Pools {
   const of = (toDelete: readonly number[]) => ({ toDelete: [...toDelete], toUpload: [], notHeld: [] });
   return { ec: of(localPreKeyIds ?? handedOut), pq: of(localPqPreKeyIds ?? []) };
 }

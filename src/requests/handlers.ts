@@ -165,7 +165,7 @@ export function createHandlers(parts: HandlersParts): Handlers {
       const brought =
         validation === undefined
           ? null
-          : await openValidation(parts, context.device, validation, session.validatedVersion());
+          : await openValidation(parts, context.device, validation, () => session.validatedVersion());
       return await session.ready(brought);
     },
 

@@ -10,6 +10,7 @@ import {
   openDatabase,
   select,
 } from '../../src/backends/postgres/database.ts';
+import { compareStatement } from '../../src/backends/postgres/key-reader.ts';
 import * as changes from '../../src/backends/postgres/key-set-statements.ts';
 import { lockKeys } from '../../src/backends/postgres/key-set-transaction.ts';
 import { createKeyStore } from '../../src/backends/postgres/key-store.ts';
@@ -181,13 +182,7 @@ describe.each([
     // Of all devices of a user nobody knows beforehand which they are: their parts are asked for when the claim has told.
     await note('claim', () => createKeyStore(record).claim([{ ...requestOf(bob), deviceId: null }], how));
     await note('devicesOf', () => keys.devicesOf(bob.userId));
-    await note('compare', () =>
-      keys.compare(bob, {
-        identity: Uint8Array.of(5),
-        ids: { ec: [1, 2], pq: [3] },
-        handedOut: { sinceMs: NOW_MS, limit: 10 },
-      }),
-    );
+    await note('keys', () => keys.read(bob));
     await note('store', send);
     await note('connect', () => messages.connect(bob));
     await note('serve', () => messages.serve(reader, 1, NOW_MS));
@@ -256,7 +251,7 @@ describe.each([
       'claim',
       'claim, 2',
       'devicesOf',
-      'compare',
+      'keys',
       'store',
       'connect',
       'serve',
@@ -268,12 +263,14 @@ describe.each([
     ...['bounce', 'settleBounces', 'settleBounces, 2', 'inNeedOfALook'],
   ];
 
-  /** The statements of a change of keys, by the names of their exports; of those that are two, by the kind of key. */
-  const ofChanges = Object.entries(changes).flatMap(([name, exported]): [string, HotStatement<unknown>][] => {
-    if (typeof exported === 'function') return [];
-    if ('text' in exported) return [[name, exported]];
-    return Object.entries(exported).map(([kind, statement]) => [`${name} ${kind}`, statement]);
-  });
+  /** The statements of a change of keys, and of a comparison, by the names of their exports; of those that are two, by the kind of key. */
+  const ofChanges = Object.entries({ ...changes, compareStatement }).flatMap(
+    ([name, exported]): [string, HotStatement<unknown>][] => {
+      if (typeof exported === 'function') return [];
+      if ('text' in exported) return [[name, exported]];
+      return Object.entries(exported).map(([kind, statement]) => [`${name} ${kind}`, statement]);
+    },
+  );
   const ofAChange = {
     ...{
       userId: 'full1',
@@ -307,9 +304,18 @@ describe.each([
       countVersion: 2,
     },
     ...{ identityVersion: 1, updatedAtMs: NOW_MS, restoredAtMs: NOW_MS, ranLow: false },
+    ...{
+      ords: '{0}',
+      userIds: '{full1}',
+      deviceIds: '{1}',
+      identities: '{"\\\\x05"}',
+      ecIds: '{"{1,2}"}',
+      pqIds: '{"{3}"}',
+    },
+    ...{ sinceMss: `{${NOW_MS}}`, handedOutMaxs: '{10}' },
   };
 
-  it.each(ofChanges)('reach every row of a change’s %s by an index', async (_, statement) => {
+  it.each(ofChanges)('reach every row of %s, planned as hot, by an index', async (_, statement) => {
     const values = statement.bind(ofAChange);
     expect(values).not.toContain(undefined);
     expect(faultsOf(await planOf({ text: statement.text, values }))).toEqual([]);

@@ -1197,9 +1197,10 @@ export function describeKeyStore(engine: string, open: () => Promise<OpenKeyStor
           ...ids(50, 10).map((keyId) => addToPool(otherNode, device, { ec: [keyId] })),
         ]);
         let isOver = false;
-        void changes.then(() => {
+        const end = (): void => {
           isOver = true;
-        });
+        };
+        void changes.then(end, end);
         const seen = new Set<number>();
         while (!isOver) {
           const { keys: found, ids: compared, handedOut: given } = await keys.compare(device, view);

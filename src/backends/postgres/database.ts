@@ -33,7 +33,7 @@ import {
   type PoolName,
   type Pools,
 } from './pools.ts';
-import { QUERY_TIMEOUT_MS } from './settings.ts';
+import { HOT_PLAN_SETTINGS, QUERY_TIMEOUT_MS } from './settings.ts';
 
 /** A statement of the hot path: prepared once per connection under its text. */
 export interface HotStatement<Row> {
@@ -130,6 +130,20 @@ export async function prepared<Row>(
   const query = { sql: statement.text, params: statement.bind(values) };
   // Any name has the driver prepare it, under one of its own.
   return (await db._.session.prepareQuery(query, undefined, 'hot', false).execute()) as Row[];
+}
+
+const planStatement = hotStatement(
+  sql`SELECT ${sql.join(
+    Object.entries(HOT_PLAN_SETTINGS).map(([name, value]) =>
+      sql.raw(`set_config('${name}', '${value}', true)`),
+    ),
+    sql`, `,
+  )}`,
+);
+
+/** Until `tx` ends, its statements are planned as the hot ones are: once, and right for any day's tables. */
+export async function planAsHot(tx: Transaction): Promise<void> {
+  await prepared(tx, planStatement, {});
 }
 
 /** Raw SQL with the rows' type said once, where the statement is. */

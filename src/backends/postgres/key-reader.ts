@@ -1,6 +1,6 @@
 /**
- * What is asked about a key set: how it stands, and how a client's view compares with it. A statement for all who ask at
- * once: after an outage every device does.
+ * What is asked about key sets: how they stand, and how their clients' views compare. Whoever asks at once is answered by one
+ * statement, as every device is after an outage.
  */
 import { type SQL, sql } from 'drizzle-orm';
 import { steadyClock } from '../../lib/clock.ts';
@@ -9,7 +9,8 @@ import type { ClientView, ComparedIds, DeviceKeys, KeyStore, PreKeyKind } from '
 import { GatewayError } from '../../protocol/errors.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { byteaArray, numberArray, textArray } from './array-literal.ts';
-import { type Database, hotStatement } from './database.ts';
+import { type Database, hotStatement, planAsHot, prepared } from './database.ts';
+import { createDeviceTurns } from './device-turns.ts';
 import { devices, oneTimePreKeys, PRE_KEY_KIND, prekeyClaims, signedPreKeys } from './schema.ts';
 import { msOf } from './time-sql.ts';
 import { usedAmong } from './used-ids.ts';
@@ -87,12 +88,15 @@ function wholeMs(ms: number | null): number | null {
   return ms === null ? null : Math.floor(ms);
 }
 
-interface AskedRow extends KeysRow {
+interface ReadRow extends KeysRow {
   ord: number;
   ec_public_key: Uint8Array | null;
   ec_signature: Uint8Array | null;
   pq_public_key: Uint8Array | null;
   pq_signature: Uint8Array | null;
+}
+
+interface ComparedRow extends ReadRow {
   /** Of the ids that were listed, those that are not pooled; null where there are none. */
   ec_unpooled: number[] | null;
   pq_unpooled: number[] | null;
@@ -113,7 +117,7 @@ function activeKey(kind: PreKeyKind, keyId: string): SQL {
     LIMIT 1`;
 }
 
-/** Where the listed ids and the pooled ones differ; under another identity than the client's nothing is pooled. */
+/** Where the listed ids, of which none is there twice, and the pooled ones differ; under another identity than the client's nothing is pooled. */
 function differences(kind: PreKeyKind): SQL {
   const ids = sql.raw(`a.${kind}_ids`);
   return sql`
@@ -133,7 +137,23 @@ function usedUnpooled(kind: PreKeyKind): SQL {
   return sql`CASE WHEN ${unpooled} IS NOT NULL THEN ARRAY(${usedAmong(of, kind, unpooled)}) END`;
 }
 
-const askStatement = hotStatement<AskedRow>(sql`
+const KEYS_OF_ASKED = {
+  columns: sql`a.ord, d.*, s.public_key AS ec_public_key, s.signature AS ec_signature, r.public_key AS pq_public_key,
+       r.signature AS pq_signature`,
+  joins: sql`
+CROSS JOIN LATERAL (
+  SELECT ${KEYS_COLUMNS} FROM ${devices} v WHERE v.user_id = a.user_id AND v.device_id = a.device_id LIMIT 1
+) d
+LEFT JOIN LATERAL (${activeKey('ec', 'signed_prekey_id')}) s ON true
+LEFT JOIN LATERAL (${activeKey('pq', 'pq_last_resort_prekey_id')}) r ON true`,
+};
+
+const readStatement = hotStatement<ReadRow>(sql`
+SELECT ${KEYS_OF_ASKED.columns}
+FROM unnest(${placeholder('ords')}::int4[], ${placeholder('userIds')}::text[], ${placeholder('deviceIds')}::int2[])
+  AS a (ord, user_id, device_id)${KEYS_OF_ASKED.joins}`);
+
+export const compareStatement = hotStatement<ComparedRow>(sql`
 WITH asked AS MATERIALIZED (
   SELECT a.ord, a.user_id, a.device_id, a.identity, a.ec_ids::int8[] AS ec_ids, a.pq_ids::int8[] AS pq_ids,
          to_timestamp(a.since_ms / 1000) AS since, a.handed_out_max
@@ -143,8 +163,7 @@ WITH asked AS MATERIALIZED (
     ${placeholder('sinceMss')}::float8[], ${placeholder('handedOutMaxs')}::int4[]
   ) AS a (ord, user_id, device_id, identity, ec_ids, pq_ids, since_ms, handed_out_max)
 )
-SELECT a.ord, d.*, s.public_key AS ec_public_key, s.signature AS ec_signature, r.public_key AS pq_public_key,
-       r.signature AS pq_signature, ec.unpooled AS ec_unpooled, ec.not_listed AS ec_not_listed,
+SELECT ${KEYS_OF_ASKED.columns}, ec.unpooled AS ec_unpooled, ec.not_listed AS ec_not_listed,
        ${usedUnpooled('ec')} AS ec_used, pq.unpooled AS pq_unpooled, pq.not_listed AS pq_not_listed,
        ${usedUnpooled('pq')} AS pq_used,
        CASE WHEN a.since IS NOT NULL THEN ARRAY(
@@ -156,78 +175,88 @@ SELECT a.ord, d.*, s.public_key AS ec_public_key, s.signature AS ec_signature, r
          ) o
          WHERE o.claimed_at >= a.since ORDER BY o.claimed_at DESC LIMIT a.handed_out_max
        ) END AS handed_out
-FROM asked a
-CROSS JOIN LATERAL (
-  SELECT ${KEYS_COLUMNS} FROM ${devices} v WHERE v.user_id = a.user_id AND v.device_id = a.device_id LIMIT 1
-) d
-LEFT JOIN LATERAL (${activeKey('ec', 'signed_prekey_id')}) s ON true
-LEFT JOIN LATERAL (${activeKey('pq', 'pq_last_resort_prekey_id')}) r ON true
+FROM asked a${KEYS_OF_ASKED.joins}
 CROSS JOIN LATERAL (${differences('ec')}) ec
 CROSS JOIN LATERAL (${differences('pq')}) pq`);
 
-interface Asked {
+interface Comparison {
   device: DeviceAddress;
-  /** Null where only the keys are asked for. */
-  view: ClientView | null;
+  view: ClientView;
 }
 
-type Answer = Awaited<ReturnType<KeyStore['compare']>>;
+type Compared = Awaited<ReturnType<KeyStore['compare']>>;
 
 const BATCH_MAX = 64;
-/** Ids that are listed or asked for by one statement's requests. */
+/** Ids that one statement's comparisons list or may be told. */
 const BATCH_IDS_MAX = 16_384;
+/** Ids that were handed out: of most devices there are fewer, and few clients ask. */
+const HANDED_OUT_WEIGHT = 1_000;
 const LINE: Line = { refusal: () => new GatewayError('UNAVAILABLE', undefined, { retryAfterMs: 1_000 }) };
 
 export function createKeyReader(database: Database): Pick<KeyStore, 'read' | 'compare'> {
-  const gatherer = createGatherer<Asked, Answer>({
+  const reads = createGatherer<DeviceAddress, DeviceKeys | null>({
+    batchMax: BATCH_MAX,
+    lingersBy: steadyClock,
+    line: LINE,
+    async run(asked) {
+      const rows = await database.hot(readStatement, bindDevices(asked));
+      const keys: (DeviceKeys | null)[] = asked.map(() => null);
+      for (const row of rows) keys[row.ord] = toKeys(row, activeOf(row));
+      return keys;
+    },
+  });
+  const comparisons = createGatherer<Comparison, Compared>({
     batchMax: BATCH_MAX,
     weight: { of: idsOf, max: BATCH_IDS_MAX },
     lingersBy: steadyClock,
     line: LINE,
     async run(asked) {
-      const rows = await database.hot(askStatement, bindAsk(asked));
-      const answers = asked.map(({ view }) => answerOf(view, null));
-      for (const row of rows) answers[row.ord] = answerOf(asked[row.ord]!.view, row);
-      return answers;
+      // Beside the hot statements: of a device with a long past it takes a while, and what is sent behind it waits.
+      const [, rows] = await database.transaction((tx) =>
+        Promise.all([planAsHot(tx), prepared(tx, compareStatement, bindComparisons(asked))]),
+      );
+      const compared = asked.map(({ view }) => toCompared(view, null));
+      for (const row of rows) compared[row.ord] = toCompared(asked[row.ord]!.view, row);
+      return compared;
     },
   });
+  const inTurn = createDeviceTurns();
 
   return {
-    read: async (device) => (await gatherer.submit({ device, view: null })).keys,
-    compare: (device, view) => gatherer.submit({ device, view }),
+    read: (device) => reads.submit(device),
+    compare: (device, view) => inTurn(device, () => comparisons.submit({ device, view })),
   };
 }
 
-function idsOf({ view }: Asked): number {
-  if (view === null) return 0;
-  const { ids, handedOut } = view;
-  return (ids.ec?.length ?? 0) + (ids.pq?.length ?? 0) + (handedOut?.limit ?? 0);
+function idsOf({ view: { ids, handedOut } }: Comparison): number {
+  return (ids.ec?.length ?? 0) + (ids.pq?.length ?? 0) + (handedOut === null ? 0 : HANDED_OUT_WEIGHT);
 }
 
-function bindAsk(asked: readonly Asked[]): Record<string, unknown> {
-  const idsOfKind = (kind: PreKeyKind) =>
-    textArray(
-      asked.map(({ view }) => {
-        const ids = view?.ids[kind] ?? null;
-        return ids === null ? null : numberArray(ids);
-      }),
-    );
+function bindDevices(asked: readonly DeviceAddress[]): Record<string, unknown> {
   return {
     ords: numberArray(asked.map((_, ord) => ord)),
-    userIds: textArray(asked.map(({ device }) => device.userId)),
-    deviceIds: numberArray(asked.map(({ device }) => device.deviceId)),
-    identities: byteaArray(asked.map(({ view }) => view?.identity ?? null)),
+    userIds: textArray(asked.map((device) => device.userId)),
+    deviceIds: numberArray(asked.map((device) => device.deviceId)),
+  };
+}
+
+function bindComparisons(asked: readonly Comparison[]): Record<string, unknown> {
+  const idsOfKind = (kind: PreKeyKind) =>
+    textArray(asked.map(({ view }) => view.ids[kind] && numberArray(view.ids[kind])));
+  return {
+    ...bindDevices(asked.map(({ device }) => device)),
+    identities: byteaArray(asked.map(({ view }) => view.identity)),
     ecIds: idsOfKind('ec'),
     pqIds: idsOfKind('pq'),
-    sinceMss: numberArray(asked.map(({ view }) => view?.handedOut?.sinceMs ?? null)),
-    handedOutMaxs: numberArray(asked.map(({ view }) => view?.handedOut?.limit ?? null)),
+    sinceMss: numberArray(asked.map(({ view }) => view.handedOut?.sinceMs ?? null)),
+    handedOutMaxs: numberArray(asked.map(({ view }) => view.handedOut?.limit ?? null)),
   };
 }
 
 /** @param row null for a device that never uploaded, of which nothing is pooled and nothing was used */
-function answerOf(view: ClientView | null, row: AskedRow | null): Answer {
+function toCompared(view: ClientView, row: ComparedRow | null): Compared {
   const compared = (kind: PreKeyKind): ComparedIds => {
-    const unpooled = row === null ? (view?.ids[kind] ?? []) : (row[`${kind}_unpooled`] ?? []);
+    const unpooled = row === null ? (view.ids[kind] ?? []) : (row[`${kind}_unpooled`] ?? []);
     const used = new Set(row?.[`${kind}_used`]);
     return {
       used: ascending([...used]),
@@ -242,7 +271,7 @@ function answerOf(view: ClientView | null, row: AskedRow | null): Answer {
   };
 }
 
-function activeOf(row: AskedRow): ActiveKeys {
+function activeOf(row: ReadRow): ActiveKeys {
   const of = (kind: PreKeyKind, keyId: number | null) => {
     const publicKey = row[`${kind}_public_key`];
     const signature = row[`${kind}_signature`];

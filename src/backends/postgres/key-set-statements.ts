@@ -5,7 +5,6 @@ import { hotStatement } from './database.ts';
 import { KEYS_COLUMNS, type KeysRow } from './key-reader.ts';
 import { ofDevice } from './message-sql.ts';
 import { devices, oneTimePreKeys, signedPreKeys, usedPreKeyIds } from './schema.ts';
-import { HOT_PLAN_SETTINGS } from './settings.ts';
 import { momentOf } from './time-sql.ts';
 import { usedAmong } from './used-ids.ts';
 
@@ -13,16 +12,6 @@ const { placeholder } = sql;
 
 const ofKind = sql`${ofDevice} AND kind = ${placeholder('kind')}`;
 const listed = sql`key_id = ANY (${placeholder('keyIds')}::int8[])`;
-
-/** Until the transaction ends, its statements are planned as the hot ones are: once, and right for any day's tables. */
-export const planStatement = hotStatement(
-  sql`SELECT ${sql.join(
-    Object.entries(HOT_PLAN_SETTINGS).map(([name, value]) =>
-      sql.raw(`set_config('${name}', '${value}', true)`),
-    ),
-    sql`, `,
-  )}`,
-);
 
 export const addDeviceStatement = hotStatement(sql`
 INSERT INTO ${devices} (user_id, device_id) VALUES (${placeholder('userId')}, ${placeholder('deviceId')})

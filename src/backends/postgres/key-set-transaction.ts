@@ -5,7 +5,7 @@ import type { DeviceKeys, KeySetTransaction, PreKeyKind, SignedPreKey } from '..
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
 import { byteaArray, numberArray } from './array-literal.ts';
-import { type HotStatement, prepared, type Transaction } from './database.ts';
+import { type HotStatement, planAsHot, prepared, type Transaction } from './database.ts';
 import { toKeys } from './key-reader.ts';
 import {
   activateStatement,
@@ -14,7 +14,6 @@ import {
   addToPoolStatement,
   bindSave,
   lockStatement,
-  planStatement,
   pooledStatement,
   retireStatement,
   saveStatement,
@@ -192,7 +191,7 @@ export function createKeySetTransaction(
 /** Holds the device's row until the transaction ends. @returns null where there is none */
 export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
   const [, [row], active] = await Promise.all([
-    prepared(tx, planStatement, {}),
+    planAsHot(tx),
     prepared(tx, lockStatement, { ...device }),
     // By a statement of its own, that begins when the row is held: one that waited for it would show these as they were before.
     prepared(tx, activeKeysStatement, { ...device }),

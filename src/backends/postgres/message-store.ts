@@ -5,7 +5,7 @@
 import { randomUUID } from 'node:crypto';
 import { steadyClock } from '../../lib/clock.ts';
 import { createGatherer, type Line } from '../../lib/gather.ts';
-import { createSlots, NoSlotError } from '../../lib/slots.ts';
+import { createSlots } from '../../lib/slots.ts';
 import type {
   DeviceProof,
   MessageStore,
@@ -17,6 +17,7 @@ import { GatewayError } from '../../protocol/errors.ts';
 import { addressKey, type DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { type Database, select } from './database.ts';
+import { createDeviceTurns } from './device-turns.ts';
 import {
   type AcknowledgeRequest,
   acknowledgeStatement,
@@ -30,7 +31,6 @@ import {
   putOffStatement,
   removeBouncedStatement,
 } from './end-statements.ts';
-import { unavailable } from './faults.ts';
 import { staleStatement, sweepStatements } from './message-retention.ts';
 import {
   bindRead,
@@ -62,7 +62,7 @@ const SERVE_BATCH = 64;
 /** Times that a connection asks to be served whose device is being changed, which mostly ends soon, before it waits for it. */
 const SERVE_TRIES_MAX = 3;
 /** Devices that are waited for at once, on a connection each. */
-const SERVED_LATER = { slotCount: 2, waitingMax: 1_000, waitMaxMs: 5_000 };
+const SERVED_LATER = { slotCount: 3, waitingMax: 1_000, waitMaxMs: 5_000 };
 const ACKNOWLEDGE_BATCH = { requests: 256, rows: 1_024 };
 /** Of all that waits to be stored. */
 const STORE_LINE_BYTES_MAX = 64 << 20;
@@ -127,6 +127,7 @@ export function createMessageStore(database: Database): MessageStore {
       return served;
     },
   });
+  const inTurn = createDeviceTurns();
   const servedLater = createSlots({ clock: steadyClock, ...SERVED_LATER });
 
   async function serve(request: ServeRequest): Promise<ServedRow | null> {
@@ -134,14 +135,11 @@ export function createMessageStore(database: Database): MessageStore {
       const row = await serves.submit(request);
       if (row === null || row.key_version !== null) return row;
     }
-    try {
-      // Beside the hot statements: what is sent behind one that waits for a row waits for it too.
-      const wait = () => database.run((db) => select<ServedRow>(db, serveStatement(request)));
-      const [row] = await servedLater.run(wait);
-      return row ?? null;
-    } catch (error) {
-      throw error instanceof NoSlotError ? unavailable(error) : error;
-    }
+    // Beside the hot statements: what is sent behind one that waits for a row waits for it too.
+    const [row] = await servedLater.run(() =>
+      database.run((db) => select<ServedRow>(db, serveStatement(request))),
+    );
+    return row ?? null;
   }
 
   async function prove(device: DeviceAddress): Promise<DeviceProof | null> {
@@ -155,7 +153,7 @@ export function createMessageStore(database: Database): MessageStore {
     connect: (device) => connects.submit(device),
 
     async serve(reader, keyVersion, nowMs) {
-      const row = await serve({ reader, keyVersion, nowMs });
+      const row = await inTurn(reader.device, () => serve({ reader, keyVersion, nowMs }));
       if (row !== null) {
         const { pending_count: pendingCount, newest_sequence: newestSequence } = row;
         return { proof: toProof(row), served: true, pendingCount, newestSequence };

@@ -36,8 +36,8 @@ function waiting(now: SQL): SQL {
 }
 
 /**
- * Gives no row where the device is not to be served, and one of nulls where it is being changed or claimed from, or was
- * since the statement began. What waits is counted before any row is locked.
+ * Gives no row where the device is not to be served, and one without a key version where it is being changed or claimed
+ * from, or was since the statement began. What waits is counted before any row is locked.
  */
 export const serveManyStatement = hotStatement<{ ord: number } & (ServedRow | HeldRow)>(sql`
 WITH found AS MATERIALIZED (

@@ -8,12 +8,8 @@ import { devices, PRE_KEY_KIND, prekeyClaims, signedPreKeys, usedPreKeyIds } fro
 
 const { placeholder } = sql;
 
-/** Whose used ids, and under which identity: values, or columns of a statement. */
-interface UsedOf {
-  userId: SQL | string;
-  deviceId: SQL | number;
-  canonicalKey: SQL;
-}
+/** Whose used ids, and under which identity. */
+type UsedOf = Record<'userId' | 'deviceId' | 'canonicalKey', SQL>;
 
 /**
  * Those of `keyIds`, of type `int8[]`, that were handed out or withdrawn under an identity, as rows `(id)`.
