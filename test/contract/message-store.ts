@@ -708,6 +708,30 @@ export function describeMessageStore(engine: string, open: () => Promise<OpenMes
         expect(await late).toMatchObject({ served: true, proof: { fence: held!.fence }, pendingCount: 0 });
       });
 
+      it('of one device that is being changed wait in one place, however many they are', async () => {
+        const [held, other] = [await enrolled(), await enrolled()];
+        const { keyVersion } = (await messages.prove(held))!;
+        const connected = async (device: DeviceAddress) => ({
+          device,
+          fence: (await messages.connect(device)).fence,
+        });
+        const waiting = await Promise.all(ids(0, 10).map(() => connected(held)));
+        const reader = await connected(other);
+        let late: ReturnType<MessageStore['serve']>[] = [];
+        await keys.change(held, async () => {
+          late = waiting.map((one) => messages.serve(one, keyVersion, NOW_MS));
+          let soon: ReturnType<MessageStore['serve']> | undefined;
+          await keys.change(other, async () => {
+            soon = messages.serve(reader, keyVersion, NOW_MS);
+            for (let i = 0; i < 20; i++) await messages.prove(other);
+          });
+          expect(await soon).toMatchObject({ served: true, proof: { fence: reader.fence } });
+        });
+        const newest = Math.max(...waiting.map(({ fence }) => fence));
+        expect((await Promise.all(late)).some((answer) => answer?.served)).toBe(true);
+        expect((await messages.prove(held))?.fence).toBe(newest);
+      });
+
       it('note when they were served, also where many are at once', async () => {
         const devices = await Promise.all(ids(0, 3).map(() => enrolled()));
         await Promise.all(
