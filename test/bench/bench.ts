@@ -21,6 +21,7 @@ import { handshakesCompany } from './contestants/handshakes.ts';
 import { messagesCompany, otherMessagesCompanies } from './contestants/messages.ts';
 import { nodesCompany } from './contestants/nodes.ts';
 import { pgbenchDeleteCompany, pgbenchMessagesCompany, pgbenchUpdateCompany } from './contestants/pgbench.ts';
+import { otherRefillsCompany, refillsCompany } from './contestants/refills.ts';
 import { otherReturnsCompany, returnsCompany } from './contestants/returns.ts';
 import { statementCompany, usualCompany, usualMessagesCompany } from './contestants/usual-way.ts';
 import { machineBusyMs } from './cpu.ts';
@@ -51,6 +52,7 @@ const companies: readonly Company[] = [
   usualMessagesCompany,
   handshakesCompany,
   returnsCompany,
+  refillsCompany,
 ];
 const NAMES = companies.flatMap(({ names }) => names);
 /** Measured once, after the rounds. */
@@ -62,8 +64,8 @@ const HELP = `Usage: npm run bench -- [options]
   --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
-  --against <dir>   another build's dist folder: what --only names of gateway, messages, backlog and
-                    returns is measured with it too, as gateway-other-1 and so on; may be repeated
+  --against <dir>   another build's dist folder: what --only names of gateway, messages, backlog,
+                    returns and refills is measured with it too, as gateway-other-1 and so on; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
@@ -108,7 +110,12 @@ async function compete(stage: Stage, options: Options): Promise<void> {
   const contestants: Contestant[] = [];
   const others = options.against.flatMap((distDir, index) => {
     const build = { label: `other-${index + 1}`, distDir, note: `out of ${basename(dirname(distDir))}` };
-    return [otherClaimsCompany(build), ...otherMessagesCompanies(build), otherReturnsCompany(build)];
+    return [
+      otherClaimsCompany(build),
+      ...otherMessagesCompanies(build),
+      otherReturnsCompany(build),
+      otherRefillsCompany(build),
+    ];
   });
   const asked = options.only.flatMap((name) => [
     name,

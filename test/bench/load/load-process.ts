@@ -7,6 +7,7 @@ import { connectAll, driveHandshakes } from './handshakes.ts';
 import { driveMessages, type MessagesInput } from './messages.ts';
 import type { RawSocket } from './raw-socket.ts';
 import { openGate } from './ready.ts';
+import { driveRefills, type RefillsInput } from './refills.ts';
 import { driveReturns } from './returns.ts';
 
 export interface OpenInput {
@@ -55,6 +56,8 @@ answerCalls({
   handshakes: driveHandshakes,
 
   returns: driveReturns,
+
+  refills: (input: RefillsInput) => driveRefills(groupOf(input).sockets, input),
 
   close({ name }: { name: string }): void {
     for (const socket of groups.get(name)?.sockets ?? []) socket.close();
