@@ -310,12 +310,12 @@ describe('the bus while Redis breaks', () => {
     await two.bus.acquire({ device: bob, fence: 2 });
     await redis.kill('SIGKILL');
     await eventually(() => one.bus.trouble() !== null && two.bus.trouble() !== null);
-    await redis.restart();
     const leasesAtGap: Promise<number>[] = [];
     one.heard.onGap = () => {
       one.heard.gaps++;
       leasesAtGap.push(admin.exists('keygate:lease:{alice.1}'));
     };
+    await redis.restart();
     await eventually(() => expect([one.heard.gaps, two.heard.gaps]).toEqual([1, 1]));
     expect(await leasesAtGap[0]).toBe(1);
     one.bus.poke([bob]);
