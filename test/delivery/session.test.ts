@@ -189,6 +189,16 @@ beforeEach(() => {
 });
 
 describe('a session', () => {
+  it('looks at what its own change has left behind a closed gate', async () => {
+    await session.change(async () => {
+      proof.availableCounts = { ec: 3, pq: 0 };
+      proof.lowNoticeVersion = 7;
+      return { rotation: false, data: { keyVersion: 2 } };
+    });
+    await quiet();
+    expect(events).toEqual([expect.stringMatching(/^preKeysLow 3 /)]);
+  });
+
   it('reads once for an opening, and once for a rotation', async () => {
     await session.ready(null);
     await quiet();
