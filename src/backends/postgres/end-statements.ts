@@ -5,7 +5,8 @@ import type { BounceReason } from '../../protocol/envelope.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { hotStatement } from './database.ts';
-import { BOUNCE, MESSAGE, ofDevice, PUT_OFF_MAX_MS } from './message-sql.ts';
+import { ofDevice } from './device-sql.ts';
+import { BOUNCE, MESSAGE, PUT_OFF_MAX_MS } from './message-sql.ts';
 import { devices, messageReceipts, messages } from './schema.ts';
 import { momentOf, msOf } from './time-sql.ts';
 

@@ -2,8 +2,8 @@
 import { sql } from 'drizzle-orm';
 import type { DeviceKeysUpdate, PreKeyKind } from '../../ports/key-store.ts';
 import { hotStatement } from './database.ts';
+import { ofDevice } from './device-sql.ts';
 import { KEYS_COLUMNS, type KeysRow } from './key-reader.ts';
-import { ofDevice } from './message-sql.ts';
 import { devices, oneTimePreKeys, signedPreKeys, usedPreKeyIds } from './schema.ts';
 import { momentOf } from './time-sql.ts';
 import { usedAmong } from './used-ids.ts';

@@ -6,9 +6,6 @@ import { ENVELOPE_KIND } from './schema.ts';
 export const MESSAGE = sql.raw(String(ENVELOPE_KIND.message));
 export const BOUNCE = sql.raw(String(ENVELOPE_KIND.bounce));
 
-/** The rows of the one device that a statement's values name. */
-export const ofDevice = sql`user_id = ${sql.placeholder('userId')} AND device_id = ${sql.placeholder('deviceId')}`;
-
 /** No envelope is put off for longer. */
 export const PUT_OFF_MAX_MS = 120_000;
 const PUT_OFF_MAX = sql.raw(`interval '${PUT_OFF_MAX_MS / 1000} seconds'`);

@@ -9,7 +9,8 @@ import { addressOfKey } from '../../protocol/ids.ts';
 import { numberArray, textArray } from './array-literal.ts';
 import { base64 } from './base64.ts';
 import { hotStatement } from './database.ts';
-import { isDue, ofDevice } from './message-sql.ts';
+import { ofDevice } from './device-sql.ts';
+import { isDue } from './message-sql.ts';
 import { devices, ENVELOPE_KIND, messages } from './schema.ts';
 import { momentOf, msOf } from './time-sql.ts';
 
