@@ -1,7 +1,8 @@
 /** Every signed key of an upload is checked here, before anything of it is stored. */
 import type { Identity, OneTimePreKey, SignedPreKey } from '../ports/key-store.ts';
 import { GatewayError, type InvalidKey } from '../protocol/errors.ts';
-import { canonicalCurveKey, verifyingKeyOf, verifySignature } from './signature.ts';
+import { canonicalCurveKey } from './signature.ts';
+import { checkSignatures } from './signature-checks.ts';
 
 export interface SignedKeys {
   signedPreKey?: SignedPreKey | undefined;
@@ -9,22 +10,11 @@ export interface SignedKeys {
   pqOneTimePreKeys?: readonly OneTimePreKey[];
 }
 
-/** Keys of one turn: node's thread pool has four threads, which the rest of the process wants too. */
-const TURN_KEYS_MAX = 8;
-
-let lastTurn: Promise<unknown> = Promise.resolve();
-
-/** Uploads take turns, first come, first served, so that a large one keeps no small one waiting long. */
-function inTurn<Result>(action: () => Promise<Result>): Promise<Result> {
-  const turn = lastTurn.then(action);
-  lastTurn = turn.catch(() => {});
-  return turn;
-}
-
 /**
  * Verifies all of `keys` against `identity`, off the event loop.
  *
- * @throws GatewayError SIGNATURE_INVALID naming every key that fails; the identity key alone where it is itself unusable
+ * @throws GatewayError SIGNATURE_INVALID naming every key that fails, or the identity key alone where it is itself
+ *   unusable; UNAVAILABLE
  */
 export async function verifySignedKeys(
   identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'> | null,
@@ -32,14 +22,7 @@ export async function verifySignedKeys(
 ): Promise<void> {
   const { signedPreKey, pqLastResortPreKey, pqOneTimePreKeys = [] } = keys;
   if (signedPreKey === undefined && pqLastResortPreKey === undefined && pqOneTimePreKeys.length === 0) return;
-  const verifyingKey =
-    identity &&
-    verifyingKeyOf({
-      identityKey: identity.identityKey,
-      identityKeyEd25519: identity.identityKeyEd25519 ?? undefined,
-    });
-  if (verifyingKey === null) throw signatureInvalid([{ kind: 'identityKey' }]);
-
+  if (identity === null) throw signatureInvalid([{ kind: 'identityKey' }]);
   const checks: { name: InvalidKey; key: SignedPreKey | OneTimePreKey; elliptic: boolean }[] = [];
   if (signedPreKey !== undefined) {
     checks.push({
@@ -59,21 +42,16 @@ export async function verifySignedKeys(
     checks.push({ name: { kind: 'pqOneTimePreKey', keyId: key.keyId }, key, elliptic: false });
   }
 
-  const invalid: InvalidKey[] = [];
-  for (let start = 0; start < checks.length; start += TURN_KEYS_MAX) {
-    const chunk = checks.slice(start, start + TURN_KEYS_MAX);
-    const verdicts = await inTurn(() =>
-      Promise.all(
-        chunk.map(async ({ key, elliptic }) => {
-          if (elliptic && canonicalCurveKey(key.publicKey) === null) return false;
-          return await verifySignature(verifyingKey, key.publicKey, key.signature!);
-        }),
-      ),
-    );
-    chunk.forEach((check, index) => {
-      if (!verdicts[index]) invalid.push(check.name);
-    });
-  }
+  const verdicts = await checkSignatures(
+    identity,
+    checks.map(({ key }) => ({ message: key.publicKey, signature: key.signature! })),
+  );
+  if (verdicts === null) throw signatureInvalid([{ kind: 'identityKey' }]);
+  const invalid = checks
+    .filter(
+      ({ key, elliptic }, nth) => !verdicts[nth] || (elliptic && canonicalCurveKey(key.publicKey) === null),
+    )
+    .map(({ name }) => name);
   if (invalid.length > 0) throw signatureInvalid(invalid);
 }
 

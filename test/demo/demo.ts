@@ -15,6 +15,7 @@ import { silentLog } from '../../src/lib/log.ts';
 import { signToken } from '../../src/requests/authenticate.ts';
 import { type Client, connectClient } from '../support/gateway.ts';
 import { SignalDevice } from '../support/libsignal-device.ts';
+import { buildKeygate } from '../support/program.ts';
 
 /** A cold machine needs a few seconds; what takes longer is stuck. */
 const DEMO_MAX_MS = 90_000;
@@ -37,6 +38,8 @@ function must(isSo: boolean, what: string): void {
 }
 
 async function demo(): Promise<void> {
+  // Its thread is a file of the build.
+  buildKeygate();
   const folder = await mkdtemp(join(tmpdir(), 'keygate-demo-'));
   undo.push(() => rm(folder, { recursive: true, force: true, maxRetries: 20 }));
   // Started by root, PostgreSQL runs as somebody else, who has to pass through.

@@ -4,6 +4,7 @@
  */
 import { execFileSync } from 'node:child_process';
 import { parseArgs } from 'node:util';
+import { buildKeygate } from '../support/program.ts';
 import * as faults from './faults.ts';
 import { seeded } from './random.ts';
 import { type Fault, run } from './run.ts';
@@ -47,6 +48,8 @@ if (!(minutes > 0) || !Number.isInteger(seed)) {
   process.stderr.write('Usage: npm run soak -- --minutes <number> --seed <whole number>\n');
   process.exit(2);
 }
+// The nodes run the sources, but for their threads.
+buildKeygate();
 const commit = execFileSync('git', ['rev-parse', '--short=12', 'HEAD'], { encoding: 'utf8' }).trim();
 process.stdout.write(`soak: ${minutes} minutes, seed ${seed}, commit ${commit}\n`);
 

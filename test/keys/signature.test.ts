@@ -75,7 +75,7 @@ describe('verifySignature', () => {
       const expected = theirs && !byRule;
       for (const identityKey of [publicKey, publicKey.slice(1)]) {
         const key = verifyingKey(identityKey);
-        const ours = key !== null && (await verifySignature(key, message, signature));
+        const ours = key !== null && verifySignature(key, message, signature);
         if (ours !== expected) {
           expect.fail(
             `${mutation}: ours ${ours}, libsignal ${theirs}, by rule ${byRule}; SEED=${seed} ` +
@@ -147,7 +147,7 @@ describe('verifySignature', () => {
       const privateKey = PrivateKey.generate();
       const signature = privateKey.sign(message as Uint8Array<ArrayBuffer>);
       const key = keyFor(privateKey.getPublicKey().serialize());
-      expect(await verifySignature(key, message, signature)).toBe(true);
+      expect(verifySignature(key, message, signature)).toBe(true);
       signs.add((signature[63]! & 0x80) !== 0);
     }
     expect(signs.size).toBe(2);
@@ -158,7 +158,7 @@ describe('verifySignature', () => {
     const message = Uint8Array.of(1);
     const signature = flipped(privateKey.sign(message), 511);
     const before = signature.slice();
-    await verifySignature(keyFor(privateKey.getPublicKey().serialize()), message, signature);
+    verifySignature(keyFor(privateKey.getPublicKey().serialize()), message, signature);
     expect(signature).toEqual(before);
   });
 
@@ -167,8 +167,8 @@ describe('verifySignature', () => {
     const message = Uint8Array.of(1, 2, 3);
     const signature = privateKey.sign(message);
     const key = keyFor(privateKey.getPublicKey().serialize());
-    expect(await verifySignature(key, message, signature)).toBe(true);
-    expect(await verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
+    expect(verifySignature(key, message, signature)).toBe(true);
+    expect(verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
   });
 
   it('refuses a signature made with r = 0, which gives the private key away and OpenSSL takes', async () => {
@@ -183,7 +183,7 @@ describe('verifySignature', () => {
     expect(verify(null, message, ed25519KeyObject(publicKey), signature)).toBe(true);
     const identityKey = PrivateKey.generate().getPublicKey().serialize();
     const key = verifyingKeyOf({ identityKey, identityKeyEd25519: publicKey })!;
-    expect(await verifySignature(key, message, signature)).toBe(false);
+    expect(verifySignature(key, message, signature)).toBe(false);
   });
 
   it('verifies by the Ed25519 key where the identity has one, and only by it', async () => {
@@ -195,13 +195,13 @@ describe('verifySignature', () => {
       identityKeyEd25519: ed25519.publicKey,
     })!;
     const signature = Uint8Array.from(sign(null, message, ed25519.privateKey));
-    expect(await verifySignature(key, message, signature)).toBe(true);
-    expect(await verifySignature(key, Uint8Array.of(1, 2, 4), signature)).toBe(false);
-    expect(await verifySignature(key, message, identity.sign(message))).toBe(false);
-    expect(await verifySignature(key, message, signature.slice(1))).toBe(false);
+    expect(verifySignature(key, message, signature)).toBe(true);
+    expect(verifySignature(key, Uint8Array.of(1, 2, 4), signature)).toBe(false);
+    expect(verifySignature(key, message, identity.sign(message))).toBe(false);
+    expect(verifySignature(key, message, signature.slice(1))).toBe(false);
     // The highest bit means nothing here, so that it makes S ≥ L.
-    expect(await verifySignature(key, message, flipped(signature, 511))).toBe(false);
-    expect(await verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
+    expect(verifySignature(key, message, flipped(signature, 511))).toBe(false);
+    expect(verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
   });
 });
 
