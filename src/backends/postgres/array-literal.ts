@@ -27,6 +27,15 @@ export function byteaArray(values: readonly (Uint8Array | null)[]): string {
   return `{${values.map((bytes) => (bytes === null ? 'NULL' : `"\\\\x${hex(bytes)}"`)).join(',')}}`;
 }
 
+/** For `string_to_array(…, ',', '')`, each to be decoded; what is empty is null there. */
+export function base64List(values: readonly (Uint8Array | null)[]): string {
+  return values.map((bytes) => (bytes === null ? '' : base64(bytes))).join(',');
+}
+
+function base64(bytes: Uint8Array): string {
+  return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('base64');
+}
+
 function hex(bytes: Uint8Array): string {
   return Buffer.from(bytes.buffer, bytes.byteOffset, bytes.byteLength).toString('hex');
 }

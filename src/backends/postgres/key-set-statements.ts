@@ -13,6 +13,9 @@ const { placeholder } = sql;
 const ofKind = sql`${ofDevice} AND kind = ${placeholder('kind')}`;
 const listed = sql`key_id = ANY (${placeholder('keyIds')}::int8[])`;
 
+/** Not an array literal, which PostgreSQL reads letter by letter: of a hundred PQ prekeys for 3 ms. */
+const listOfTexts = (name: string) => sql`string_to_array(${placeholder(name)}::text, ',', '')`;
+
 export const addDeviceStatement = hotStatement(sql`
 INSERT INTO ${devices} (user_id, device_id) VALUES (${placeholder('userId')}, ${placeholder('deviceId')})
 ON CONFLICT DO NOTHING`);
@@ -55,10 +58,10 @@ export const pooledStatement = hotStatement<{ key_id: number; public_key: Uint8A
 /** One statement in the order of the list, so that the identity column numbers the keys in it. */
 export const addToPoolStatement = hotStatement(sql`
 INSERT INTO ${oneTimePreKeys} (user_id, device_id, kind, key_id, public_key, signature)
-SELECT ${placeholder('userId')}, ${placeholder('deviceId')}::int2, ${placeholder('kind')}::int2, k.key_id, k.public_key,
-       k.signature
+SELECT ${placeholder('userId')}, ${placeholder('deviceId')}::int2, ${placeholder('kind')}::int2, k.key_id,
+       decode(k.public_key, 'base64'), decode(k.signature, 'base64')
 FROM unnest(
-  ${placeholder('keyIds')}::int8[], ${placeholder('publicKeys')}::bytea[], ${placeholder('signatures')}::bytea[]
+  ${placeholder('keyIds')}::int8[], ${listOfTexts('publicKeys')}, ${listOfTexts('signatures')}
 ) WITH ORDINALITY AS k (key_id, public_key, signature, nth)
 ORDER BY k.nth`);
 

@@ -4,7 +4,7 @@ import { sql } from 'drizzle-orm';
 import type { DeviceKeys, KeySetTransaction, PreKeyKind, SignedPreKey } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
-import { byteaArray, numberArray } from './array-literal.ts';
+import { base64List, numberArray } from './array-literal.ts';
 import { type HotStatement, planAsHot, prepared, type Transaction } from './database.ts';
 import { toKeys } from './key-reader.ts';
 import {
@@ -55,8 +55,8 @@ export function createKeySetTransaction(
       await run(addToPoolStatement, {
         kind: PRE_KEY_KIND[kind],
         keyIds: numberArray(keys.map((key) => key.keyId)),
-        publicKeys: byteaArray(keys.map((key) => key.publicKey)),
-        signatures: byteaArray(keys.map((key) => key.signature)),
+        publicKeys: base64List(keys.map((key) => key.publicKey)),
+        signatures: base64List(keys.map((key) => key.signature)),
       });
     },
 
