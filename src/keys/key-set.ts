@@ -158,29 +158,32 @@ export async function wipeKeySet(
 }
 
 /**
- * Adds what can be added and says what became of each: one bad key never sinks the batch. After a restored backup
+ * Says of each key that is offered whether it can be added: one bad key never sinks the batch. After a restored backup
  * nothing can be added before the client has compared its keys.
+ *
+ * @returns `fresh`, to be added to the pool, counts as stored in the verdict
  */
-export async function addToPool(
+export async function judgePreKeys(
   keys: KeySetTransaction,
   kind: PreKeyKind,
   canonicalKey: Uint8Array,
   offered: readonly OneTimePreKey[],
   room: number,
-): Promise<Verdict> {
+): Promise<{ verdict: Verdict; fresh: OneTimePreKey[] }> {
   const verdict: Verdict = { stored: 0, unchanged: 0, conflicts: [] };
-  if (offered.length === 0) return verdict;
+  const fresh: OneTimePreKey[] = [];
+  if (offered.length === 0) return { verdict, fresh };
   const keyIds = offered.map((key) => key.keyId);
   if (keys.current.restoredAtMs !== null) {
     // A retry of what was uploaded, and handed out, in the time that a restored backup lost looks just like new keys.
     await keys.withdraw(kind, canonicalKey, keyIds);
-    return { ...verdict, conflicts: keyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' })) };
+    verdict.conflicts = keyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' }));
+    return { verdict, fresh };
   }
   const [used, pooled] = await Promise.all([
     keys.usedIds(kind, canonicalKey, keyIds),
     keys.pooled(kind, keyIds),
   ]);
-  const fresh: OneTimePreKey[] = [];
   for (const key of offered) {
     const stored = pooled.get(key.keyId);
     if (used.has(key.keyId)) verdict.conflicts.push({ keyId: key.keyId, reason: 'alreadyClaimed' });
@@ -190,9 +193,8 @@ export async function addToPool(
     } else if (fresh.length >= room) verdict.conflicts.push({ keyId: key.keyId, reason: 'poolFull' });
     else fresh.push(key);
   }
-  await keys.addToPool(kind, fresh);
   verdict.stored = fresh.length;
-  return verdict;
+  return { verdict, fresh };
 }
 
 /**

@@ -6,6 +6,7 @@ import type {
   KeySetTransaction,
   KeyStore,
   OneTimePreKey,
+  PreKeyKind,
 } from '../ports/key-store.ts';
 import type { DeviceLocks } from '../ports/lock.ts';
 import { GatewayError } from '../protocol/errors.ts';
@@ -19,9 +20,9 @@ import {
   sameIdentity,
 } from './decode.ts';
 import {
-  addToPool,
   draftOf,
   fellLow,
+  judgePreKeys,
   type KeyChange,
   placeOf,
   refuseLateChange,
@@ -82,21 +83,17 @@ export async function uploadKeys(
         draft.countVersion += 1;
       }
 
-      const place = await placeOf(keys, 'ec', identity.canonicalKey, signedPreKey);
-      const pqPlace =
-        pqLastResortPreKey === undefined
-          ? 'stands'
-          : await placeOf(keys, 'pq', identity.canonicalKey, pqLastResortPreKey);
+      const { canonicalKey } = identity;
+      const [place, pqPlace] = await Promise.all([
+        placeOf(keys, 'ec', canonicalKey, signedPreKey),
+        pqLastResortPreKey === undefined ? 'stands' : placeOf(keys, 'pq', canonicalKey, pqLastResortPreKey),
+      ]);
       const rotates = place !== 'stands' || pqPlace !== 'stands';
       const keysChanged = !stands || rotates || input.registrationId !== current.registrationId;
       refuseLateChange(input.ifKeyVersion, current, keysChanged);
       if (place === 'conflict' || pqPlace === 'conflict') throw new GatewayError('PREKEY_CONFLICT');
 
-      if (place === 'new') {
-        await keys.activateSignedPreKey('ec', signedPreKey, nowMs);
-        draft.signedPreKeyExpiresAtMs = nowMs + parts.signedPreKeyLifetimeMs;
-      }
-      if (pqPlace === 'new') await keys.activateSignedPreKey('pq', pqLastResortPreKey!, nowMs);
+      if (place === 'new') draft.signedPreKeyExpiresAtMs = nowMs + parts.signedPreKeyLifetimeMs;
       if (!stands) {
         draft.identity = identity;
         draft.identityVersion += 1;
@@ -104,16 +101,19 @@ export async function uploadKeys(
       draft.registrationId = input.registrationId;
       if (keysChanged) draft.keyVersion += 1;
       const hasLastResort = pqLastResortPreKey !== undefined || (stands && current.signedPreKeys.pq !== null);
-      const verdicts = await addPools(parts, keys, draft, identity.canonicalKey, {
-        oneTimePreKeys,
-        pqOneTimePreKeys,
-        hasLastResort,
-      });
+      const pools = { ec: oneTimePreKeys, pq: pqOneTimePreKeys, hasLastResort };
+      const judged = await judgePools(parts, keys, draft, canonicalKey, pools);
       draft.updatedAtMs = nowMs;
       const ranLow = fellLow(current.availableCounts, draft.availableCounts, parts.lowThreshold);
-      await keys.save(draft, { ranLow });
+      // Sent together: none of these waits for another's answer.
+      await Promise.all([
+        place === 'new' && keys.activateSignedPreKey('ec', signedPreKey, nowMs),
+        pqPlace === 'new' && keys.activateSignedPreKey('pq', pqLastResortPreKey!, nowMs),
+        addFresh(keys, judged),
+        keys.save(draft, { ranLow }),
+      ]);
       return {
-        data: uploadData(draft, verdicts),
+        data: uploadData(draft, judged),
         keysChanged,
         ranLow,
         rotation: stands && rotates && input.registrationId === current.registrationId,
@@ -143,14 +143,14 @@ export async function addPreKeys(
     const draft = draftOf(keys.current);
     const { ifIdentityVersion = draft.identityVersion } = input;
     if (ifIdentityVersion !== draft.identityVersion) throw replacedMeanwhile(draft);
-    const verdicts = await addPools(parts, keys, draft, canonicalKey, {
-      oneTimePreKeys,
-      pqOneTimePreKeys,
+    const judged = await judgePools(parts, keys, draft, canonicalKey, {
+      ec: oneTimePreKeys,
+      pq: pqOneTimePreKeys,
       hasLastResort: keys.current.signedPreKeys.pq !== null,
     });
     draft.updatedAtMs = parts.clock.nowMs();
-    await keys.save(draft);
-    return untouched(uploadData(draft, verdicts));
+    await Promise.all([addFresh(keys, judged), keys.save(draft)]);
+    return untouched(uploadData(draft, judged));
   });
 }
 
@@ -193,44 +193,43 @@ function replacedMeanwhile({ keyVersion }: { keyVersion: number }): GatewayError
   });
 }
 
-async function addPools(
+type Judged = Record<PreKeyKind, Awaited<ReturnType<typeof judgePreKeys>>>;
+
+/** Counts in `draft` what can be added. */
+async function judgePools(
   parts: UploadParts,
   keys: KeySetTransaction,
   draft: DeviceKeysUpdate,
   canonicalKey: Uint8Array,
-  offered: { oneTimePreKeys: OneTimePreKey[]; pqOneTimePreKeys: OneTimePreKey[]; hasLastResort: boolean },
-): Promise<Pick<UploadData, 'oneTimePreKeys' | 'pqOneTimePreKeys'>> {
-  if (offered.pqOneTimePreKeys.length > 0 && !offered.hasLastResort) {
+  offered: Record<PreKeyKind, OneTimePreKey[]> & { hasLastResort: boolean },
+): Promise<Judged> {
+  if (offered.pq.length > 0 && !offered.hasLastResort) {
     throw new GatewayError('BAD_REQUEST', 'one-time PQ prekeys need a last-resort prekey', {
       details: {
         issues: [{ path: ['pqOneTimePreKeys'], message: 'need a stored or accompanying pqLastResortPreKey' }],
       },
     });
   }
-  const add = async (kind: 'ec' | 'pq', list: OneTimePreKey[]) => {
-    const verdict = await addToPool(
-      keys,
-      kind,
-      canonicalKey,
-      list,
-      Math.max(0, parts.poolMax - draft.availableCounts[kind]),
-    );
-    draft.availableCounts[kind] += verdict.stored;
-    return verdict;
+  const judge = async (kind: PreKeyKind) => {
+    const room = Math.max(0, parts.poolMax - draft.availableCounts[kind]);
+    return await judgePreKeys(keys, kind, canonicalKey, offered[kind], room);
   };
-  const oneTimePreKeys = await add('ec', offered.oneTimePreKeys);
-  const pqOneTimePreKeys = await add('pq', offered.pqOneTimePreKeys);
-  if (oneTimePreKeys.stored + pqOneTimePreKeys.stored > 0) draft.countVersion += 1;
-  return { oneTimePreKeys, pqOneTimePreKeys };
+  const [ec, pq] = await Promise.all([judge('ec'), judge('pq')]);
+  draft.availableCounts.ec += ec.fresh.length;
+  draft.availableCounts.pq += pq.fresh.length;
+  if (ec.fresh.length + pq.fresh.length > 0) draft.countVersion += 1;
+  return { ec, pq };
 }
 
-function uploadData(
-  draft: DeviceKeysUpdate,
-  verdicts: Pick<UploadData, 'oneTimePreKeys' | 'pqOneTimePreKeys'>,
-): UploadData {
+async function addFresh(keys: KeySetTransaction, { ec, pq }: Judged): Promise<void> {
+  await Promise.all([keys.addToPool('ec', ec.fresh), keys.addToPool('pq', pq.fresh)]);
+}
+
+function uploadData(draft: DeviceKeysUpdate, { ec, pq }: Judged): UploadData {
   return {
     keyVersion: draft.keyVersion,
-    ...verdicts,
+    oneTimePreKeys: ec.verdict,
+    pqOneTimePreKeys: pq.verdict,
     availableCount: draft.availableCounts.ec,
     pqAvailableCount: draft.availableCounts.pq,
     countVersion: draft.countVersion,

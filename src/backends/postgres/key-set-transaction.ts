@@ -10,6 +10,7 @@ import { toKeys } from './key-reader.ts';
 import {
   activateStatement,
   activeKeysStatement,
+  addDeviceStatement,
   addSignedPreKeyStatement,
   addToPoolStatement,
   bindSave,
@@ -188,10 +189,19 @@ export function createKeySetTransaction(
   }
 }
 
-/** Holds the device's row until the transaction ends. @returns null where there is none */
-export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
-  const [, [row], active] = await Promise.all([
-    planAsHot(tx),
+/** Holds the device's row until the transaction ends, a new one where there is none. */
+export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys> {
+  const [, found] = await Promise.all([planAsHot(tx), lockedKeys(tx, device)]);
+  if (found !== null) return found;
+  const [, added] = await Promise.all([
+    prepared(tx, addDeviceStatement, { ...device }),
+    lockedKeys(tx, device),
+  ]);
+  return added!;
+}
+
+async function lockedKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
+  const [[row], active] = await Promise.all([
     prepared(tx, lockStatement, { ...device }),
     // By a statement of its own, that begins when the row is held: one that waited for it would show these as they were before.
     prepared(tx, activeKeysStatement, { ...device }),

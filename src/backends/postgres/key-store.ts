@@ -9,7 +9,7 @@ import { type Database, hotStatement, prepared } from './database.ts';
 import { createDeviceTurns } from './device-turns.ts';
 import { createKeyReader } from './key-reader.ts';
 import { createKeyRetention } from './key-retention.ts';
-import { addDeviceStatement, fenceStatement } from './key-set-statements.ts';
+import { fenceStatement } from './key-set-statements.ts';
 import { createKeySetTransaction, lockKeys } from './key-set-transaction.ts';
 import { devices, sharedSecrets } from './schema.ts';
 
@@ -26,16 +26,12 @@ export function createKeyStore(database: Database, { clock }: { clock?: Clock } 
     async change(device, action, { isUpkeep = false, fence = null } = {}) {
       return await inTurn(device, () =>
         database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
-          let current = await lockKeys(tx, device);
-          if (current === null) {
-            await prepared(tx, addDeviceStatement, { ...device });
-            current = await lockKeys(tx, device);
-          }
-          const result = await action(createKeySetTransaction(tx, device, current!));
-          // Also where nothing was changed: whoever asked is told how things stand.
-          if (fence !== null && fence > current!.fence) {
-            await prepared(tx, fenceStatement, { ...device, fence });
-          }
+          const current = await lockKeys(tx, device);
+          const [result] = await Promise.all([
+            action(createKeySetTransaction(tx, device, current)),
+            // Also where nothing is changed: whoever asked is told how things stand.
+            fence !== null && fence > current.fence && prepared(tx, fenceStatement, { ...device, fence }),
+          ]);
           return result;
         }),
       );
