@@ -10,6 +10,7 @@ import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
 import type { Company, Contestant, Run, Scale } from './contest.ts';
 import { bareCompany } from './contestants/bare.ts';
+import { enrolmentsCompany, otherEnrolmentsCompany } from './contestants/enrolments.ts';
 import {
   deepCompany,
   gatewayCompany,
@@ -53,6 +54,7 @@ const companies: readonly Company[] = [
   handshakesCompany,
   returnsCompany,
   refillsCompany,
+  enrolmentsCompany,
 ];
 const NAMES = companies.flatMap(({ names }) => names);
 /** Measured once, after the rounds. */
@@ -65,7 +67,8 @@ const HELP = `Usage: npm run bench -- [options]
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
   --against <dir>   another build's dist folder: what --only names of gateway, messages, backlog,
-                    returns and refills is measured with it too, as gateway-other-1 and so on; may be repeated
+                    returns, refills and enrolments is measured with it too, as gateway-other-1 and so on; may be
+                    repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
@@ -115,6 +118,7 @@ async function compete(stage: Stage, options: Options): Promise<void> {
       ...otherMessagesCompanies(build),
       otherReturnsCompany(build),
       otherRefillsCompany(build),
+      otherEnrolmentsCompany(build),
     ];
   });
   const asked = options.only.flatMap((name) => [

@@ -27,7 +27,7 @@ export function makeKeyPool(): KeyPool {
   const uploads = Array.from({ length: IDENTITIES }, (_, index) =>
     new SignalDevice({ userId: `key-pool-${index}`, deviceId: 1 }).uploadInput({
       oneTimePreKeys: ONE_TIME_KEYS,
-      pqOneTimePreKeys: 0,
+      pqOneTimePreKeys: ONE_TIME_KEYS,
     }),
   );
   return { uploads };

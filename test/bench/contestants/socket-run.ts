@@ -12,7 +12,7 @@ const ACHIEVED_SHARE_MIN = 0.98;
 export async function socketRun(
   stage: Stage,
   servers: readonly Child[],
-  call: 'claims' | 'messages' | 'backlog' | 'handshakes' | 'returns' | 'refills',
+  call: 'claims' | 'messages' | 'backlog' | 'handshakes' | 'returns' | 'refills' | 'enrolments',
   input: Timing & Partial<DriveInput> & Record<string, unknown>,
 ): Promise<{ run: OwnRun; measurement: Measurement }> {
   const loopShares: number[] = [];

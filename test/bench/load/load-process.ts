@@ -3,6 +3,7 @@ import { answerCalls } from '../calls.ts';
 import type { DeviceToken } from '../seed.ts';
 import { driveBacklog } from './backlog.ts';
 import { type ClaimsInput, driveClaims } from './claims.ts';
+import { driveEnrolments } from './enrolments.ts';
 import { connectAll, driveHandshakes } from './handshakes.ts';
 import { driveMessages, type MessagesInput } from './messages.ts';
 import type { RawSocket } from './raw-socket.ts';
@@ -56,6 +57,8 @@ answerCalls({
   handshakes: driveHandshakes,
 
   returns: driveReturns,
+
+  enrolments: driveEnrolments,
 
   refills: (input: RefillsInput) => driveRefills(groupOf(input).sockets, input),
 

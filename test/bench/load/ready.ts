@@ -13,7 +13,8 @@ export async function openGate(socket: RawSocket, validateInput: string): Promis
   if (!reply.startsWith('[{"ok":true')) throw new Error(`a gate did not open: ${reply.slice(0, 200)}`);
 }
 
-function ask(socket: RawSocket, event: string, input: string): Promise<string> {
+/** @returns the reply, as it came */
+export function ask(socket: RawSocket, event: string, input: string): Promise<string> {
   return new Promise((resolve, reject) => {
     socket.listener = {
       ...SILENT,

@@ -1,42 +1,16 @@
-/** Devices that come back: from the connection to `queueEmpty`, so many under way at once. Then they go again. */
-import { setTimeout as wait } from 'node:timers/promises';
-import type { Watched } from '../cpu.ts';
-import type { DeviceToken } from '../seed.ts';
-import { type Measurement, startMeter, type Timing } from './measurement.ts';
-import { RawSocket, SILENT } from './raw-socket.ts';
+/** Devices that come back: from the connection to `queueEmpty`. Then they go again. */
+import type { Measurement } from './measurement.ts';
+import { type RawSocket, SILENT } from './raw-socket.ts';
 import { validationOf } from './ready.ts';
+import { driveVisits, type VisitsInput } from './visits.ts';
 
-export interface ReturnsInput extends Timing {
-  url: string;
-  /** They take turns, and are gone in between. */
-  devices: readonly DeviceToken[];
+export interface ReturnsInput extends VisitsInput {
   /** What each says to have its gate opened. */
   validateInputs: readonly string[];
-  watched: Record<string, Watched>;
 }
 
-/** Returns under way at once. */
-const RETURNS_MAX = 64;
-const SETTLE_MS = 1_000;
-
 export async function driveReturns(input: ReturnsInput): Promise<Measurement> {
-  const { url, devices, validateInputs } = input;
-  const meter = startMeter(input, input.watched);
-  let next = 0;
-  async function returnInTurn(): Promise<void> {
-    while (!meter.isOver()) {
-      const index = next++ % devices.length;
-      const startMs = performance.now();
-      const socket = await RawSocket.open({ url, token: devices[index]!.token });
-      const fault = await untilEmpty(socket, validateInputs[index]!);
-      if (fault === null) meter.done(startMs);
-      else meter.fault(fault);
-      socket.close();
-    }
-  }
-  await Promise.all(Array.from({ length: RETURNS_MAX }, returnInTurn));
-  await wait(SETTLE_MS);
-  return meter.result();
+  return await driveVisits(input, (socket, index) => untilEmpty(socket, input.validateInputs[index]!));
 }
 
 /** @returns what came instead of an empty queue; null where it came */
