@@ -17,6 +17,7 @@ import {
   inspectedCompany,
   manyCompany,
   otherClaimsCompany,
+  pqCompany,
 } from './contestants/gateway-claims.ts';
 import { handshakesCompany } from './contestants/handshakes.ts';
 import { messagesCompany, otherMessagesCompanies } from './contestants/messages.ts';
@@ -46,6 +47,7 @@ const companies: readonly Company[] = [
   statementCompany,
   deepCompany,
   manyCompany,
+  pqCompany,
   inspectedCompany,
   nodesCompany,
   messagesCompany,

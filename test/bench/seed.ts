@@ -93,6 +93,44 @@ export async function refillPools(
   await topUpPools(sql, pool, users, perDevice);
 }
 
+/** Gives each of these users a PQ last-resort prekey, and `perDevice` one-time ones in place of those that it had. */
+export async function refillPqPools(
+  sql: postgres.Sql,
+  pool: KeyPool,
+  users: readonly string[],
+  perDevice: number,
+): Promise<void> {
+  const lastResorts = pool.uploads.map((upload) => upload.pqLastResortPreKey);
+  const keys = pool.uploads.flatMap((upload) => upload.pqOneTimePreKeys);
+  await sql`
+    INSERT INTO signed_prekeys (user_id, device_id, kind, key_id, public_key, signature)
+    SELECT u.user_id, 1, 1, r.key_id, r.public_key, r.signature
+    FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    JOIN unnest(${numberArray(lastResorts.map((key) => key.keyId))}::int8[],
+                ${byteaArray(lastResorts.map((key) => bytes(key.publicKey)))}::bytea[],
+                ${byteaArray(lastResorts.map((key) => bytes(key.signature)))}::bytea[])
+      WITH ORDINALITY AS r (key_id, public_key, signature, nth)
+      ON r.nth = 1 + (u.nth - 1) % ${lastResorts.length}
+    ON CONFLICT DO NOTHING`;
+  await sql`DELETE FROM one_time_prekeys WHERE kind = 1`;
+  await sql`
+    INSERT INTO one_time_prekeys (user_id, device_id, kind, key_id, public_key, signature)
+    SELECT u.user_id, 1, 1, d.pq_claimed + n, k.public_key, k.signature
+    FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    JOIN devices d ON d.user_id = u.user_id AND d.device_id = 1
+    CROSS JOIN generate_series(1, ${perDevice}::int8) AS n
+    JOIN unnest(${byteaArray(keys.map((key) => bytes(key.publicKey)))}::bytea[],
+                ${byteaArray(keys.map((key) => bytes(key.signature)))}::bytea[])
+      WITH ORDINALITY AS k (public_key, signature, nth) ON k.nth = 1 + (u.nth * 7 + n) % ${keys.length}
+    ORDER BY u.nth, n`;
+  await sql`
+    UPDATE devices d SET pq_available = ${perDevice}, offers_pq = true, pq_last_resort_prekey_id = s.key_id,
+                         key_version = key_version + 1, revision = revision + 1, count_version = count_version + 1
+    FROM signed_prekeys s
+    WHERE s.user_id = d.user_id AND s.device_id = d.device_id AND s.kind = 1 AND s.replaced_at IS NULL`;
+  await sql`VACUUM (ANALYZE) devices, signed_prekeys, one_time_prekeys`;
+}
+
 /** Empties the ledger, and adds to each of these users' pools what was claimed from it: new keys under new ids. */
 export async function topUpPools(
   sql: postgres.Sql,

@@ -1,7 +1,7 @@
 /** Gateways over one database of devices with keys, and the claims that 200 sockets, each of its own device, make. */
 import type postgres from 'postgres';
 import type { Company, Contestant, OtherBuild, Pools, Scale } from '../contest.ts';
-import { refillPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
+import { refillPools, refillPqPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
 import { DIST_DIR, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
@@ -70,6 +70,38 @@ export const deepCompany: Company = {
 export const manyCompany: Company = {
   names: ['many-devices'],
   make: async (stage, scale) => [await largePools(stage, scale, 'many-devices', scale.manyPools)],
+};
+
+/** A key of 1,568 bytes and its signature weigh fifty EC ones: fewer devices have to do. */
+const PQ_POOLS: Pools = { devices: 500, perDevice: 100 };
+
+export const pqCompany: Company = {
+  names: ['pq-bundles'],
+  async make(stage, scale) {
+    const house = await openHouse(stage, scale, { name: 'pq-bundles', devices: PQ_POOLS.devices });
+    const { targets, sql } = house;
+    const { perDevice } = PQ_POOLS;
+    const what = `${CLAIMS}, of a PQ one-time prekey beside the EC one, of ${PQ_POOLS.devices} devices with ${perDevice} of each`;
+    const spread = spreadClaims(house, PQ_POOLS, { name: 'pq-bundles', what });
+    return [
+      {
+        ...spread,
+        async reset() {
+          await spread.reset();
+          await refillPqPools(sql, stage.pool, targets, perDevice);
+        },
+        async run(turn) {
+          const run = await spread.run(turn);
+          const [left] = await sql<{ ec: number; pq: number }[]>`
+            SELECT count(*) FILTER (WHERE kind = 0)::int4 AS ec, count(*) FILTER (WHERE kind = 1)::int4 AS pq
+            FROM one_time_prekeys`;
+          if (left!.ec !== left!.pq)
+            run.remarks.push(`${left!.ec} EC prekeys are left, and ${left!.pq} PQ ones`);
+          return run;
+        },
+      },
+    ];
+  },
 };
 
 export const inspectedCompany: Company = {
@@ -198,6 +230,6 @@ async function books(sql: postgres.Sql): Promise<Books> {
   const [row] = await sql<Books[]>`
     SELECT (SELECT sum(ec_claimed)::int4 FROM devices) AS counted,
            (SELECT count(*)::int4 FROM prekey_claims WHERE ec_key_id IS NOT NULL) AS recorded,
-           (SELECT count(*)::int4 FROM one_time_prekeys) AS left`;
+           (SELECT count(*)::int4 FROM one_time_prekeys WHERE kind = 0) AS left`;
   return row!;
 }
