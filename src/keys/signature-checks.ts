@@ -4,7 +4,6 @@
  * job takes that one.
  */
 import { Worker } from 'node:worker_threads';
-import { GatewayError } from '../protocol/errors.ts';
 
 export interface Signer {
   identityKey: Uint8Array;
@@ -50,7 +49,7 @@ let lastId = 0;
 /**
  * Checks what `signer` is said to have signed, by its Ed25519 key where it has one, else by XEdDSA.
  *
- * @throws GatewayError UNAVAILABLE where the thread ended; the next question starts another
+ * @throws Error where the thread has ended, which is a fault of ours; the next question starts another
  */
 export async function checkSignatures(signer: Signer, signed: readonly Signed[]): Promise<Verdicts> {
   running ??= startThread();
@@ -80,12 +79,7 @@ function startThread(): CheckThread {
   worker.on('exit', () => {
     if (running === thread) running = null;
     for (const { reject } of askers.values()) {
-      reject(
-        new GatewayError('UNAVAILABLE', 'signatures could not be checked; try again', {
-          cause,
-          retryAfterMs: 1_000,
-        }),
-      );
+      reject(new Error('the thread that checks signatures has ended', { cause }));
     }
   });
   return thread;

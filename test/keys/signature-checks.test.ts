@@ -54,7 +54,9 @@ it('refuses what a thread that dies was asked, and asks another from then on', a
   ]);
   for (const { status, ...outcome } of lost) {
     expect(status).toBe('rejected');
-    expect(outcome).toMatchObject({ reason: { code: 'UNAVAILABLE', retryAfterMs: 1_000 } });
+    expect(outcome).toMatchObject({
+      reason: { message: 'the thread that checks signatures has ended', cause: expect.any(TypeError) },
+    });
   }
   expect(await checkSignatures(signer, signed(2))).toEqual([true, true]);
 });
