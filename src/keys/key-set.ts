@@ -1,5 +1,6 @@
 /** Steps that uploads, rotations and resets share, each inside a transaction that holds the device's row. */
 
+import { together } from '../lib/together.ts';
 import {
   type DeviceKeys,
   type DeviceKeysUpdate,
@@ -180,7 +181,7 @@ export async function judgePreKeys(
     verdict.conflicts = keyIds.map((keyId) => ({ keyId, reason: 'alreadyClaimed' }));
     return { verdict, fresh };
   }
-  const [used, pooled] = await Promise.all([
+  const [used, pooled] = await together([
     keys.usedIds(kind, canonicalKey, keyIds),
     keys.pooled(kind, keyIds),
   ]);

@@ -1,5 +1,6 @@
 /** Uploads: a whole key set, or more one-time prekeys. One upload is one transaction. */
 import type { Clock } from '../lib/clock.ts';
+import { together } from '../lib/together.ts';
 import type {
   DeviceKeysUpdate,
   Identity,
@@ -84,7 +85,7 @@ export async function uploadKeys(
       }
 
       const { canonicalKey } = identity;
-      const [place, pqPlace] = await Promise.all([
+      const [place, pqPlace] = await together([
         placeOf(keys, 'ec', canonicalKey, signedPreKey),
         pqLastResortPreKey === undefined ? 'stands' : placeOf(keys, 'pq', canonicalKey, pqLastResortPreKey),
       ]);
@@ -106,7 +107,7 @@ export async function uploadKeys(
       draft.updatedAtMs = nowMs;
       const ranLow = fellLow(current.availableCounts, draft.availableCounts, parts.lowThreshold);
       // Sent together: none of these waits for another's answer.
-      await Promise.all([
+      await together([
         place === 'new' && keys.activateSignedPreKey('ec', signedPreKey, nowMs),
         pqPlace === 'new' && keys.activateSignedPreKey('pq', pqLastResortPreKey!, nowMs),
         addFresh(keys, judged),
@@ -149,7 +150,7 @@ export async function addPreKeys(
       hasLastResort: keys.current.signedPreKeys.pq !== null,
     });
     draft.updatedAtMs = parts.clock.nowMs();
-    await Promise.all([addFresh(keys, judged), keys.save(draft)]);
+    await together([addFresh(keys, judged), keys.save(draft)]);
     return untouched(uploadData(draft, judged));
   });
 }
@@ -214,7 +215,7 @@ async function judgePools(
     const room = Math.max(0, parts.poolMax - draft.availableCounts[kind]);
     return await judgePreKeys(keys, kind, canonicalKey, offered[kind], room);
   };
-  const [ec, pq] = await Promise.all([judge('ec'), judge('pq')]);
+  const [ec, pq] = await together([judge('ec'), judge('pq')]);
   draft.availableCounts.ec += ec.fresh.length;
   draft.availableCounts.pq += pq.fresh.length;
   if (ec.fresh.length + pq.fresh.length > 0) draft.countVersion += 1;
@@ -222,7 +223,7 @@ async function judgePools(
 }
 
 async function addFresh(keys: KeySetTransaction, { ec, pq }: Judged): Promise<void> {
-  await Promise.all([keys.addToPool('ec', ec.fresh), keys.addToPool('pq', pq.fresh)]);
+  await together([keys.addToPool('ec', ec.fresh), keys.addToPool('pq', pq.fresh)]);
 }
 
 function uploadData(draft: DeviceKeysUpdate, { ec, pq }: Judged): UploadData {

@@ -1,4 +1,5 @@
 // Key sets as the store's transactions find them: replaced or used meanwhile, restored, refused, run low.
+import { sql } from 'drizzle-orm';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import { createInProcessLocks } from '../../src/backends/in-process/locks.ts';
 import { type Database, openDatabase } from '../../src/backends/postgres/database.ts';
@@ -15,6 +16,7 @@ import { openValidation, validateKeys } from '../../src/keys/validate.ts';
 import { createValidationProofs } from '../../src/keys/validation.ts';
 import { systemClock } from '../../src/lib/clock.ts';
 import { silentLog } from '../../src/lib/log.ts';
+import { reasonOf } from '../../src/lib/reason.ts';
 import type { KeyStore } from '../../src/ports/key-store.ts';
 import { requests } from '../../src/protocol/events.ts';
 import type { DeviceAddress } from '../../src/protocol/ids.ts';
@@ -374,6 +376,56 @@ describe('a change of keys that is refused', () => {
       code: 'KEYS_OUT_OF_SYNC',
     });
     expect((await parts.locks.acquire([device])).held.size).toBe(1);
+  });
+});
+
+describe('an upload of which one statement fails', () => {
+  // All that it writes is sent together: what comes behind the failure, and what came before it, is undone.
+  it.each([
+    ['INSERT', 'signed_prekeys', 'NEW.kind = 0'],
+    ['INSERT', 'signed_prekeys', 'NEW.kind = 1'],
+    ['INSERT', 'one_time_prekeys', 'NEW.kind = 0'],
+    ['INSERT', 'one_time_prekeys', 'NEW.kind = 1'],
+    ['UPDATE', 'devices', 'NEW.key_version > OLD.key_version'],
+    ['UPDATE', 'devices', 'NEW.fence > OLD.fence'],
+  ])('stores nothing: %s of %s where %s', async (event, table, condition) => {
+    const device = { userId: `failing-${++users}`, deviceId: 1 };
+    const keys = new KeyMaker();
+    const input = requests.uploadKeys.input.parse(
+      keys.keySet({
+        oneTimePreKeys: [keys.oneTime(1), keys.oneTime(2)],
+        pqLastResortPreKey: keys.pq(1),
+        pqOneTimePreKeys: [keys.pq(2)],
+      }),
+    );
+    const fenced: KeyStore = {
+      ...store,
+      change: (of, action) => store.change(of, action, { fence: 9 }),
+    };
+    await database.run((db) =>
+      db.execute(
+        sql.raw(`
+          CREATE FUNCTION break_upload() RETURNS trigger LANGUAGE plpgsql AS $$
+          BEGIN IF ${condition} THEN RAISE EXCEPTION 'broken on purpose'; END IF; RETURN NEW; END $$;
+          CREATE TRIGGER break_upload BEFORE ${event} ON ${table} FOR EACH ROW EXECUTE FUNCTION break_upload()`),
+      ),
+    );
+    try {
+      const told = await uploadKeys(partsOf(fenced), device, input).catch((error: unknown) =>
+        reasonOf(error),
+      );
+      expect(told).toContain('broken on purpose');
+      expect(await store.read(device)).toBeNull();
+    } finally {
+      await database.run((db) => db.execute(sql.raw('DROP FUNCTION break_upload() CASCADE')));
+    }
+    const { data } = await uploadKeys(partsOf(fenced), device, input);
+    expect(data).toMatchObject({ keyVersion: 1, availableCount: 2, pqAvailableCount: 1 });
+    expect(await store.read(device)).toMatchObject({
+      availableCounts: { ec: 2, pq: 1 },
+      signedPreKeys: { ec: { keyId: 1 }, pq: { keyId: 1 } },
+      fence: 9,
+    });
   });
 });
 

@@ -13,6 +13,7 @@ import { APPLICATION_NAME, type PostgresAddress } from './connect.ts';
 import {
   codeOf,
   explained,
+  IN_FAILED_TRANSACTION,
   isOutage,
   READ_ONLY_TRANSACTION,
   STATEMENT_TIMED_OUT,
@@ -121,15 +122,46 @@ export function hotStatement<Row>(statement: SQL): HotStatement<Row> {
   };
 }
 
-/** Runs a hot statement where other queries are run, in a transaction say; of those that are asked for at once, one after the other. */
+/** What is sent behind its end would be done outside of it, by whoever has the connection then. */
+const ended = new WeakSet<Queryable>();
+/** Why a transaction failed: the statements that were sent behind that one fail for no other reason. */
+const failures = new WeakMap<Queryable, unknown>();
+
+/**
+ * Runs a hot statement where other queries are run, in a transaction say; of those that are asked for at once, one after
+ * the other, where the first that fails says why all behind it do.
+ */
 export async function prepared<Row>(
   db: Queryable,
   statement: HotStatement<Row>,
   values: Readonly<Record<string, unknown>>,
 ): Promise<Row[]> {
+  if (ended.has(db)) throw new Error('a statement of a transaction that has ended');
   const query = { sql: statement.text, params: statement.bind(values) };
-  // Any name has the driver prepare it, under one of its own.
-  return (await db._.session.prepareQuery(query, undefined, 'hot', false).execute()) as Row[];
+  try {
+    // Any name has the driver prepare it, under one of its own.
+    return (await db._.session.prepareQuery(query, undefined, 'hot', false).execute()) as Row[];
+  } catch (error) {
+    if (codeOf(error) === IN_FAILED_TRANSACTION) throw failures.get(db) ?? error;
+    failures.set(db, error);
+    throw error;
+  }
+}
+
+/** @param setting what is set for it first */
+async function inTransaction<Result>(
+  db: PostgresJsDatabase,
+  action: (tx: Transaction) => Promise<Result>,
+  setting?: string,
+): Promise<Result> {
+  return await db.transaction(async (tx) => {
+    try {
+      if (setting !== undefined) await tx.execute(sql.raw(`SET LOCAL ${setting}`));
+      return await action(tx);
+    } finally {
+      ended.add(tx);
+    }
+  });
 }
 
 const planStatement = hotStatement(
@@ -319,31 +351,19 @@ export function openDatabase(options: { address: PostgresAddress; clock: Clock; 
   }
 
   return {
-    transaction: (action) => bounded('client', (current) => current.drizzle.transaction(action)),
+    transaction: (action) => bounded('client', (current) => inTransaction(current.drizzle, action)),
     upkeep: (action) =>
-      bounded('client', (current) =>
-        current.drizzle.transaction(async (tx) => {
-          await tx.execute(sql`SET LOCAL synchronous_commit = off`);
-          return await action(tx);
-        }),
-      ),
+      bounded('client', (current) => inTransaction(current.drizzle, action, 'synchronous_commit = off')),
     patient: (action) =>
       bounded(
         'client',
-        (current) =>
-          current.drizzle.transaction(async (tx) => {
-            await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${PATIENCE_MS}`));
-            return await action(tx);
-          }),
+        (current) => inTransaction(current.drizzle, action, `statement_timeout = ${PATIENCE_MS}`),
         PATIENCE_MS + QUERY_TIMEOUT_MS,
       ),
     soon: (limitMs, action) =>
       bounded('client', async (current) => {
         try {
-          return await current.drizzle.transaction(async (tx) => {
-            await tx.execute(sql.raw(`SET LOCAL statement_timeout = ${limitMs}`));
-            return await action(tx);
-          });
+          return await inTransaction(current.drizzle, action, `statement_timeout = ${limitMs}`);
         } catch (error) {
           if (codeOf(error) === STATEMENT_TIMED_OUT) return null;
           throw error;

@@ -2,9 +2,11 @@
  * What is asked about key sets: how they stand, and how their clients' views compare. Whoever asks at once is answered by one
  * statement, as every device is after an outage.
  */
+
 import { type SQL, sql } from 'drizzle-orm';
 import { steadyClock } from '../../lib/clock.ts';
 import { createGatherer, type Line } from '../../lib/gather.ts';
+import { together } from '../../lib/together.ts';
 import type { ClientView, ComparedIds, DeviceKeys, KeyStore, PreKeyKind } from '../../ports/key-store.ts';
 import { GatewayError } from '../../protocol/errors.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
@@ -213,7 +215,7 @@ export function createKeyReader(database: Database): Pick<KeyStore, 'read' | 'co
     async run(asked) {
       // Beside the hot statements: of a device with a long past it takes a while, and what is sent behind it waits.
       const [, rows] = await database.transaction((tx) =>
-        Promise.all([planAsHot(tx), prepared(tx, compareStatement, bindComparisons(asked))]),
+        together([planAsHot(tx), prepared(tx, compareStatement, bindComparisons(asked))]),
       );
       const compared = asked.map(({ view }) => toCompared(view, null));
       for (const row of rows) compared[row.ord] = toCompared(asked[row.ord]!.view, row);

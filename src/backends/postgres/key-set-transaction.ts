@@ -1,6 +1,7 @@
 /** One device's key set inside a transaction: how its row is read and locked, and every change of what it holds. */
 import { createHash } from 'node:crypto';
 import { sql } from 'drizzle-orm';
+import { together } from '../../lib/together.ts';
 import type { DeviceKeys, KeySetTransaction, PreKeyKind, SignedPreKey } from '../../ports/key-store.ts';
 import type { DeviceAddress } from '../../protocol/ids.ts';
 import { WITHDRAW_IDENTITIES_MAX, WITHDRAW_UNSEEN_MAX } from '../../protocol/limits.ts';
@@ -87,7 +88,7 @@ export function createKeySetTransaction(
 
     async signedPreKeyIdState(kind, canonicalKey, keyId) {
       const asked = { kind: PRE_KEY_KIND[kind], canonicalKey, keyId };
-      const [[stored], [used]] = await Promise.all([
+      const [[stored], [used]] = await together([
         run(signedPreKeyStatement, asked),
         run(usedSignedPreKeyStatement, asked),
       ]);
@@ -104,7 +105,7 @@ export function createKeySetTransaction(
 
     async activateSignedPreKey(kind, key, nowMs) {
       const ofKind = { kind: PRE_KEY_KIND[kind] };
-      await Promise.all([
+      await together([
         run(retireStatement, { ...ofKind, nowMs }),
         run(addSignedPreKeyStatement, { ...ofKind, ...key }),
         run(activateStatement[kind], { keyId: key.keyId }),
@@ -178,7 +179,7 @@ export function createKeySetTransaction(
     keyIds: readonly number[],
   ): Promise<number[]> {
     if (keyIds.length === 0) return [];
-    const [used, pooled] = await Promise.all([
+    const [used, pooled] = await together([
       run(usedStatement[kind], { canonicalKey, keyIds: numberArray(keyIds) }),
       pooledAmong(kind, keyIds),
     ]);
@@ -191,17 +192,14 @@ export function createKeySetTransaction(
 
 /** Holds the device's row until the transaction ends, a new one where there is none. */
 export async function lockKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys> {
-  const [, found] = await Promise.all([planAsHot(tx), lockedKeys(tx, device)]);
+  const [, found] = await together([planAsHot(tx), lockedKeys(tx, device)]);
   if (found !== null) return found;
-  const [, added] = await Promise.all([
-    prepared(tx, addDeviceStatement, { ...device }),
-    lockedKeys(tx, device),
-  ]);
+  const [, added] = await together([prepared(tx, addDeviceStatement, { ...device }), lockedKeys(tx, device)]);
   return added!;
 }
 
 async function lockedKeys(tx: Transaction, device: DeviceAddress): Promise<DeviceKeys | null> {
-  const [[row], active] = await Promise.all([
+  const [[row], active] = await together([
     prepared(tx, lockStatement, { ...device }),
     // By a statement of its own, that begins when the row is held: one that waited for it would show these as they were before.
     prepared(tx, activeKeysStatement, { ...device }),

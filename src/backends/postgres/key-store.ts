@@ -27,11 +27,11 @@ export function createKeyStore(database: Database, { clock }: { clock?: Clock } 
       return await inTurn(device, () =>
         database[isUpkeep ? 'upkeep' : 'transaction'](async (tx) => {
           const current = await lockKeys(tx, device);
-          const [result] = await Promise.all([
-            action(createKeySetTransaction(tx, device, current)),
-            // Also where nothing is changed: whoever asked is told how things stand.
-            fence !== null && fence > current.fence && prepared(tx, fenceStatement, { ...device, fence }),
-          ]);
+          const result = await action(createKeySetTransaction(tx, device, current));
+          // Also where nothing was changed: whoever asked is told how things stand.
+          if (fence !== null && fence > current.fence) {
+            await prepared(tx, fenceStatement, { ...device, fence });
+          }
           return result;
         }),
       );
