@@ -13,6 +13,7 @@ export const KEYGATE = join(ROOT, 'dist/main.js');
 export function buildKeygate(): void {
   // What `npm run build` writes last.
   if (!isOutdated(join(ROOT, 'dist/admin/web/index.html'), join(ROOT, 'src'))) return;
+  process.stderr.write('building dist/ ...\n');
   execFileSync('npm', ['run', '--silent', 'build'], { cwd: ROOT, stdio: 'inherit' });
 }
 
