@@ -4,6 +4,9 @@
  * job takes that one.
  */
 import { Worker } from 'node:worker_threads';
+import { steadyClock } from '../lib/clock.ts';
+import { createSlots, NoSlotError } from '../lib/slots.ts';
+import { GatewayError } from '../protocol/errors.ts';
 
 export interface Signer {
   identityKey: Uint8Array;
@@ -46,19 +49,35 @@ interface CheckThread {
 let running: CheckThread | null = null;
 let lastId = 0;
 
+/** What is no longer than this is asked at once: it weighs little, and need not wait until large ones are done. */
+const SMALL_MAX = 8;
+/** The thread is given copies, and takes its turns among all that it has: of large ones so many. */
+const large = createSlots({ clock: steadyClock, slotCount: 32, waitingMax: 10_000, waitMaxMs: 30_000 });
+
 /**
  * Checks what `signer` is said to have signed, by its Ed25519 key where it has one, else by XEdDSA.
  *
- * @throws Error where the thread has ended, which is a fault of ours; the next question starts another
+ * @throws GatewayError UNAVAILABLE where too many wait; Error where the thread has ended, which is a fault of ours, and
+ *   the next question starts another
  */
 export async function checkSignatures(signer: Signer, signed: readonly Signed[]): Promise<Verdicts> {
+  if (signed.length <= SMALL_MAX) return await ask(signer, signed);
+  try {
+    return await large.run(() => ask(signer, signed));
+  } catch (error) {
+    if (!(error instanceof NoSlotError)) throw error;
+    throw new GatewayError('UNAVAILABLE', undefined, { retryAfterMs: 1_000, cause: error });
+  }
+}
+
+async function ask(signer: Signer, signed: readonly Signed[]): Promise<Verdicts> {
   running ??= startThread();
   const { worker, askers } = running;
   const question: Question = { id: ++lastId, signer, signed };
   return await new Promise((resolve, reject) => {
+    worker.postMessage(question);
     askers.set(question.id, { resolve, reject });
     worker.ref();
-    worker.postMessage(question);
   });
 }
 
@@ -75,6 +94,11 @@ function startThread(): CheckThread {
   let cause: unknown;
   worker.on('error', (error) => {
     cause = error;
+  });
+  // An answer that can't be read is of somebody, nobody knows whom.
+  worker.on('messageerror', (error) => {
+    cause = error;
+    void worker.terminate();
   });
   worker.on('exit', () => {
     if (running === thread) running = null;

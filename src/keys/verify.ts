@@ -13,7 +13,8 @@ export interface SignedKeys {
 /**
  * Verifies all of `keys` against `identity`, off the event loop.
  *
- * @throws GatewayError SIGNATURE_INVALID naming every key that fails, or the identity key alone where it is itself unusable
+ * @throws GatewayError SIGNATURE_INVALID naming every key that fails, or the identity key alone where it is itself unusable;
+ *   UNAVAILABLE where too many wait
  */
 export async function verifySignedKeys(
   identity: Pick<Identity, 'identityKey' | 'identityKeyEd25519'> | null,

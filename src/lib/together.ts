@@ -8,15 +8,16 @@ export async function together<const Actions extends readonly unknown[]>(
   actions: Actions,
 ): Promise<{ -readonly [Nth in keyof Actions]: Awaited<Actions[Nth]> }> {
   const failures: unknown[] = [];
-  await Promise.all(
+  const values = await Promise.all(
     actions.map(async (action) => {
       try {
-        await action;
+        // Once each: a query of Drizzle's is carried out as often as it is awaited.
+        return await action;
       } catch (error) {
         failures.push(error);
       }
     }),
   );
   if (failures.length > 0) throw failures[0];
-  return await Promise.all(actions);
+  return values as { -readonly [Nth in keyof Actions]: Awaited<Actions[Nth]> };
 }

@@ -46,6 +46,21 @@ it('answers one signature before a hundred that were asked first', async () => {
   expect(order).toEqual([1, 100]);
 });
 
+it('answers one signature before large ones that wait for their turn', async () => {
+  const order: string[] = [];
+  const offered = signed(9);
+  const expected = new Array(9).fill(true);
+  const asked = Array.from({ length: 100 }, async () => {
+    expect(await checkSignatures(signer, offered)).toEqual(expected);
+    order.push('large');
+  });
+  expect(await checkSignatures(signer, signed(1))).toEqual([true]);
+  order.push('small');
+  await Promise.all(asked);
+  expect(order).toHaveLength(101);
+  expect(order.indexOf('small')).toBeLessThanOrEqual(32);
+});
+
 it('refuses what a thread that dies was asked, and asks another from then on', async () => {
   const lost = await Promise.allSettled([
     checkSignatures(signer, signed(100)),

@@ -32,3 +32,16 @@ it('fails when the last has ended, with what failed first', async () => {
   await all;
   expect(events).toEqual(['the slow one ends', 'early']);
 });
+
+it('awaits each once: a query that is made when it is awaited is made once', async () => {
+  let made = 0;
+  const query: PromiseLike<string> = {
+    // biome-ignore lint/suspicious/noThenProperty: a query of Drizzle's is such an object
+    then(resolve, reject) {
+      made += 1;
+      return Promise.resolve('row').then(resolve, reject);
+    },
+  };
+  expect(await together([query])).toEqual(['row']);
+  expect(made).toBe(1);
+});
