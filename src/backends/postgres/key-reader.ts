@@ -2,7 +2,6 @@
  * What is asked about key sets: how they stand, and how their clients' views compare. Whoever asks at once is answered by one
  * statement, as every device is after an outage.
  */
-
 import { type SQL, sql } from 'drizzle-orm';
 import { steadyClock } from '../../lib/clock.ts';
 import { createGatherer, type Line } from '../../lib/gather.ts';
