@@ -1,8 +1,9 @@
 /** Two real clients of Signal's own library, with nothing between them but the gateway's socket. */
-import { createPublicKey, generateKeyPairSync, randomUUID, sign, verify } from 'node:crypto';
+import { generateKeyPairSync, randomUUID, sign } from 'node:crypto';
 import { PrivateKey } from '@signalapp/libsignal-client';
 import { afterAll, beforeAll, describe, expect, it } from 'vitest';
 import type { RequestData, RequestInput } from '../../src/protocol/events.ts';
+import { fitsEquation } from '../support/ed25519-equation.ts';
 import { eventually } from '../support/eventually.ts';
 import { type Client, enrol, open, type Party, startGateway, type TestGateway } from '../support/gateway.ts';
 import { ids, KeyMaker } from '../support/key-maker.ts';
@@ -449,13 +450,9 @@ describe('an identity under which anybody can sign', () => {
     const client = await gateway.connect({ userId: nobody('mallory'), deviceId: 1 });
     const keys = new KeyMaker();
     const identityPoint = littleEndian(1n);
-    const point = createPublicKey({
-      key: { kty: 'OKP', crv: 'Ed25519', x: identityPoint.toString('base64url') },
-      format: 'jwk',
-    });
     // It does fit, for a library that does not look at the key.
     for (const message of ['a', 'b', 'whatever']) {
-      expect(verify(null, Buffer.from(message), point, FITS_ALL)).toBe(true);
+      expect(fitsEquation(identityPoint, Buffer.from(message), FITS_ALL)).toBe(true);
     }
     const signature = FITS_ALL.toString('base64');
     const signedPreKey = { ...keys.signed(1), signature };

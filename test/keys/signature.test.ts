@@ -1,4 +1,4 @@
-// Signatures and keys, held against libsignal and, for what must be refused, against OpenSSL itself.
+// Signatures and keys, held against libsignal and, for what must be refused, against the bare equation.
 import {
   createHash,
   createPublicKey,
@@ -7,7 +7,6 @@ import {
   type KeyObject,
   randomInt,
   sign,
-  verify,
 } from 'node:crypto';
 import { PrivateKey, PublicKey } from '@signalapp/libsignal-client';
 import { describe, expect, it } from 'vitest';
@@ -18,6 +17,7 @@ import {
   verifyingKeyOf,
   verifySignature,
 } from '../../src/keys/signature.ts';
+import { fitsEquation } from '../support/ed25519-equation.ts';
 
 const P = 2n ** 255n - 19n;
 const L = 2n ** 252n + 27742317777372353535851937790883648493n;
@@ -171,7 +171,7 @@ describe('verifySignature', () => {
     expect(verifySignature(key, message, withScalar(signature, scalarOf(signature) + L))).toBe(false);
   });
 
-  it('refuses a signature made with r = 0, which gives the private key away and OpenSSL takes', async () => {
+  it('refuses a signature made with r = 0, which gives the private key away and some libraries take', async () => {
     const { publicKey, privateKey } = ed25519Pair();
     const message = Uint8Array.of(1, 2, 3);
     const seed = Buffer.from(privateKey.export({ format: 'jwk' }).d!, 'base64url');
@@ -180,7 +180,7 @@ describe('verifySignature', () => {
     secret[31]! = (secret[31]! & 0x7f) | 0x40;
     const challenge = decode(sha512(concat(IDENTITY_POINT, publicKey, message))) % L;
     const signature = concat(IDENTITY_POINT, encode((challenge * decode(secret)) % L));
-    expect(verify(null, message, ed25519KeyObject(publicKey), signature)).toBe(true);
+    expect(fitsEquation(publicKey, message, signature)).toBe(true);
     const identityKey = PrivateKey.generate().getPublicKey().serialize();
     const key = verifyingKeyOf({ identityKey, identityKeyEd25519: publicKey })!;
     expect(verifySignature(key, message, signature)).toBe(false);
@@ -208,10 +208,10 @@ describe('verifySignature', () => {
 describe('verifyingKeyOf', () => {
   it('refuses u = 0, with which one forged signature fits about half of all messages', () => {
     // u = 0 maps to y = −1, a point of order two: R = identity, S = 0 fits every message with an even hash.
-    const point = ed25519KeyObject(encode(P - 1n));
+    const point = encode(P - 1n);
     const forged = concat(IDENTITY_POINT, new Uint8Array(32));
     const messages = Array.from({ length: 64 }, (_, i) => Uint8Array.of(i));
-    expect(messages.filter((message) => verify(null, message, point, forged))).toHaveLength(33);
+    expect(messages.filter((message) => fitsEquation(point, message, forged))).toHaveLength(33);
 
     expect(verifyingKeyOf({ identityKey: new Uint8Array(32) })).toBeNull();
     expect(verifyingKeyOf({ identityKey: concat(Uint8Array.of(5), new Uint8Array(32)) })).toBeNull();
@@ -220,8 +220,7 @@ describe('verifyingKeyOf', () => {
   it('refuses a low-order Ed25519 key, with which one signature fits every message', () => {
     const forged = concat(IDENTITY_POINT, new Uint8Array(32));
     const messages = Array.from({ length: 64 }, (_, i) => Uint8Array.of(i));
-    const point = ed25519KeyObject(IDENTITY_POINT);
-    expect(messages.every((message) => verify(null, message, point, forged))).toBe(true);
+    expect(messages.every((message) => fitsEquation(IDENTITY_POINT, message, forged))).toBe(true);
 
     const identityKey = PrivateKey.generate().getPublicKey().serialize();
     expect(verifyingKeyOf({ identityKey, identityKeyEd25519: ed25519Pair().publicKey })).not.toBeNull();
@@ -313,8 +312,7 @@ describe('canonicalEd25519Key', () => {
     const forged = concat(IDENTITY_POINT, new Uint8Array(32));
     for (const point of TORSION_POINTS) {
       const messages = Array.from({ length: 256 }, (_, i) => Uint8Array.of(i));
-      const keyObject = ed25519KeyObject(point);
-      expect(messages.some((message) => verify(null, message, keyObject, forged))).toBe(true);
+      expect(messages.some((message) => fitsEquation(point, message, forged))).toBe(true);
       expect(canonicalEd25519Key(point)).toBeNull();
     }
   });
@@ -377,10 +375,6 @@ function ed25519Pair(): { publicKey: Uint8Array; privateKey: KeyObject } {
     publicKey: Uint8Array.from(Buffer.from(publicKey.export({ format: 'jwk' }).x!, 'base64url')),
     privateKey,
   };
-}
-
-function ed25519KeyObject(point: Uint8Array): KeyObject {
-  return createPublicKey({ key: { kty: 'OKP', crv: 'Ed25519', x: base64url(point) }, format: 'jwk' });
 }
 
 function agreementWith(u: Uint8Array): Buffer {
