@@ -28,7 +28,7 @@ export function connectionsMax(configuredMax: number, openFilesMax: number | nul
 
 /**
  * Connections beyond `max` are closed before anything is read of them, and a proxy may try its next node. Those of HTTP
- * that are kept alive for a next request make room then.
+ * that are kept alive for a next request make room then, and since Node 26 those that have not sent anything yet.
  */
 export function boundConnections(
   server: HttpServer,
