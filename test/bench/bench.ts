@@ -16,11 +16,12 @@ import {
   gatewayCompany,
   inspectedCompany,
   manyCompany,
-  otherClaimsCompany,
+  otherClaimsCompanies,
   pqCompany,
+  userCompany,
 } from './contestants/gateway-claims.ts';
 import { handshakesCompany } from './contestants/handshakes.ts';
-import { messagesCompany, otherMessagesCompanies } from './contestants/messages.ts';
+import { messagesCompany, otherMessagesCompanies, userMessagesCompany } from './contestants/messages.ts';
 import { nodesCompany } from './contestants/nodes.ts';
 import { pgbenchDeleteCompany, pgbenchMessagesCompany, pgbenchUpdateCompany } from './contestants/pgbench.ts';
 import { otherRefillsCompany, refillsCompany } from './contestants/refills.ts';
@@ -48,9 +49,11 @@ const companies: readonly Company[] = [
   deepCompany,
   manyCompany,
   pqCompany,
+  userCompany,
   inspectedCompany,
   nodesCompany,
   messagesCompany,
+  userMessagesCompany,
   pgbenchMessagesCompany,
   usualMessagesCompany,
   handshakesCompany,
@@ -68,9 +71,9 @@ const HELP = `Usage: npm run bench -- [options]
   --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
-  --against <dir>   another build's dist folder: what --only names of gateway, messages, backlog,
-                    returns, refills and enrolments is measured with it too, as gateway-other-1 and so on; may be
-                    repeated
+  --against <dir>   another build's dist folder: what --only names of gateway, user-bundles, messages,
+                    user-messages, backlog, returns, refills and enrolments is measured with it too, as
+                    gateway-other-1 and so on; may be repeated
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
@@ -116,7 +119,7 @@ async function compete(stage: Stage, options: Options): Promise<void> {
   const others = options.against.flatMap((distDir, index) => {
     const build = { label: `other-${index + 1}`, distDir, note: `out of ${basename(dirname(distDir))}` };
     return [
-      otherClaimsCompany(build),
+      ...otherClaimsCompanies(build),
       ...otherMessagesCompanies(build),
       otherReturnsCompany(build),
       otherRefillsCompany(build),

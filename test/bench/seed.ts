@@ -37,14 +37,21 @@ export function userIds(prefix: string, count: number): string[] {
   return Array.from({ length: count }, (_, index) => `${prefix}-${index}`);
 }
 
-/** Tokens for device 1 of each user. */
-export async function tokensFor(users: readonly string[], secret: string): Promise<DeviceToken[]> {
+/** Tokens for devices 1 to `devicesEach` of each user, user by user. */
+export async function tokensFor(
+  users: readonly string[],
+  secret: string,
+  { devicesEach = 1 } = {},
+): Promise<DeviceToken[]> {
+  const devices = users.flatMap((userId) =>
+    Array.from({ length: devicesEach }, (_, index) => ({ userId, deviceId: index + 1 })),
+  );
   return await Promise.all(
-    users.map(async (userId) => ({
-      userId,
+    devices.map(async (device) => ({
+      userId: device.userId,
       token: await signToken({
         secret: new TextEncoder().encode(secret),
-        device: { userId, deviceId: 1 },
+        device,
         ttlMs: TOKEN_TTL_MS,
         clock: systemClock,
       }),
@@ -52,33 +59,42 @@ export async function tokensFor(users: readonly string[], secret: string): Promi
   );
 }
 
-/** Gives device 1 of each user an identity, a signed prekey and an empty pool of one-time prekeys. */
-export async function seedDevices(sql: postgres.Sql, pool: KeyPool, users: readonly string[]): Promise<void> {
+/** Gives devices 1 to `devicesEach` of each user an identity, a signed prekey and an empty pool of one-time prekeys. */
+export async function seedDevices(
+  sql: postgres.Sql,
+  pool: KeyPool,
+  users: readonly string[],
+  { devicesEach = 1 } = {},
+): Promise<void> {
   const { uploads } = pool;
+  // Device after device, each takes the next upload of the pool.
+  const uploadNumber = sql`1 + ((u.nth - 1) * ${devicesEach}::int8 + e.device_id - 1) % ${uploads.length}::int8`;
   const identityKeys = uploads.map((upload) => bytes(upload.identityKey));
   await sql`
     INSERT INTO devices (user_id, device_id, registration_id, identity_key, identity_canonical, signed_prekey_id,
                          signed_prekey_expires_at, key_version, identity_version, updated_at)
-    SELECT u.user_id, 1, i.registration_id, i.identity_key, i.canonical, i.signed_prekey_id,
+    SELECT u.user_id, e.device_id, i.registration_id, i.identity_key, i.canonical, i.signed_prekey_id,
            now() + interval '30 days', 1, 1, now()
     FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    CROSS JOIN generate_series(1, ${devicesEach}::int4) AS e (device_id)
     JOIN unnest(${numberArray(uploads.map((upload) => upload.registrationId))}::int4[], ${byteaArray(identityKeys)}::bytea[],
                 ${byteaArray(identityKeys.map((key) => key.subarray(1)))}::bytea[],
                 ${numberArray(uploads.map((upload) => upload.signedPreKey.keyId))}::int8[])
       WITH ORDINALITY AS i (registration_id, identity_key, canonical, signed_prekey_id, nth)
-      ON i.nth = 1 + (u.nth - 1) % ${uploads.length}`;
+      ON i.nth = ${uploadNumber}`;
   await sql`
     INSERT INTO signed_prekeys (user_id, device_id, kind, key_id, public_key, signature)
-    SELECT u.user_id, 1, 0, s.key_id, s.public_key, s.signature
+    SELECT u.user_id, e.device_id, 0, s.key_id, s.public_key, s.signature
     FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
+    CROSS JOIN generate_series(1, ${devicesEach}::int4) AS e (device_id)
     JOIN unnest(${numberArray(uploads.map((upload) => upload.signedPreKey.keyId))}::int8[],
                 ${byteaArray(uploads.map((upload) => bytes(upload.signedPreKey.publicKey)))}::bytea[],
                 ${byteaArray(uploads.map((upload) => bytes(upload.signedPreKey.signature)))}::bytea[])
       WITH ORDINALITY AS s (key_id, public_key, signature, nth)
-      ON s.nth = 1 + (u.nth - 1) % ${uploads.length}`;
+      ON s.nth = ${uploadNumber}`;
 }
 
-/** Empties the ledger and all pools, and fills each of these users' with `perDevice` unclaimed EC prekeys. */
+/** Empties the ledger and all pools, and fills those of each of these users' devices with `perDevice` unclaimed EC prekeys. */
 export async function refillPools(
   sql: postgres.Sql,
   pool: KeyPool,
@@ -131,7 +147,7 @@ export async function refillPqPools(
   await sql`VACUUM (ANALYZE) devices, signed_prekeys, one_time_prekeys`;
 }
 
-/** Empties the ledger, and adds to each of these users' pools what was claimed from it: new keys under new ids. */
+/** Empties the ledger, and adds to the pools of each of these users' devices what was claimed: new keys under new ids. */
 export async function topUpPools(
   sql: postgres.Sql,
   pool: KeyPool,
@@ -143,13 +159,13 @@ export async function topUpPools(
   // Device by device, as uploads would have stored them.
   await sql`
     INSERT INTO one_time_prekeys (user_id, device_id, kind, key_id, public_key)
-    SELECT u.user_id, 1, 0, d.ec_claimed + d.ec_available + n, k.public_key
+    SELECT d.user_id, d.device_id, 0, d.ec_claimed + d.ec_available + n, k.public_key
     FROM unnest(${textArray(users)}::text[]) WITH ORDINALITY AS u (user_id, nth)
-    JOIN devices d ON d.user_id = u.user_id AND d.device_id = 1
+    JOIN devices d ON d.user_id = u.user_id
     CROSS JOIN LATERAL generate_series(1, ${perDevice}::int8 - d.ec_available) AS n
     JOIN unnest(${byteaArray(publicKeys)}::bytea[]) WITH ORDINALITY AS k (public_key, nth)
       ON k.nth = 1 + (u.nth * 7 + n) % ${publicKeys.length}
-    ORDER BY u.nth, n`;
+    ORDER BY u.nth, d.device_id, n`;
   await sql`
     UPDATE devices SET ec_available = ${perDevice}, revision = revision + 1, count_version = count_version + 1
     WHERE user_id = ANY (${textArray(users)}::text[]) AND ec_available <> ${perDevice}`;

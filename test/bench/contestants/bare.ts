@@ -33,6 +33,7 @@ export const bareCompany: Company = {
           name: 'echo',
           ratePerSecond: null,
           userIds: targets,
+          devicesEach: 1,
           claimsPerUser: Math.ceil(
             ((timing.warmUpMs + timing.measureMs) * ECHOES_PER_MS_MAX) / targets.length,
           ),

@@ -3,6 +3,7 @@ import type postgres from 'postgres';
 import type { Company, Contestant, OtherBuild, Pools, Scale } from '../contest.ts';
 import { refillPools, refillPqPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
 import { DIST_DIR, type Server, type Stage } from '../stage.ts';
+import { DEVICES_EACH } from './messages.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 /** One or two gateways, the devices that are claimed from, and the sockets that claim. */
@@ -13,6 +14,7 @@ interface ClaimsHouse {
   sql: postgres.Sql;
   servers: readonly Server[];
   targets: readonly string[];
+  devicesEach: number;
 }
 
 interface ClaimsOptions {
@@ -28,6 +30,7 @@ interface ClaimsOptions {
 }
 
 const CLAIMS = 'the gateway: claims through sockets';
+const USER_CLAIMS = `${CLAIMS}, each request for the bundles of all ${DEVICES_EACH} devices of a user`;
 /** Requests a second, where latency is what is measured. */
 export const PACE_PER_SECOND = 400;
 /** At a low rate, percentiles need more time. */
@@ -104,6 +107,24 @@ export const pqCompany: Company = {
   },
 };
 
+export const userCompany: Company = {
+  names: ['user-bundles'],
+  make: async (stage, scale) => [
+    await userBundles(stage, scale, { name: 'user-bundles', what: USER_CLAIMS, distDir: DIST_DIR }),
+  ],
+};
+
+/** Bundles of all of a user's devices in one request; there are as many devices as elsewhere. */
+async function userBundles(
+  stage: Stage,
+  scale: Scale,
+  { name, what, distDir }: { name: string; what: string; distDir: string },
+): Promise<Contestant> {
+  const { devices } = scale.pools;
+  const house = await openHouse(stage, scale, { name, devices, devicesEach: DEVICES_EACH, distDir });
+  return spreadClaims(house, scale.pools, { name, what });
+}
+
 export const inspectedCompany: Company = {
   names: ['inspected'],
   async make(stage, scale) {
@@ -118,17 +139,29 @@ export const inspectedCompany: Company = {
 };
 
 /** The claims of another build of the gateway. */
-export function otherClaimsCompany({ label, distDir, note }: OtherBuild): Company {
+export function otherClaimsCompanies({ label, distDir, note }: OtherBuild): Company[] {
   const name = `gateway-${label}`;
-  return {
-    names: [name],
-    async make(stage, scale) {
-      const house = await openHouse(stage, scale, { name, devices: scale.pools.devices, distDir });
-      return [
-        { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${note}` }), isGateway: false },
-      ];
+  const userName = `user-bundles-${label}`;
+  return [
+    {
+      names: [name],
+      async make(stage, scale) {
+        const house = await openHouse(stage, scale, { name, devices: scale.pools.devices, distDir });
+        return [
+          { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${note}` }), isGateway: false },
+        ];
+      },
     },
-  };
+    {
+      names: [userName],
+      async make(stage, scale) {
+        const what = `${USER_CLAIMS}, ${note}`;
+        return [
+          { ...(await userBundles(stage, scale, { name: userName, what, distDir })), isGateway: false },
+        ];
+      },
+    },
+  ];
 }
 
 /** Claims from pools that are too large to be filled anew each time. */
@@ -151,22 +184,23 @@ export async function openHouse(
     name: string;
     devices: number;
     nodes?: number;
+    devicesEach?: number;
     distDir?: string;
     env?: Record<string, string>;
   },
 ): Promise<ClaimsHouse> {
-  const { name, distDir = DIST_DIR, nodes = 1, env = {} } = options;
+  const { name, distDir = DIST_DIR, nodes = 1, devicesEach = 1, env = {} } = options;
   const { sql, url: databaseUrl } = await stage.createDatabase(`claims_${name.replaceAll('-', '_')}`);
   const servers: Server[] = [];
   for (let node = 0; node < nodes; node++) {
     servers.push(await stage.startGateway({ databaseUrl, distDir, env }));
   }
-  const targets = userIds('target', options.devices);
-  await seedDevices(sql, stage.pool, targets);
+  const targets = userIds('target', Math.ceil(options.devices / devicesEach));
+  await seedDevices(sql, stage.pool, targets, { devicesEach });
   // Gateways that share a Redis are nodes of one cluster: a device that comes to the next one leaves the last.
   const claimers = await tokensFor(userIds(`${name}-claimer`, scale.sockets), stage.tokenSecret);
   await stage.load.call('open', { name, urls: servers.map(({ url }) => url), devices: claimers });
-  return { stage, name, sql, servers, targets };
+  return { stage, name, sql, servers, targets, devicesEach };
 }
 
 export function spreadClaims(
@@ -185,7 +219,7 @@ export function spreadClaims(
 }
 
 function claims(house: ClaimsHouse, options: ClaimsOptions): Contestant {
-  const { stage, sql, servers } = house;
+  const { stage, sql, servers, devicesEach } = house;
   const { name, what, targets, reset, ratePerSecond = null, timesLonger = 1 } = options;
   const contestant: Contestant = {
     name,
@@ -201,6 +235,7 @@ function claims(house: ClaimsHouse, options: ClaimsOptions): Contestant {
         measureMs: isUnpaced ? measureMs : measureMs * timesLonger,
         ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
+        devicesEach,
         claimsPerUser: options.perTarget,
       });
       const after = await books(sql);

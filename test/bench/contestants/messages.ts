@@ -7,6 +7,9 @@ import { socketProfile, socketRun } from './socket-run.ts';
 
 export const CONTENT_BYTES = 1_000;
 const MESSAGES = `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`;
+/** A phone, a tablet and two desktops. */
+export const DEVICES_EACH = 4;
+const USER_MESSAGES = `the same, each sent in one request to the ${DEVICES_EACH} devices of a user, a ciphertext for each`;
 const BACKLOG = `messages of ${CONTENT_BYTES} bytes that wait for one device, from clientReady to queueEmpty, in acknowledged pages of 100`;
 
 export const messagesCompany: Company = {
@@ -21,11 +24,38 @@ export const messagesCompany: Company = {
   },
 };
 
+export const userMessagesCompany: Company = {
+  names: ['user-messages'],
+  async make(stage, scale) {
+    const house = await openHouse(stage, 'user-messages', DIST_DIR);
+    return [await userRing(stage, scale, house, { name: 'user-messages', what: USER_MESSAGES })];
+  },
+};
+
+async function userRing(
+  stage: Stage,
+  { sockets }: Scale,
+  house: House,
+  { name, what }: { name: string; what: string },
+): Promise<Contestant> {
+  const ring = await openRing(stage, { ...house, name, sockets, devicesEach: DEVICES_EACH });
+  return { ...ringContestant(stage, ring, { what }), operation: 'envelope' };
+}
+
 /** The messages and backlogs of another build of the gateway. */
 export function otherMessagesCompanies({ label, distDir, note }: OtherBuild): Company[] {
   const messages = `messages-${label}`;
+  const userMessages = `user-messages-${label}`;
   const backlog = `backlog-${label}`;
   return [
+    {
+      names: [userMessages],
+      async make(stage, scale) {
+        const house = await openHouse(stage, userMessages, distDir);
+        const what = `${USER_MESSAGES}, ${note}`;
+        return [{ ...(await userRing(stage, scale, house, { name: userMessages, what })), isGateway: false }];
+      },
+    },
     {
       names: [messages],
       async make(stage, scale) {
@@ -47,11 +77,12 @@ export function otherMessagesCompanies({ label, distDir, note }: OtherBuild): Co
   ];
 }
 
-async function openHouse(
-  stage: Stage,
-  name: string,
-  distDir: string,
-): Promise<{ sql: postgres.Sql; servers: [Server] }> {
+interface House {
+  sql: postgres.Sql;
+  servers: [Server];
+}
+
+async function openHouse(stage: Stage, name: string, distDir: string): Promise<House> {
   const { sql, url: databaseUrl } = await stage.createDatabase(name.replaceAll('-', '_'));
   return { sql, servers: [await stage.startGateway({ databaseUrl, distDir })] };
 }
@@ -62,30 +93,37 @@ interface Ring {
   sql: postgres.Sql;
   servers: readonly Server[];
   registrationIds: readonly number[];
+  devicesEach: number;
 }
 
 /** @param options.servers gateways over the one database, among which the sockets are dealt out by turns */
 export async function openRing(
   stage: Stage,
-  options: { name: string; sql: postgres.Sql; servers: readonly Server[]; sockets: number },
+  options: {
+    name: string;
+    sql: postgres.Sql;
+    servers: readonly Server[];
+    sockets: number;
+    devicesEach?: number;
+  },
 ): Promise<Ring> {
-  const { name, sql, servers } = options;
-  const users = userIds(`${name}-member`, options.sockets);
-  await seedDevices(sql, stage.pool, users);
-  const devices = await tokensFor(users, stage.tokenSecret);
+  const { name, sql, servers, devicesEach = 1 } = options;
+  const users = userIds(`${name}-member`, Math.ceil(options.sockets / devicesEach));
+  await seedDevices(sql, stage.pool, users, { devicesEach });
+  const devices = await tokensFor(users, stage.tokenSecret, { devicesEach });
   await stage.load.call('open', { name, urls: servers.map(({ url }) => url), devices });
   await stage.load.call('openGates', {
     name,
-    validateInputs: users.map((_, index) => JSON.stringify(validateInput(stage.pool, index))),
+    validateInputs: devices.map((_, index) => JSON.stringify(validateInput(stage.pool, index))),
   });
-  const registrationIds = users.map((_, index) => uploadOf(stage.pool, index).registrationId);
-  return { name, sql, servers, registrationIds };
+  const registrationIds = devices.map((_, index) => uploadOf(stage.pool, index).registrationId);
+  return { name, sql, servers, registrationIds, devicesEach };
 }
 
 /** @param options.ratePerSecond of all together, in an open loop; without it the loop is closed */
 export function ringContestant(
   stage: Stage,
-  { name, sql, servers, registrationIds }: Ring,
+  { name, sql, servers, registrationIds, devicesEach }: Ring,
   { what, ratePerSecond = null }: { what: string; ratePerSecond?: number | null },
 ): Contestant {
   const contestant: Contestant = {
@@ -103,6 +141,7 @@ export function ringContestant(
         name,
         ratePerSecond: isUnpaced ? null : ratePerSecond,
         registrationIds,
+        devicesEach,
         contentBytes: CONTENT_BYTES,
       });
       const [books] = await sql<{ left: number }[]>`SELECT count(*)::int4 AS left FROM messages`;
@@ -122,7 +161,7 @@ export function backlogOf({ backlog }: Scale): { backlog: number; devices: numbe
 async function backlogContestant(
   stage: Stage,
   scale: Scale,
-  { sql, servers: [server] }: { sql: postgres.Sql; servers: [Server] },
+  { sql, servers: [server] }: House,
   { name, what }: { name: string; what: string },
 ): Promise<Contestant> {
   const { backlog, devices } = backlogOf(scale);

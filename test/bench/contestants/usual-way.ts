@@ -58,6 +58,7 @@ export const usualMessagesCompany: Company = {
           name,
           ratePerSecond: null,
           registrationIds: users.map((_, index) => uploadOf(stage.pool, index).registrationId),
+          devicesEach: 1,
           contentBytes: CONTENT_BYTES,
         });
         return run;
@@ -107,6 +108,7 @@ async function claims(
         name,
         ratePerSecond: isUnpaced ? null : ratePerSecond,
         userIds: targets,
+        devicesEach: 1,
         claimsPerUser: scale.pools.perDevice,
       });
       return run;

@@ -5,13 +5,17 @@ import type { Measurement } from './measurement.ts';
 import type { RawSocket } from './raw-socket.ts';
 
 export interface ClaimsInput extends DriveInput {
-  /** Users of one device each. */
   userIds: readonly string[];
+  /** Each user has so many; where they are several, all are asked for at once. */
+  devicesEach: number;
   /** So often is each of them asked for; then the run ends. */
   claimsPerUser: number;
 }
 
+/** An operation is a bundle. */
 export async function driveClaims(sockets: readonly RawSocket[], input: ClaimsInput): Promise<Measurement> {
+  const { devicesEach } = input;
+  const device = devicesEach === 1 ? ',"deviceId":1' : '';
   const deck = shuffledDeck(input.userIds.length, input.claimsPerUser);
   let dealt = 0;
   return await drive(sockets, input, ({ socket, meter, again }) => {
@@ -25,15 +29,16 @@ export async function driveClaims(sockets: readonly RawSocket[], input: ClaimsIn
         const userId = input.userIds[deck[dealt++]!]!;
         const id = socket.request(
           'requestBundle',
-          `{"claimId":"${randomUUID()}","userId":"${userId}","deviceId":1}`,
+          `{"claimId":"${randomUUID()}","userId":"${userId}"${device}}`,
         );
         starts.set(id, startMs);
       },
       onReply(id, text) {
         const startMs = starts.get(id)!;
         starts.delete(id);
-        if (text.startsWith('[{"ok":true') && text.includes('"oneTimePreKey":{')) meter.done(startMs);
-        else meter.fault(faultOf(text));
+        const bundles = text.startsWith('[{"ok":true') ? text.split('"oneTimePreKey":{').length - 1 : 0;
+        for (let nth = 0; nth < bundles; nth++) meter.done(startMs);
+        if (bundles !== devicesEach) meter.fault(faultOf(text));
         again();
       },
       onEvent() {},

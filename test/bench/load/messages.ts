@@ -1,4 +1,4 @@
-/** A ring of open gates: each device sends to the next, in a closed loop when its message was stored and handed out. */
+/** A ring of users with open gates: each device sends to the next user's, in a closed loop when its message was stored and handed out. */
 import { randomBytes, randomUUID } from 'node:crypto';
 import type { DeviceToken } from '../seed.ts';
 import { faultOf } from './claims.ts';
@@ -9,18 +9,20 @@ import type { RawSocket } from './raw-socket.ts';
 export interface MessagesInput extends DriveInput {
   /** Of each socket's device. */
   registrationIds: readonly number[];
+  /** Each user has so many, whose sockets lie side by side. */
+  devicesEach: number;
   contentBytes: number;
 }
 
 /** A message on its way. */
 interface Flight {
   startMs: number;
-  /** That it is stored, and that it is delivered. */
+  /** That it is stored, and that it is delivered to each device. */
   stepsLeft: number;
   again(): void;
 }
 
-/** Latency is from sending to delivery. */
+/** An operation is an envelope that is handed out; its latency is from sending on. */
 export async function driveMessages(
   sockets: readonly RawSocket[],
   devices: readonly DeviceToken[],
@@ -36,19 +38,22 @@ export async function driveMessages(
   }
 
   const measurement = await drive(sockets, input, ({ socket, index, meter, again }) => {
-    const to = (index + 1) % sockets.length;
+    const { devicesEach, registrationIds, contentBytes } = input;
+    const to = (Math.floor(index / devicesEach + 1) * devicesEach) % sockets.length;
     const { userId } = devices[to]!;
-    // As ciphertext is: what looks through the same bytes over and over has them foreseen by the processor.
-    const content = randomBytes(input.contentBytes).toString('base64');
-    const envelope = `{"deviceId":1,"registrationId":${input.registrationIds[to]},"type":2,"content":"${content}"}`;
+    const envelopes = registrationIds.slice(to, to + devicesEach).map((registrationId, nth) => {
+      // As ciphertext is: what looks through the same bytes over and over has them foreseen by the processor.
+      const content = randomBytes(contentBytes).toString('base64');
+      return `{"deviceId":${nth + 1},"registrationId":${registrationId},"type":2,"content":"${content}"}`;
+    });
     const requests = new Map<number, string>();
     return {
       begin(startMs) {
         const messageId = randomUUID();
-        flights.set(messageId, { startMs, stepsLeft: 2, again });
+        flights.set(messageId, { startMs, stepsLeft: 1 + devicesEach, again });
         const id = socket.request(
           'sendMessages',
-          `{"messageId":"${messageId}","userId":"${userId}","envelopes":[${envelope}]}`,
+          `{"messageId":"${messageId}","userId":"${userId}","envelopes":[${envelopes}]}`,
         );
         requests.set(id, messageId);
       },
