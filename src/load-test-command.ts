@@ -24,11 +24,19 @@ export const LOAD_TEST_OPTIONS = {
   duration: { type: 'string' },
   'content-bytes': { type: 'string' },
   backlog: { type: 'string' },
+  pq: { type: 'boolean' },
   'secret-file': { type: 'string' },
   tokens: { type: 'string' },
   out: { type: 'string' },
   'yes-i-own-this-server': { type: 'boolean' },
 } as const;
+
+/** As they were parsed. */
+type Options = {
+  [Name in keyof typeof LOAD_TEST_OPTIONS]?: (typeof LOAD_TEST_OPTIONS)[Name]['type'] extends 'boolean'
+    ? boolean
+    : string;
+};
 
 const OUT_DEFAULT = 'load-test-report';
 
@@ -48,12 +56,14 @@ ${scenarioList.map((line) => `    ${line.replaceAll('\n', '\n    ')}`).join('\n'
   --mix <file>           several scenarios at once, from a JSON file:
                            { "parts": [ { "scenario": "chat", "devices": 500, "rate": 200 },
                                         { "scenario": "storm", "delay": "5s" } ] }
-                         a part may have: scenario, name, devices, rate, duration, delay, contentBytes, backlog
+                         a part may have: scenario, name, devices, rate, duration, delay, contentBytes, backlog, pq
   --devices <count>      devices, each of a user of its own
   --rate <number>        operations that are due in a second
   --duration <time>      how long operations are due: 500ms, 30s, 5m, 1h (default 30s)
   --content-bytes <n>    bytes of one ciphertext (default 256; slow-readers 1024)
   --backlog <count>      messages that wait for each device of backlog (default 100)
+  --pq                   devices have post-quantum prekeys too (ML-KEM-1024), as Signal's clients do:
+                         a last-resort one, and in claims one-time ones
 
   --url <address>        the gateway (default: this machine, PORT)
   --secret-file <file>   the secret that signs the tokens (default: JWT_SECRET, or the secret file in DATA_DIR)
@@ -91,8 +101,8 @@ export async function runLoadTest(
   values: Record<string, unknown>,
   { config, interrupted, onBegin, print, progress }: LoadTestSurroundings,
 ): Promise<void> {
-  const options = values as { [Name in keyof typeof LOAD_TEST_OPTIONS]?: string };
-  const url = gatewayUrl(options.url, config, values['yes-i-own-this-server'] === true);
+  const options = values as Options;
+  const url = gatewayUrl(options.url, config, options['yes-i-own-this-server'] === true);
   const parts = await planParts(options);
   const plan: LoadPlan = { url, parts };
   const credentials = await makeCredentials(options, plan, config);
@@ -153,10 +163,10 @@ function gatewayUrl(given: string | undefined, config: Config, isOwned: boolean)
   return url.origin;
 }
 
-async function planParts(options: Record<string, string | undefined>): Promise<PartPlan[]> {
+async function planParts(options: Options): Promise<PartPlan[]> {
   const { mix } = options;
   if (mix === undefined) return [partFromOptions(options)];
-  for (const name of ['scenario', 'devices', 'rate', 'content-bytes', 'backlog']) {
+  for (const name of ['scenario', 'devices', 'rate', 'content-bytes', 'backlog', 'pq'] as const) {
     if (options[name] !== undefined)
       throw new UsageError(`--${name} does not go with --mix, whose file tells it`);
   }
@@ -166,11 +176,7 @@ async function planParts(options: Record<string, string | undefined>): Promise<P
 /** Beyond the test's own time: preparing and ending. */
 const TOKEN_TIME_LEFT_MS = 3_600_000;
 
-async function makeCredentials(
-  options: { tokens?: string; 'secret-file'?: string },
-  { parts }: LoadPlan,
-  config: Config,
-): Promise<Credential[]> {
+async function makeCredentials(options: Options, { parts }: LoadPlan, config: Config): Promise<Credential[]> {
   const deviceCount = parts.reduce((sum, part) => sum + part.deviceCount, 0);
   if (options.tokens !== undefined) {
     if (options['secret-file'] !== undefined) throw new UsageError('--tokens and --secret-file are two ways');

@@ -49,6 +49,7 @@ const mixFile = z.strictObject({
         delay: time.optional(),
         contentBytes: contentBytes.optional(),
         backlog: backlog.optional(),
+        pq: z.boolean().optional(),
       }),
     )
     .min(1)
@@ -63,6 +64,7 @@ export interface LoadOptions {
   duration?: string | undefined;
   'content-bytes'?: string | undefined;
   backlog?: string | undefined;
+  pq?: boolean | undefined;
 }
 
 /** As people write numbers, and no other form that JavaScript reads. */
@@ -78,6 +80,7 @@ const typedOptions = z.object({
   duration: duration.optional(),
   'content-bytes': typedNumber.pipe(contentBytes).optional(),
   backlog: typedNumber.pipe(backlog).optional(),
+  pq: z.boolean().optional(),
 });
 
 /** @throws UsageError */
@@ -89,6 +92,7 @@ export function partFromOptions(options: LoadOptions): PartPlan {
     durationMs: given.duration,
     contentBytes: given['content-bytes'],
     backlogLength: given.backlog,
+    hasPq: given.pq,
   });
   for (const fault of [tooFewDevices(part), tooManyOperations([part])]) {
     if (fault !== null) throw new UsageError(fault);
@@ -136,6 +140,7 @@ export function partsFromMix(file: {
       delayMs: given.delay,
       contentBytes: given.contentBytes,
       backlogLength: given.backlog,
+      hasPq: given.pq,
     }),
   );
   const faults: string[] = [];

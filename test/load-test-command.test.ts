@@ -66,7 +66,7 @@ describe('keygate load-test', () => {
     const out = join(folder, 'report');
     const printed: string[] = [];
     const running = runLoadTest(
-      { out, url: gateway.url, ...BRIEF },
+      { out, url: gateway.url, ...BRIEF, pq: true },
       {
         config: parseConfig({ DATA_DIR: folder, JWT_SECRET: TEST_SECRET }),
         interrupted: new AbortController().signal,
@@ -79,7 +79,7 @@ describe('keygate load-test', () => {
       },
     );
     await expect(running).rejects.toThrow(/ENOENT.*report\.json/);
-    expect(printed.join()).toContain('offered 20');
+    expect(printed.join()).toContain('chat, 4 devices, 40/s, 0.5 s, with PQ prekeys\n  offered 20');
   });
 
   it('finds the gateway by PORT, signs with JWT_SECRET, and on Ctrl-C reports what it has measured', async () => {
@@ -174,6 +174,7 @@ describe('keygate load-test', () => {
     [{ rate: 'fast' }, /--rate/],
     [{ mix: 'nowhere.json' }, /--mix nowhere\.json: ENOENT/],
     [{ mix: 'mix.json', rate: '5' }, /--rate does not go with --mix/],
+    [{ mix: 'mix.json', pq: true }, /--pq does not go with --mix/],
     [{ tokens: 'nowhere' }, /--tokens nowhere: ENOENT/],
     [{ 'secret-file': 'nowhere' }, /--secret-file nowhere: ENOENT/],
   ])('given %o, tells how it is used', async (values, message) => {

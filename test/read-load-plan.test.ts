@@ -28,10 +28,12 @@ describe('the options of a load test', () => {
       delayMs: 0,
       contentBytes: 256,
       backlogLength: 100,
+      hasPq: false,
     });
     expect(
       partFromOptions({
         scenario: 'claims',
+        pq: true,
         devices: '5',
         rate: '0.5',
         duration: '2m',
@@ -43,6 +45,7 @@ describe('the options of a load test', () => {
       ratePerSecond: 0.5,
       durationMs: 120_000,
       contentBytes: 9,
+      hasPq: true,
     });
     expect(partFromOptions({ scenario: 'storm' }).ratePerSecond).toBeNull();
   });
@@ -73,15 +76,15 @@ describe('a mix file', () => {
       {
         parts: [
           { scenario: 'chat', devices: 10, rate: 20, duration: '1s' },
-          { scenario: 'storm', delay: '500ms' },
+          { scenario: 'storm', delay: '500ms', pq: true },
           { scenario: 'chat', name: 'large', contentBytes: 4096 },
         ],
       },
       '10s',
     );
     expect(parts).toMatchObject([
-      { name: 'chat', deviceCount: 10, ratePerSecond: 20, durationMs: 1_000, delayMs: 0 },
-      { name: 'storm', deviceCount: 200, ratePerSecond: null, durationMs: 10_000, delayMs: 500 },
+      { name: 'chat', deviceCount: 10, ratePerSecond: 20, durationMs: 1_000, delayMs: 0, hasPq: false },
+      { name: 'storm', deviceCount: 200, ratePerSecond: null, durationMs: 10_000, delayMs: 500, hasPq: true },
       { name: 'large', scenario: 'chat', deviceCount: 100, contentBytes: 4096 },
     ]);
   });

@@ -8,32 +8,48 @@ export interface ClaimCounts {
   noneLeft: number;
   /** Bundles without, since the limit that protects the target was reached. */
   limited: number;
-  /** Handed out to a second claim. */
+  /** Bundles with a one-time PQ prekey, and with the last-resort one in its place. */
+  withPqOneTimePreKey: number;
+  withPqLastResortPreKey: number;
+  /** One-time prekeys of either kind that were handed out to a second claim. */
   handedOutTwice: number;
 }
 
 export class ClaimLedger {
   readonly #handedOut = new Map<string, Set<number>>();
-  readonly #counts: ClaimCounts = { withOneTimePreKey: 0, noneLeft: 0, limited: 0, handedOutTwice: 0 };
+  readonly #counts: ClaimCounts = {
+    withOneTimePreKey: 0,
+    noneLeft: 0,
+    limited: 0,
+    withPqOneTimePreKey: 0,
+    withPqLastResortPreKey: 0,
+    handedOutTwice: 0,
+  };
 
   /** @param claim.target names the device whose bundle it is; each claim is told once, its repeats are not */
-  claimed(claim: { target: string; bundle: DeviceBundle }): void {
-    const { oneTimePreKey, oneTimePreKeyAbsent } = claim.bundle;
+  claimed({ target, bundle }: { target: string; bundle: DeviceBundle }): void {
+    const { oneTimePreKey, oneTimePreKeyAbsent, pqPreKey } = bundle;
     if (oneTimePreKey === null) {
       this.#counts[oneTimePreKeyAbsent === 'limited' ? 'limited' : 'noneLeft'] += 1;
-      return;
+    } else {
+      this.#counts.withOneTimePreKey += 1;
+      this.#handOut(`${target} ec`, oneTimePreKey.keyId);
     }
-    this.#counts.withOneTimePreKey += 1;
-    let keyIds = this.#handedOut.get(claim.target);
-    if (keyIds === undefined) {
-      keyIds = new Set();
-      this.#handedOut.set(claim.target, keyIds);
+    if (pqPreKey?.lastResort) this.#counts.withPqLastResortPreKey += 1;
+    else if (pqPreKey != null) {
+      this.#counts.withPqOneTimePreKey += 1;
+      this.#handOut(`${target} pq`, pqPreKey.keyId);
     }
-    if (keyIds.has(oneTimePreKey.keyId)) this.#counts.handedOutTwice += 1;
-    keyIds.add(oneTimePreKey.keyId);
   }
 
   counts(): ClaimCounts {
     return { ...this.#counts };
+  }
+
+  #handOut(pool: string, keyId: number): void {
+    const keyIds = this.#handedOut.get(pool) ?? new Set();
+    this.#handedOut.set(pool, keyIds);
+    if (keyIds.has(keyId)) this.#counts.handedOutTwice += 1;
+    keyIds.add(keyId);
   }
 }

@@ -9,30 +9,40 @@ import { REGISTRATION_ID_MAX } from '../protocol/limits.ts';
 export interface LoadKeys {
   readonly registrationId: number;
   readonly identityKey: string;
-  /** What `uploadKeys` takes, with one-time prekeys of ids that were never used before. */
+  /** What `uploadKeys` takes, with so many one-time prekeys of each kind, of ids that were never used before. */
   upload(oneTimeCount: number): RequestInput<'uploadKeys'>;
-  oneTimePreKeys(count: number): { keyId: number; publicKey: string }[];
+  /** What `addPreKeys` takes, of ids that were never used before. */
+  refill(oneTimeCount: number): RequestInput<'addPreKeys'>;
   /** What the device says to have its gate opened. */
   validation(): RequestInput<'validateKeys'>;
 }
 
 /** The first byte of an EC public key in Signal's serialised form. */
 const CURVE_KEY_TYPE = 0x05;
+/** And of an ML-KEM-1024 one, with its length. */
+const KYBER_1024_KEY_TYPE = 0x08;
+const KYBER_1024_KEY_BYTES = 1569;
 const SIGNED_PRE_KEY_ID = 1;
+const PQ_LAST_RESORT_PRE_KEY_ID = 2;
 
-export function createLoadKeys(): LoadKeys {
+/** @param options.hasPq whether the device has post-quantum prekeys beside the others: a last-resort one, and one-time ones */
+export function createLoadKeys({ hasPq }: { hasPq: boolean }): LoadKeys {
   // The identity signs with an Ed25519 key of its own, as some client libraries do: node makes and uses it cheaply.
   const signer = generateKeyPairSync('ed25519');
   const registrationId = randomInt(1, REGISTRATION_ID_MAX);
   const identityKey = curveKey().toString('base64');
-  const signedPreKey = signedKey(SIGNED_PRE_KEY_ID, signer.privateKey);
-  let lastKeyId = 0;
+  const signedPreKey = { keyId: SIGNED_PRE_KEY_ID, ...signedKey(curveKey(), signer.privateKey) };
+  // One for all ids: to sign each would take as long as the rest of a claim, and this process is not to be the limit.
+  const pqKey = hasPq ? signedKey(pqPublicKey(), signer.privateKey) : null;
+  let lastKeyId = PQ_LAST_RESORT_PRE_KEY_ID;
 
-  function oneTimePreKeys(count: number) {
-    return Array.from({ length: count }, () => ({
-      keyId: ++lastKeyId,
-      publicKey: curveKey().toString('base64'),
-    }));
+  function refill(count: number): RequestInput<'addPreKeys'> {
+    if (count === 0) return {};
+    const keyIds = Array.from({ length: count }, () => ++lastKeyId);
+    return {
+      oneTimePreKeys: keyIds.map((keyId) => ({ keyId, publicKey: curveKey().toString('base64') })),
+      ...(pqKey === null ? {} : { pqOneTimePreKeys: keyIds.map((keyId) => ({ keyId, ...pqKey })) }),
+    };
   }
 
   return {
@@ -43,14 +53,16 @@ export function createLoadKeys(): LoadKeys {
       identityKey,
       identityKeyEd25519: rawPublicKey(signer.publicKey),
       signedPreKey,
-      ...(oneTimeCount === 0 ? {} : { oneTimePreKeys: oneTimePreKeys(oneTimeCount) }),
+      ...(pqKey === null ? {} : { pqLastResortPreKey: { keyId: PQ_LAST_RESORT_PRE_KEY_ID, ...pqKey } }),
+      ...refill(oneTimeCount),
     }),
-    oneTimePreKeys,
+    refill,
     validation: () => ({
       localIdentityKey: identityKey,
       localSignedPreKeyId: SIGNED_PRE_KEY_ID,
       localSignedPreKeyPublicKey: signedPreKey.publicKey,
       localRegistrationId: registrationId,
+      ...(pqKey === null ? {} : { localPqLastResortPreKeyId: PQ_LAST_RESORT_PRE_KEY_ID }),
     }),
   };
 }
@@ -64,10 +76,15 @@ function curveKey(): Buffer {
   return key;
 }
 
-function signedKey(keyId: number, privateKey: KeyObject) {
-  const publicKey = curveKey();
+/** Nothing is encapsulated to it, and a server has no use for its inside. */
+function pqPublicKey(): Buffer {
+  const key = randomBytes(KYBER_1024_KEY_BYTES);
+  key[0] = KYBER_1024_KEY_TYPE;
+  return key;
+}
+
+function signedKey(publicKey: Buffer, privateKey: KeyObject) {
   return {
-    keyId,
     publicKey: publicKey.toString('base64'),
     signature: sign(null, publicKey, privateKey).toString('base64'),
   };

@@ -49,7 +49,7 @@ const VALIDATION_USE_MS = VALIDATION_LIFETIME_MS * 0.9;
 
 export class LoadDevice {
   readonly address: DeviceAddress;
-  readonly keys: LoadKeys = createLoadKeys();
+  readonly keys: LoadKeys;
   listener: DeviceListener = { onMessages() {}, onPreKeysLow() {}, onDisconnect() {} };
   readonly #clock: Clock;
   readonly #token: string;
@@ -60,8 +60,15 @@ export class LoadDevice {
   #onQueueEmpty = (): void => {};
   #isEnding = false;
 
-  constructor(options: { url: string; address: DeviceAddress; token: string; clock: Clock }) {
+  constructor(options: {
+    url: string;
+    address: DeviceAddress;
+    token: string;
+    clock: Clock;
+    hasPq?: boolean;
+  }) {
     this.address = options.address;
+    this.keys = createLoadKeys({ hasPq: options.hasPq ?? false });
     this.#clock = options.clock;
     this.#token = options.token;
     this.#socket = createSocket(options.url);

@@ -18,6 +18,8 @@ export interface PartPlan {
   contentBytes: number;
   /** Messages that wait for each device of `backlog`. */
   backlogLength: number;
+  /** Whether devices have post-quantum prekeys too. */
+  hasPq: boolean;
 }
 
 export interface LoadPlan {
@@ -94,6 +96,7 @@ export function partOf(scenario: ScenarioName, given: Partial<Omit<PartPlan, 'sc
     delayMs: 0,
     contentBytes,
     backlogLength: BACKLOG_DEFAULT,
+    hasPq: false,
     ...given,
     scenario,
   };

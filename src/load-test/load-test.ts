@@ -276,7 +276,7 @@ function createParts(options: LoadTestOptions, over: AbortSignal): RunningPart[]
   return plan.parts.map((part) => {
     const devices = options.credentials
       .slice(dealt, dealt + part.deviceCount)
-      .map((credential) => new LoadDevice({ url: plan.url, ...credential, clock }));
+      .map((credential) => new LoadDevice({ url: plan.url, ...credential, clock, hasPq: part.hasPq }));
     dealt += part.deviceCount;
     const kind = scenarioKinds[part.scenario];
     const meter = new Meter({ clock, durationMs: part.durationMs, steps: kind.steps });

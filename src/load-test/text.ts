@@ -9,10 +9,11 @@ export function shortMs(ms: number): string {
 }
 
 export function planOf(plan: PartPlan): string {
-  const { scenario, deviceCount, ratePerSecond, durationMs, backlogLength } = plan;
+  const { scenario, deviceCount, ratePerSecond, durationMs, backlogLength, hasPq } = plan;
   const rate = ratePerSecond === null ? 'all at once' : `${ratePerSecond}/s`;
   const backlog = scenario === 'backlog' ? `, ${backlogLength} messages waiting for each` : '';
-  return `${scenario}, ${deviceCount} devices, ${rate}, ${durationMs / 1000} s${backlog}`;
+  const pq = hasPq ? ', with PQ prekeys' : '';
+  return `${scenario}, ${deviceCount} devices, ${rate}, ${durationMs / 1000} s${backlog}${pq}`;
 }
 
 /** Name and figure of each count, in the order of interest. */
@@ -29,7 +30,7 @@ export function countsOf(part: PartResult): [string, string][] {
 }
 
 /** What the books of messages and claims hold; empty for what has none. */
-export function booksOf({ messages, claims }: PartResult): [string, number][] {
+export function booksOf({ plan, messages, claims }: PartResult): [string, number][] {
   if (messages !== null) {
     const always: [string, number][] = [
       ['messages stored', messages.stored],
@@ -47,10 +48,15 @@ export function booksOf({ messages, claims }: PartResult): [string, number][] {
     return [...always, ...rare.filter(([, count]) => count > 0)];
   }
   if (claims === null) return [];
+  const pq: [string, number][] = [
+    ['one-time PQ prekeys', claims.withPqOneTimePreKey],
+    ['last-resort ones instead', claims.withPqLastResortPreKey],
+  ];
   return [
     ['one-time prekeys', claims.withOneTimePreKey],
     ['handed out twice', claims.handedOutTwice],
     ['bundles without, none left', claims.noneLeft],
     ['bundles without, limited', claims.limited],
+    ...(plan.hasPq ? pq : []),
   ];
 }

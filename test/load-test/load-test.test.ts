@@ -100,6 +100,8 @@ describe('a load test of every scenario at once', () => {
       handedOutTwice: 0,
       noneLeft: 0,
       limited: 0,
+      withPqOneTimePreKey: 0,
+      withPqLastResortPreKey: 0,
     });
   });
 
@@ -246,6 +248,17 @@ describe('a load test', () => {
     expect(faults).toEqual([]);
     expect(parts[0]!.failures).toEqual({});
     expect(parts[0]!.claims!.withOneTimePreKey).toBeGreaterThan(2 * UPLOAD_PRE_KEYS_MAX);
+  });
+
+  it('claims PQ prekeys too, and refills them', async () => {
+    const part = partOf('claims', { deviceCount: 2, ratePerSecond: 400, durationMs: 1_000, hasPq: true });
+    const { faults, parts } = await (await start([part])).result;
+    expect(faults).toEqual([]);
+    expect(parts[0]!.failures).toEqual({});
+    const { withOneTimePreKey, withPqOneTimePreKey, withPqLastResortPreKey } = parts[0]!.claims!;
+    expect(withPqOneTimePreKey).toBe(withOneTimePreKey);
+    expect(withPqOneTimePreKey).toBeGreaterThan(2 * UPLOAD_PRE_KEYS_MAX);
+    expect(withPqOneTimePreKey + withPqLastResortPreKey).toBe(400);
   });
 
   it('leaves unread what comes to a slow reader, in fits, while the others read', async () => {

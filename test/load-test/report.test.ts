@@ -66,7 +66,14 @@ const CLAIMS: PartResult = {
   failures: {},
   steps: [],
   messages: null,
-  claims: { withOneTimePreKey: 21, noneLeft: 22, limited: 23, handedOutTwice: 24 },
+  claims: {
+    withOneTimePreKey: 21,
+    noneLeft: 22,
+    limited: 23,
+    handedOutTwice: 24,
+    withPqOneTimePreKey: 25,
+    withPqLastResortPreKey: 26,
+  },
 };
 
 function resultOf(more: Partial<LoadResult> = {}): LoadResult {
@@ -102,6 +109,12 @@ claims  claims, 8 devices, 100/s, 10 s
 load process: 0.26 of a core, timers 1.50 ms late at p99; Node v20.0.0, 2 cores
 warning: a <warning>
 fault: a <fault>`);
+});
+
+it('the table has the PQ prekeys of devices that have some', () => {
+  const table = textReport(resultOf({ parts: [{ ...CLAIMS, plan: { ...CLAIMS.plan, hasPq: true } }] }));
+  expect(table).toContain('claims  claims, 8 devices, 100/s, 10 s, with PQ prekeys\n');
+  expect(table).toContain('limited 23   one-time PQ prekeys 25   last-resort ones instead 26\n');
 });
 
 describe('the page', () => {

@@ -1,5 +1,6 @@
 /** What is made of the figures: when a test has failed, and when its figures are doubtful. */
 import { describe, expect, it } from 'vitest';
+import { ClaimLedger } from '../../src/load-test/claim-ledger.ts';
 import { partOf } from '../../src/load-test/load-plan.ts';
 import { MessageLedger } from '../../src/load-test/message-ledger.ts';
 import { Meter } from '../../src/load-test/meter.ts';
@@ -39,7 +40,7 @@ describe('the faults of a test', () => {
     [withMessages({ outOfOrder: 2 }), 'chat: 2 messages came after later ones'],
     [withMessages({ unproven: 2 }), 'chat: 2 stored messages have not come'],
     [
-      part({ claims: { withOneTimePreKey: 9, handedOutTwice: 1, noneLeft: 0, limited: 0 } }),
+      part({ claims: { ...new ClaimLedger().counts(), withOneTimePreKey: 9, handedOutTwice: 1 } }),
       'chat: 1 one-time prekeys were handed out twice',
     ],
     [part({ completed: 0 }), 'chat: nothing succeeded'],

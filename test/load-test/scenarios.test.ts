@@ -191,6 +191,22 @@ describe('claims', () => {
     for (const pair of claims) expect(pair).not.toMatch(/^(.+) of \1$/);
   });
 
+  it('of a device with PQ prekeys bring one, or are a wrong answer', async () => {
+    let identityKey = '';
+    const gateway = await startToldGateway({
+      uploadKeys: ({ input }) => {
+        identityKey = input.identityKey;
+        return { keyVersion: 1 };
+      },
+      requestBundle: () => ({ devices: [{ ...bundleOf(identityKey).devices[0], pqPreKey: null }] }),
+    });
+    const plan = partOf('claims', { ...BRIEF, deviceCount: 2, ratePerSecond: 1, hasPq: true });
+    const test = await start(gateway.url, plan);
+    await running(test);
+    const [part] = (await resultOf(test)).parts;
+    expect(part).toMatchObject({ completed: 0, failures: { WRONG_ANSWER: 1 } });
+  });
+
   it('that were never answered are asked again under the same id', async () => {
     const claimIds: string[] = [];
     let identityKey = '';

@@ -19,7 +19,7 @@ export function createClaims(stage: Stage): Scenario {
 
   async function refill(device: LoadDevice): Promise<void> {
     try {
-      await device.ask('addPreKeys', { oneTimePreKeys: device.keys.oneTimePreKeys(UPLOAD_PRE_KEYS_MAX) });
+      await device.ask('addPreKeys', device.keys.refill(UPLOAD_PRE_KEYS_MAX));
     } catch (error) {
       if (!(error instanceof Failure)) throw error;
       // The pool runs dry, which is seen in the bundles.
@@ -50,6 +50,7 @@ export function createClaims(stage: Stage): Scenario {
       const answer = await presence.untilAnswered(claimer, () => claimer.ask('requestBundle', request));
       const [bundle] = answer.devices;
       if (bundle?.identityKey !== target.keys.identityKey) throw new Failure('WRONG_ANSWER');
+      if (part.hasPq && bundle.pqPreKey === null) throw new Failure('WRONG_ANSWER');
       ledger.claimed({ target: target.keys.identityKey, bundle });
       meter.step('claimed', startMs);
     },
