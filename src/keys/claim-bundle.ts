@@ -36,8 +36,13 @@ export interface BundleClaimsParts {
   onRanLow(devices: readonly DeviceAddress[]): void;
 }
 
-/** Requests in one statement. */
-const BATCH_MAX = 128;
+/**
+ * Requests in one statement. Several hundred gather only where so many come within a round trip, which takes longer the
+ * further the store is away: then one batch after the other keeps up with them all the same.
+ */
+const BATCH_MAX = 512;
+/** A request for all of a user's devices among them: a handful mostly, and never more than 127. */
+const ALL_DEVICES_WEIGHT = 4;
 const LINE: Line = { refusal: () => new GatewayError('UNAVAILABLE', undefined, { retryAfterMs: 1_000 }) };
 /** Times that a request yields to the holder of its device's lock, a round trip each, before the row's lock alone decides. */
 const YIELDS_MAX = 50;
@@ -69,6 +74,7 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
   const underWay = new Map<string, { request: ClaimRequest; answer: Promise<ClaimedBundle[]> }>();
   const gatherer = createGatherer<Entry, ClaimedBundle[] | 'yield' | 'wait', HeldLocks>({
     batchMax: BATCH_MAX,
+    weight: { of: ({ request }) => weightOf(request), max: BATCH_MAX },
     line: LINE,
     async prepare(entries) {
       const targets = new Map(entries.map(({ target, targetKey }) => [targetKey, target]));
@@ -109,7 +115,12 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
 
   async function waitInLine({ targetKey, request }: Entry): Promise<ClaimedBundle[]> {
     const line = lines.get(targetKey) ?? {
-      gatherer: createGatherer({ batchMax: BATCH_MAX, line: LINE, run: claimWaiting }),
+      gatherer: createGatherer({
+        batchMax: BATCH_MAX,
+        weight: { of: weightOf, max: BATCH_MAX },
+        line: LINE,
+        run: claimWaiting,
+      }),
       length: 0,
     };
     lines.set(targetKey, line);
@@ -173,6 +184,10 @@ export function createBundleClaims(parts: BundleClaimsParts): BundleClaims {
       return { userId: input.userId, devices: bundles.map(toWire) };
     },
   };
+}
+
+function weightOf({ deviceId }: ClaimRequest): number {
+  return deviceId === null ? ALL_DEVICES_WEIGHT : 1;
 }
 
 function isSame(a: ClaimRequest, b: ClaimRequest): boolean {

@@ -445,29 +445,77 @@ describe.each([
     }
   });
 
-  describe('immunity 12: the number of statements is the same for 1 and for 100 devices', () => {
-    async function user(deviceCount: number): Promise<DeviceAddress[]> {
-      const { userId } = newDevice();
-      const devices = ids(1, deviceCount).map((deviceId) => ({ userId, deviceId }));
-      const keys = createKeyStore(database);
-      for (const device of devices)
-        await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1], pq: [1] });
-      return devices;
-    }
+  async function user(deviceCount: number): Promise<DeviceAddress[]> {
+    const { userId } = newDevice();
+    const devices = ids(1, deviceCount).map((deviceId) => ({ userId, deviceId }));
+    const keys = createKeyStore(database);
+    for (const device of devices)
+      await storeKeySet(keys, device, { lastResortPreKeyId: 1, ec: [1], pq: [1] });
+    return devices;
+  }
 
+  function claimsOver(record: Database) {
+    return createBundleClaims({
+      store: createKeyStore(record),
+      locks: createInProcessLocks({ clock: systemClock }),
+      clock: systemClock,
+      lowThreshold: LOW_THRESHOLD,
+      onRanLow: () => {},
+    });
+  }
+
+  /** Of each statement, how many its values list. */
+  const listedIn = (sent: Sent[]) =>
+    sent.map(({ values }) => String(values.find((value) => String(value).startsWith('{'))).split(',').length);
+
+  describe('what waits goes in one statement, up to what one should hold', () => {
+    const together = <Result>(count: number, ask: (index: number) => Promise<Result>) =>
+      Promise.all(Array.from({ length: count }, (_, index) => ask(index)));
+
+    it('of claims five hundred, and a quarter of that where each is of all devices of a user', async () => {
+      const [device] = await user(2);
+      const { userId } = device!;
+      for (const [deviceId, sizes] of [
+        [1, [512, 88]],
+        [undefined, [128, 128, 128, 128, 88]],
+      ] as const) {
+        const record = recording(database);
+        const claims = claimsOver(record);
+        const claimed = await together(600, () =>
+          claims.claim(newDevice(), { claimId: randomUUID(), userId, deviceId }),
+        );
+        expect(claimed.every(({ devices }) => devices.length === (deviceId === undefined ? 2 : 1))).toBe(
+          true,
+        );
+        const claimsSent = record.hotSent.filter(({ text }) => text.includes('prekey_claims'));
+        expect(listedIn(claimsSent)).toEqual(sizes);
+      }
+    });
+
+    it('of messages five hundred, and fewer where they are large or for many devices', async () => {
+      const [device] = await user(1);
+      const many = await user(100);
+      const large = randomBytes(90 * 1024).toString('base64');
+      for (const { count, to, content, sizes } of [
+        { count: 600, to: [device!], content: 'eA==', sizes: [512, 88] },
+        { count: 15, to: [device!], content: large, sizes: [11, 4] },
+        { count: 60, to: many, content: 'eA==', sizes: [40, 20] },
+      ]) {
+        const record = recording(database);
+        const messages = createMessageStore(record);
+        await together(count, () => storeFor(messages, { sender: newDevice(), content }, ...to));
+        expect(listedIn(record.hotSent)).toEqual(sizes);
+      }
+    });
+  });
+
+  describe('immunity 12: the number of statements is the same for 1 and for 100 devices', () => {
     it('of a user whose bundles are claimed', async () => {
       const counts: [number, number][] = [];
       for (const deviceCount of [1, 100]) {
         const [device] = await user(deviceCount);
         const record = recording(database);
-        const claims = createBundleClaims({
-          store: createKeyStore(record),
-          locks: createInProcessLocks({ clock: systemClock }),
-          clock: systemClock,
-          lowThreshold: LOW_THRESHOLD,
-          onRanLow: () => {},
-        });
-        const { devices } = await claims.claim(newDevice(), {
+        const { devices } = await claimsOver(record).claim(newDevice(), {
           claimId: randomUUID(),
           userId: device!.userId,
         });

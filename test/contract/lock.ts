@@ -1,6 +1,7 @@
 // The promises of ports/lock, for every backend whose engine is there.
 import { afterEach, beforeEach, describe, expect, it } from 'vitest';
 import type { DeviceLocks } from '../../src/ports/lock.ts';
+import { addressKey } from '../../src/protocol/ids.ts';
 import { eventually } from '../support/eventually.ts';
 import { device } from './bus.ts';
 
@@ -54,6 +55,17 @@ export function describeLocks(backend: string, open: (lockMs: number) => Promise
       const theirs = await otherNode.acquire([alice, bob]);
       await theirs.release();
       expect((await otherNode.acquire([alice])).held).toEqual(new Set());
+    });
+
+    it('holds as many as a batch of claims has, but for those that another holds, and gives all of them back', async () => {
+      const crowd = Array.from({ length: 512 }, (_, index) => device(`crowd-${index}`));
+      const taken = [3, 127, 128, 300, 511].map((index) => crowd[index]!);
+      const theirs = await otherNode.acquire(taken);
+      const mine = await locks.acquire(crowd);
+      const free = crowd.filter((each) => !taken.includes(each)).map(addressKey);
+      expect(mine.held).toEqual(new Set(free));
+      await Promise.all([mine.release(), theirs.release()]);
+      expect((await otherNode.acquire(crowd)).held.size).toBe(512);
     });
 
     it('lets exactly one of many that come at once hold a device', async () => {

@@ -5,7 +5,7 @@ import type { Log } from '../../lib/log.ts';
 import type { DeviceLocks, HeldLocks } from '../../ports/lock.ts';
 import { addressKey } from '../../protocol/ids.ts';
 import { isUp, type RedisLink, within } from './connect.ts';
-import { answeredOf, run, script } from './scripts.ts';
+import { answeredOf, partsOf, run, script } from './scripts.ts';
 
 const ANSWER_WAIT_MAX_MS = 100;
 /** After a failure, Redis is tried at most this often, and nobody waits for the trial. */
@@ -65,18 +65,13 @@ export function createRedisLocks(options: RedisLocksOptions): DeviceLocks {
     log.info({}, 'device locks: Redis is back');
   }
 
-  /** What one script may touch: in a Cluster each device has a slot of its own. */
-  function groupsOf(keys: readonly string[]): (readonly string[])[] {
-    return link.isCluster ? keys.map((key) => [key]) : [keys];
-  }
-
   /** @returns the devices that others hold; those of a node that is away aren't among them */
   async function take(keys: readonly string[], token: string, lockMs: number): Promise<Set<string>> {
     const answers = await answeredOf(
-      groupsOf(keys).map(async (group) => {
-        const positions = await run(link, TAKE, group.map(lockKey), [token, lockMs]);
+      partsOf(link, keys).map(async (part) => {
+        const positions = await run(link, TAKE, part.map(lockKey), [token, lockMs]);
         if (!Array.isArray(positions)) throw new Error('Redis answered without a list');
-        return positions.map((position) => group[Number(position)] ?? '');
+        return positions.map((position) => part[Number(position)] ?? '');
       }),
     );
     return new Set(answers.flat());
@@ -92,7 +87,7 @@ export function createRedisLocks(options: RedisLocksOptions): DeviceLocks {
         owned = null;
         if (arg === null || keys.length === 0 || !isUp(link)) return;
         const answered = within(
-          answeredOf(groupsOf(keys).map((group) => run(link, GIVE_BACK, group.map(lockKey), [arg]))),
+          answeredOf(partsOf(link, keys).map((part) => run(link, GIVE_BACK, part.map(lockKey), [arg]))),
           ANSWER_WAIT_MAX_MS,
           clock,
           // They expire by themselves.

@@ -46,11 +46,8 @@ export async function runOnEach(
   each: readonly { key: string; arg: string | number }[],
   onFailed: (error: unknown) => void = () => {},
 ): Promise<unknown[]> {
-  const sizeMax = link.isCluster ? 1 : KEYS_PER_CALL_MAX;
-  const parts: (typeof each)[] = [];
-  for (let i = 0; i < each.length; i += sizeMax) parts.push(each.slice(i, i + sizeMax));
   const answers = await answeredOf(
-    parts.map(async (part) => {
+    partsOf(link, each).map(async (part) => {
       const keys = part.map((item) => item.key);
       const args = [...common, ...part.map((item) => item.arg)];
       const values = await run(link, body, keys, args).catch((error: unknown) => {
@@ -65,6 +62,14 @@ export async function runOnEach(
     for (const [i, { key }] of part.entries()) if (Array.isArray(values)) answerByKey.set(key, values[i]);
   }
   return each.map(({ key }) => answerByKey.get(key));
+}
+
+/** What may be in one call each: in a Cluster every device has a slot of its own. */
+export function partsOf<T>(link: RedisLink, items: readonly T[]): (readonly T[])[] {
+  const sizeMax = link.isCluster ? 1 : KEYS_PER_CALL_MAX;
+  const parts: (readonly T[])[] = [];
+  for (let i = 0; i < items.length; i += sizeMax) parts.push(items.slice(i, i + sizeMax));
+  return parts;
 }
 
 /**
