@@ -8,24 +8,33 @@ import { cpus } from 'node:os';
 import { basename, dirname, join, resolve } from 'node:path';
 import { fileURLToPath } from 'node:url';
 import { parseArgs } from 'node:util';
-import type { Company, Contestant, Run, Scale } from './contest.ts';
+import {
+  type Company,
+  type Contestant,
+  companyOf,
+  type Kind,
+  otherCompanyOf,
+  type Run,
+  type Scale,
+} from './contest.ts';
 import { bareCompany } from './contestants/bare.ts';
-import { enrolmentsCompany, otherEnrolmentsCompany } from './contestants/enrolments.ts';
+import { enrolmentsKind } from './contestants/enrolments.ts';
 import {
   deepCompany,
+  farBundlesKind,
   gatewayCompany,
+  gatewayKind,
   inspectedCompany,
   manyCompany,
-  otherClaimsCompanies,
   pqCompany,
-  userCompany,
+  userBundlesKind,
 } from './contestants/gateway-claims.ts';
 import { handshakesCompany } from './contestants/handshakes.ts';
-import { messagesCompany, otherMessagesCompanies, userMessagesCompany } from './contestants/messages.ts';
+import { backlogKind, farMessagesKind, messagesKind, userMessagesKind } from './contestants/messages.ts';
 import { nodesCompany } from './contestants/nodes.ts';
 import { pgbenchDeleteCompany, pgbenchMessagesCompany, pgbenchUpdateCompany } from './contestants/pgbench.ts';
-import { otherRefillsCompany, refillsCompany } from './contestants/refills.ts';
-import { otherReturnsCompany, returnsCompany } from './contestants/returns.ts';
+import { refillsKind } from './contestants/refills.ts';
+import { returnsKind } from './contestants/returns.ts';
 import { statementCompany, usualCompany, usualMessagesCompany } from './contestants/usual-way.ts';
 import { machineBusyMs } from './cpu.ts';
 import type { Results } from './figures.ts';
@@ -49,17 +58,33 @@ const companies: readonly Company[] = [
   deepCompany,
   manyCompany,
   pqCompany,
-  userCompany,
+  companyOf(userBundlesKind),
+  companyOf(farBundlesKind),
   inspectedCompany,
   nodesCompany,
-  messagesCompany,
-  userMessagesCompany,
+  companyOf(messagesKind),
+  companyOf(userMessagesKind),
+  companyOf(farMessagesKind),
+  companyOf(backlogKind),
   pgbenchMessagesCompany,
   usualMessagesCompany,
   handshakesCompany,
-  returnsCompany,
-  refillsCompany,
-  enrolmentsCompany,
+  companyOf(returnsKind),
+  companyOf(refillsKind),
+  companyOf(enrolmentsKind),
+];
+/** What another build of the gateway is measured by. */
+const comparable: readonly Kind[] = [
+  gatewayKind,
+  userBundlesKind,
+  farBundlesKind,
+  messagesKind,
+  userMessagesKind,
+  farMessagesKind,
+  backlogKind,
+  returnsKind,
+  refillsKind,
+  enrolmentsKind,
 ];
 const NAMES = companies.flatMap(({ names }) => names);
 /** Measured once, after the rounds. */
@@ -71,9 +96,12 @@ const HELP = `Usage: npm run bench -- [options]
   --seconds <n>     measured time of each turn, after a second of warm-up (default 3)
   --only <names>    some of these, separated by commas:
                     ${wrapped([...NAMES, ...SINGLE], 20)}
-  --against <dir>   another build's dist folder: what --only names of gateway, user-bundles, messages,
-                    user-messages, backlog, returns, refills and enrolments is measured with it too, as
-                    gateway-other-1 and so on; may be repeated
+  --against <dir>   another build's dist folder, measured too, as gateway-other-1 and so on; may be repeated.
+                    It takes part in what --only names of
+                    ${wrapped(
+                      comparable.map(({ name }) => name),
+                      20,
+                    )}
   --profile <name>  profile one contestant's server instead, into test-output/bench
   --patience <n>    how often a turn is taken again that other processes disturbed (default 1)
   --sockets <n>     sockets of each contestant (default 200)
@@ -118,13 +146,7 @@ async function compete(stage: Stage, options: Options): Promise<void> {
   const contestants: Contestant[] = [];
   const others = options.against.flatMap((distDir, index) => {
     const build = { label: `other-${index + 1}`, distDir, note: `out of ${basename(dirname(distDir))}` };
-    return [
-      ...otherClaimsCompanies(build),
-      ...otherMessagesCompanies(build),
-      otherReturnsCompany(build),
-      otherRefillsCompany(build),
-      otherEnrolmentsCompany(build),
-    ];
+    return comparable.map((kind) => otherCompanyOf(kind, build));
   });
   const asked = options.only.flatMap((name) => [
     name,

@@ -1,6 +1,6 @@
 /** What every contestant has in common, and the runs that it leaves behind. */
 import type { Latency, Timing } from './load/measurement.ts';
-import type { Stage } from './stage.ts';
+import { DIST_DIR, type Stage } from './stage.ts';
 
 export interface Turn extends Timing {
   /** As fast as it can, by whoever keeps a pace otherwise. */
@@ -67,6 +67,35 @@ export interface OtherBuild {
   label: string;
   distDir: string;
   note: string;
+}
+
+/** Which gateway a contestant measures, and what it is called. */
+export type Build = Pick<Contestant, 'name' | 'what' | 'isGateway'> & { distDir: string };
+
+/** A contestant with a gateway of its own, which may be of another build. */
+export interface Kind {
+  name: string;
+  what: string;
+  make(stage: Stage, scale: Scale, build: Build): Promise<Contestant>;
+}
+
+/** Of this build. */
+export function companyOf({ name, what, make }: Kind): Company {
+  return {
+    names: [name],
+    make: async (stage, scale) => [
+      await make(stage, scale, { name, what, distDir: DIST_DIR, isGateway: true }),
+    ],
+  };
+}
+
+/** The same of another build. */
+export function otherCompanyOf({ name, what, make }: Kind, { label, distDir, note }: OtherBuild): Company {
+  const build = { name: `${name}-${label}`, what: `${what}, ${note}`, distDir, isGateway: false };
+  return {
+    names: [build.name],
+    make: async (stage, scale) => [await make(stage, scale, build)],
+  };
 }
 
 /** Contestants that share their servers. */

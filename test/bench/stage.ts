@@ -4,6 +4,7 @@ import { fileURLToPath } from 'node:url';
 import postgres from 'postgres';
 import { type Engine, type PostgresEngine, startPostgres, startRedis } from '../support/engines.ts';
 import { NO_LIMITS } from '../support/gateway.ts';
+import { startTcpProxy, type TcpProxy } from '../support/tcp-proxy.ts';
 import { type Child, script, startChild } from './calls.ts';
 import { cpuMs, type Watched } from './cpu.ts';
 import { type KeyPool, makeKeyPool } from './seed.ts';
@@ -23,10 +24,15 @@ export interface Stage {
   tokenSecret: string;
   /** A fresh database; the client is for seeding and asking, not for what is measured. */
   createDatabase(name: string): Promise<{ url: string; sql: postgres.Sql }>;
-  /** A gateway as in production, out of a folder that `npm run build` filled. */
+  /**
+   * A gateway as in production, out of a folder that `npm run build` filled.
+   *
+   * @param options.isFar its engines are a network away, {@link FAR_MS} each way
+   */
   startGateway(options: {
     databaseUrl: string;
     distDir: string;
+    isFar?: boolean;
     env?: Record<string, string>;
   }): Promise<Server>;
   startServer(name: ServerName, env: Record<string, string>): Promise<Server>;
@@ -37,6 +43,12 @@ export interface Stage {
   checkpoint(): Promise<void>;
   stop(): Promise<void>;
 }
+
+/** As between two data centres of a region. */
+const FAR_MS = 1;
+/** So many sockets as elsewhere: with fewer, requests would be waited for rather than engines. */
+export const FAR_SOCKETS_TIMES = 5;
+export const FAR = `through ${FAR_SOCKETS_TIMES} times as many sockets, PostgreSQL and Redis ${FAR_MS} ms away either way`;
 
 export const DIST_DIR = fileURLToPath(new URL('../../dist', import.meta.url));
 const PROBE = new URL('./probe.mjs', import.meta.url).pathname;
@@ -75,6 +87,23 @@ export async function openStage(): Promise<Stage> {
     undo.push(() => load.stop());
     const tokenSecret = randomBytes(32).toString('hex');
 
+    const links = new Map<string, Promise<TcpProxy>>();
+    /** @returns where the engine at `url` is found a network away */
+    const far = async (url: string): Promise<string> => {
+      const { host } = new URL(url);
+      const link =
+        links.get(host) ??
+        startTcpProxy(`http://${host}`, { raw: true }).then((proxy) => {
+          undo.push(() => proxy.stop());
+          proxy.impair({ delayMs: FAR_MS });
+          return proxy;
+        });
+      links.set(host, link);
+      const farUrl = new URL(url);
+      farUrl.host = new URL((await link).url).host;
+      return farUrl.href;
+    };
+
     const started = async (args: string[], env: Record<string, string>, readyLine: RegExp) => {
       const child = await startChild(args, { env, readyLine });
       const stopChild = child.stop;
@@ -105,8 +134,8 @@ export async function openStage(): Promise<Stage> {
         undo.push(() => sql.end());
         return { url: url.href, sql };
       },
-      startGateway: ({ databaseUrl, distDir, env = {} }) =>
-        started(
+      startGateway: async ({ databaseUrl, distDir, isFar = false, env = {} }) =>
+        await started(
           ['--import', PROBE, `${distDir}/main.js`, 'serve'],
           {
             NODE_ENV: 'production',
@@ -114,8 +143,8 @@ export async function openStage(): Promise<Stage> {
             ADMIN_PORT: '0',
             HOST: '127.0.0.1',
             LOG_LEVEL: 'warn',
-            DATABASE_URL: databaseUrl,
-            REDIS_URL: redis.url,
+            DATABASE_URL: isFar ? await far(databaseUrl) : databaseUrl,
+            REDIS_URL: isFar ? await far(redis.url) : redis.url,
             JWT_SECRET: tokenSecret,
             ...FAR_LIMITS,
             ...env,

@@ -1,39 +1,22 @@
 /** The gateway: new devices that upload a whole key set, post-quantum keys and all. */
-import type { Company, Contestant, OtherBuild } from '../contest.ts';
+import type { Build, Contestant, Kind, Scale } from '../contest.ts';
 import { tokensFor, userIds } from '../seed.ts';
-import { DIST_DIR, type Stage } from '../stage.ts';
+import type { Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 /** More than enrol in a turn. */
 const DEVICES = 3_000;
-const ENROLMENTS =
-  'devices that connect, upload 100 one-time prekeys and 100 signed PQ ones for the first time and go, 64 under way';
 
-export const enrolmentsCompany: Company = {
-  names: ['enrolments'],
-  make: async (stage) => [
-    await enrolmentsContestant(stage, {
-      name: 'enrolments',
-      what: ENROLMENTS,
-      distDir: DIST_DIR,
-      isGateway: true,
-    }),
-  ],
+export const enrolmentsKind: Kind = {
+  name: 'enrolments',
+  what: 'devices that connect, upload 100 one-time prekeys and 100 signed PQ ones for the first time and go, 64 under way',
+  make: enrolmentsContestant,
 };
-
-/** The same to another build of the gateway. */
-export function otherEnrolmentsCompany({ label, distDir, note }: OtherBuild): Company {
-  const name = `enrolments-${label}`;
-  const what = `${ENROLMENTS}, ${note}`;
-  return {
-    names: [name],
-    make: async (stage) => [await enrolmentsContestant(stage, { name, what, distDir, isGateway: false })],
-  };
-}
 
 async function enrolmentsContestant(
   stage: Stage,
-  { distDir, ...about }: Pick<Contestant, 'name' | 'what' | 'isGateway'> & { distDir: string },
+  _: Scale,
+  { distDir, ...about }: Build,
 ): Promise<Contestant> {
   const { name } = about;
   const { sql, url: databaseUrl } = await stage.createDatabase(name.replaceAll('-', '_'));

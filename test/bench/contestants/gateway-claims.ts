@@ -1,8 +1,8 @@
 /** Gateways over one database of devices with keys, and the claims that 200 sockets, each of its own device, make. */
 import type postgres from 'postgres';
-import type { Company, Contestant, OtherBuild, Pools, Scale } from '../contest.ts';
+import type { Build, Company, Contestant, Kind, Pools, Scale } from '../contest.ts';
 import { refillPools, refillPqPools, seedDevices, tokensFor, topUpPools, userIds } from '../seed.ts';
-import { DIST_DIR, type Server, type Stage } from '../stage.ts';
+import { DIST_DIR, FAR, FAR_SOCKETS_TIMES, type Server, type Stage } from '../stage.ts';
 import { DEVICES_EACH } from './messages.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
@@ -30,7 +30,6 @@ interface ClaimsOptions {
 }
 
 const CLAIMS = 'the gateway: claims through sockets';
-const USER_CLAIMS = `${CLAIMS}, each request for the bundles of all ${DEVICES_EACH} devices of a user`;
 /** Requests a second, where latency is what is measured. */
 export const PACE_PER_SECOND = 400;
 /** At a low rate, percentiles need more time. */
@@ -107,22 +106,36 @@ export const pqCompany: Company = {
   },
 };
 
-export const userCompany: Company = {
-  names: ['user-bundles'],
-  make: async (stage, scale) => [
-    await userBundles(stage, scale, { name: 'user-bundles', what: USER_CLAIMS, distDir: DIST_DIR }),
-  ],
+/** What this and another build are compared by: the same as of `gatewayCompany`, alone. */
+export const gatewayKind: Kind = {
+  name: 'gateway',
+  what: CLAIMS,
+  make: (stage, scale, build) => spreadOf(stage, scale, build),
 };
 
-/** Bundles of all of a user's devices in one request; there are as many devices as elsewhere. */
-async function userBundles(
+/** There are as many devices as elsewhere. */
+export const userBundlesKind: Kind = {
+  name: 'user-bundles',
+  what: `${CLAIMS}, each request for the bundles of all ${DEVICES_EACH} devices of a user`,
+  make: (stage, scale, build) => spreadOf(stage, scale, build, { devicesEach: DEVICES_EACH }),
+};
+
+export const farBundlesKind: Kind = {
+  name: 'far-bundles',
+  what: `${CLAIMS}, ${FAR}`,
+  make: (stage, scale, build) =>
+    spreadOf(stage, scale, build, { sockets: scale.sockets * FAR_SOCKETS_TIMES, isFar: true }),
+};
+
+async function spreadOf(
   stage: Stage,
   scale: Scale,
-  { name, what, distDir }: { name: string; what: string; distDir: string },
+  build: Build,
+  options: Partial<HouseOptions> = {},
 ): Promise<Contestant> {
-  const { devices } = scale.pools;
-  const house = await openHouse(stage, scale, { name, devices, devicesEach: DEVICES_EACH, distDir });
-  return spreadClaims(house, scale.pools, { name, what });
+  const { name, distDir, isGateway } = build;
+  const house = await openHouse(stage, scale, { ...options, name, devices: scale.pools.devices, distDir });
+  return { ...spreadClaims(house, scale.pools, build), isGateway };
 }
 
 export const inspectedCompany: Company = {
@@ -138,32 +151,6 @@ export const inspectedCompany: Company = {
   },
 };
 
-/** The claims of another build of the gateway. */
-export function otherClaimsCompanies({ label, distDir, note }: OtherBuild): Company[] {
-  const name = `gateway-${label}`;
-  const userName = `user-bundles-${label}`;
-  return [
-    {
-      names: [name],
-      async make(stage, scale) {
-        const house = await openHouse(stage, scale, { name, devices: scale.pools.devices, distDir });
-        return [
-          { ...spreadClaims(house, scale.pools, { name, what: `${CLAIMS}, ${note}` }), isGateway: false },
-        ];
-      },
-    },
-    {
-      names: [userName],
-      async make(stage, scale) {
-        const what = `${USER_CLAIMS}, ${note}`;
-        return [
-          { ...(await userBundles(stage, scale, { name: userName, what, distDir })), isGateway: false },
-        ];
-      },
-    },
-  ];
-}
-
 /** Claims from pools that are too large to be filled anew each time. */
 async function largePools(stage: Stage, scale: Scale, name: string, pools: Pools): Promise<Contestant> {
   const { devices, perDevice } = pools;
@@ -177,28 +164,29 @@ async function largePools(stage: Stage, scale: Scale, name: string, pools: Pools
   });
 }
 
-export async function openHouse(
-  stage: Stage,
-  scale: Scale,
-  options: {
-    name: string;
-    devices: number;
-    nodes?: number;
-    devicesEach?: number;
-    distDir?: string;
-    env?: Record<string, string>;
-  },
-): Promise<ClaimsHouse> {
-  const { name, distDir = DIST_DIR, nodes = 1, devicesEach = 1, env = {} } = options;
+interface HouseOptions {
+  name: string;
+  devices: number;
+  devicesEach?: number;
+  nodes?: number;
+  sockets?: number;
+  isFar?: boolean;
+  distDir?: string;
+  env?: Record<string, string>;
+}
+
+export async function openHouse(stage: Stage, scale: Scale, options: HouseOptions): Promise<ClaimsHouse> {
+  const { name, distDir = DIST_DIR, nodes = 1, devicesEach = 1, isFar = false, env = {} } = options;
+  const { sockets = scale.sockets } = options;
   const { sql, url: databaseUrl } = await stage.createDatabase(`claims_${name.replaceAll('-', '_')}`);
   const servers: Server[] = [];
   for (let node = 0; node < nodes; node++) {
-    servers.push(await stage.startGateway({ databaseUrl, distDir, env }));
+    servers.push(await stage.startGateway({ databaseUrl, distDir, isFar, env }));
   }
   const targets = userIds('target', Math.ceil(options.devices / devicesEach));
   await seedDevices(sql, stage.pool, targets, { devicesEach });
   // Gateways that share a Redis are nodes of one cluster: a device that comes to the next one leaves the last.
-  const claimers = await tokensFor(userIds(`${name}-claimer`, scale.sockets), stage.tokenSecret);
+  const claimers = await tokensFor(userIds(`${name}-claimer`, sockets), stage.tokenSecret);
   await stage.load.call('open', { name, urls: servers.map(({ url }) => url), devices: claimers });
   return { stage, name, sql, servers, targets, devicesEach };
 }

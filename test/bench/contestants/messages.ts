@@ -1,80 +1,55 @@
 /** The gateway: messages from one open socket to the next, stored, handed out, acknowledged and deleted; and backlogs. */
 import type postgres from 'postgres';
-import type { Company, Contestant, OtherBuild, Scale } from '../contest.ts';
+import type { Build, Contestant, Kind, Scale } from '../contest.ts';
 import { refillQueues, seedDevices, tokensFor, uploadOf, userIds, validateInput } from '../seed.ts';
-import { DIST_DIR, type Server, type Stage } from '../stage.ts';
+import { FAR, FAR_SOCKETS_TIMES, type Server, type Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 export const CONTENT_BYTES = 1_000;
 const MESSAGES = `messages of ${CONTENT_BYTES} bytes, each stored, handed out, acknowledged and deleted`;
 /** A phone, a tablet and two desktops. */
 export const DEVICES_EACH = 4;
-const USER_MESSAGES = `the same, each sent in one request to the ${DEVICES_EACH} devices of a user, a ciphertext for each`;
 const BACKLOG = `messages of ${CONTENT_BYTES} bytes that wait for one device, from clientReady to queueEmpty, in acknowledged pages of 100`;
 
-export const messagesCompany: Company = {
-  names: ['messages', 'backlog'],
-  async make(stage, scale) {
-    const house = await openHouse(stage, 'messages', DIST_DIR);
-    const ring = await openRing(stage, { ...house, name: 'messages', sockets: scale.sockets });
-    return [
-      ringContestant(stage, ring, { what: MESSAGES }),
-      await backlogContestant(stage, scale, house, { name: 'backlog', what: BACKLOG }),
-    ];
+export const messagesKind: Kind = {
+  name: 'messages',
+  what: MESSAGES,
+  make: (stage, { sockets }, build) => ringOf(stage, build, { sockets }),
+};
+
+export const userMessagesKind: Kind = {
+  name: 'user-messages',
+  what: `the same, each sent in one request to the ${DEVICES_EACH} devices of a user, a ciphertext for each`,
+  async make(stage, { sockets }, build) {
+    const ring = await ringOf(stage, build, { sockets, devicesEach: DEVICES_EACH });
+    return { ...ring, operation: 'envelope' };
   },
 };
 
-export const userMessagesCompany: Company = {
-  names: ['user-messages'],
-  async make(stage, scale) {
-    const house = await openHouse(stage, 'user-messages', DIST_DIR);
-    return [await userRing(stage, scale, house, { name: 'user-messages', what: USER_MESSAGES })];
+export const farMessagesKind: Kind = {
+  name: 'far-messages',
+  what: `${MESSAGES}, ${FAR}`,
+  make: (stage, { sockets }, build) =>
+    ringOf(stage, build, { sockets: sockets * FAR_SOCKETS_TIMES, isFar: true }),
+};
+
+export const backlogKind: Kind = {
+  name: 'backlog',
+  what: BACKLOG,
+  async make(stage, scale, build) {
+    const house = await openHouse(stage, build);
+    return { ...(await backlogContestant(stage, scale, house, build)), isGateway: build.isGateway };
   },
 };
 
-async function userRing(
+async function ringOf(
   stage: Stage,
-  { sockets }: Scale,
-  house: House,
-  { name, what }: { name: string; what: string },
+  build: Build,
+  { sockets, devicesEach = 1, isFar = false }: { sockets: number; devicesEach?: number; isFar?: boolean },
 ): Promise<Contestant> {
-  const ring = await openRing(stage, { ...house, name, sockets, devicesEach: DEVICES_EACH });
-  return { ...ringContestant(stage, ring, { what }), operation: 'envelope' };
-}
-
-/** The messages and backlogs of another build of the gateway. */
-export function otherMessagesCompanies({ label, distDir, note }: OtherBuild): Company[] {
-  const messages = `messages-${label}`;
-  const userMessages = `user-messages-${label}`;
-  const backlog = `backlog-${label}`;
-  return [
-    {
-      names: [userMessages],
-      async make(stage, scale) {
-        const house = await openHouse(stage, userMessages, distDir);
-        const what = `${USER_MESSAGES}, ${note}`;
-        return [{ ...(await userRing(stage, scale, house, { name: userMessages, what })), isGateway: false }];
-      },
-    },
-    {
-      names: [messages],
-      async make(stage, scale) {
-        const house = await openHouse(stage, messages, distDir);
-        const ring = await openRing(stage, { ...house, name: messages, sockets: scale.sockets });
-        return [{ ...ringContestant(stage, ring, { what: `${MESSAGES}, ${note}` }), isGateway: false }];
-      },
-    },
-    {
-      names: [backlog],
-      async make(stage, scale) {
-        const house = await openHouse(stage, backlog, distDir);
-        const what = `${BACKLOG}, ${note}`;
-        return [
-          { ...(await backlogContestant(stage, scale, house, { name: backlog, what })), isGateway: false },
-        ];
-      },
-    },
-  ];
+  const house = await openHouse(stage, build, { isFar });
+  const ring = await openRing(stage, { ...house, name: build.name, sockets, devicesEach });
+  return { ...ringContestant(stage, ring, build), isGateway: build.isGateway };
 }
 
 interface House {
@@ -82,9 +57,9 @@ interface House {
   servers: [Server];
 }
 
-async function openHouse(stage: Stage, name: string, distDir: string): Promise<House> {
+async function openHouse(stage: Stage, { name, distDir }: Build, { isFar = false } = {}): Promise<House> {
   const { sql, url: databaseUrl } = await stage.createDatabase(name.replaceAll('-', '_'));
-  return { sql, servers: [await stage.startGateway({ databaseUrl, distDir })] };
+  return { sql, servers: [await stage.startGateway({ databaseUrl, distDir, isFar })] };
 }
 
 /** Devices with open gates, each of which sends to the next. */

@@ -1,43 +1,24 @@
 /** The gateway: devices that fill their pools up, as each does after some ninety claims of its one-time prekeys. */
 import { VALIDATE_PRE_KEYS_MAX } from '../../../src/protocol/limits.ts';
-import type { Company, Contestant, OtherBuild, Scale } from '../contest.ts';
+import type { Build, Contestant, Kind, Scale } from '../contest.ts';
 import { refillPools, seedDevices, tokensFor, userIds } from '../seed.ts';
-import { DIST_DIR, type Stage } from '../stage.ts';
+import type { Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 const ADDED = 90;
-const REFILLS = `devices that add ${ADDED} one-time prekeys at a time`;
 /** The most that a gateway allows: pools are emptied before each turn, and not during it. */
 const POOL_MAX = VALIDATE_PRE_KEYS_MAX;
 
-export const refillsCompany: Company = {
-  names: ['refills'],
-  make: async (stage, scale) => [
-    await refillsContestant(stage, scale, {
-      name: 'refills',
-      what: REFILLS,
-      distDir: DIST_DIR,
-      isGateway: true,
-    }),
-  ],
+export const refillsKind: Kind = {
+  name: 'refills',
+  what: `devices that add ${ADDED} one-time prekeys at a time`,
+  make: refillsContestant,
 };
-
-/** The same to another build of the gateway. */
-export function otherRefillsCompany({ label, distDir, note }: OtherBuild): Company {
-  const name = `refills-${label}`;
-  const what = `${REFILLS}, ${note}`;
-  return {
-    names: [name],
-    make: async (stage, scale) => [
-      await refillsContestant(stage, scale, { name, what, distDir, isGateway: false }),
-    ],
-  };
-}
 
 async function refillsContestant(
   stage: Stage,
   { sockets }: Scale,
-  { distDir, ...about }: Pick<Contestant, 'name' | 'what' | 'isGateway'> & { distDir: string },
+  { distDir, ...about }: Build,
 ): Promise<Contestant> {
   const { name } = about;
   const { sql, url: databaseUrl } = await stage.createDatabase(name.replaceAll('-', '_'));

@@ -1,35 +1,20 @@
 /** The gateway: devices that come back, prove their keys, and find their queues empty; as after an outage. */
-import type { Company, Contestant, OtherBuild } from '../contest.ts';
+import type { Build, Contestant, Kind, Scale } from '../contest.ts';
 import { refillPools, seedDevices, tokensFor, userIds, validateInput } from '../seed.ts';
-import { DIST_DIR, type Stage } from '../stage.ts';
+import type { Stage } from '../stage.ts';
 import { socketProfile, socketRun } from './socket-run.ts';
 
 const DEVICES = 2_000;
 /** One-time prekeys that each device has, and lists. */
 const LISTED = 100;
-const RETURNS = `devices that connect, have ${LISTED} prekeys validated, open their gates on empty queues and go, 64 under way`;
 
-export const returnsCompany: Company = {
-  names: ['returns'],
-  make: async (stage) => [
-    await returnsContestant(stage, { name: 'returns', what: RETURNS, distDir: DIST_DIR, isGateway: true }),
-  ],
+export const returnsKind: Kind = {
+  name: 'returns',
+  what: `devices that connect, have ${LISTED} prekeys validated, open their gates on empty queues and go, 64 under way`,
+  make: returnsContestant,
 };
 
-/** The same to another build of the gateway. */
-export function otherReturnsCompany({ label, distDir, note }: OtherBuild): Company {
-  const name = `returns-${label}`;
-  const what = `${RETURNS}, ${note}`;
-  return {
-    names: [name],
-    make: async (stage) => [await returnsContestant(stage, { name, what, distDir, isGateway: false })],
-  };
-}
-
-async function returnsContestant(
-  stage: Stage,
-  { distDir, ...about }: Pick<Contestant, 'name' | 'what' | 'isGateway'> & { distDir: string },
-): Promise<Contestant> {
+async function returnsContestant(stage: Stage, _: Scale, { distDir, ...about }: Build): Promise<Contestant> {
   const { sql, url: databaseUrl } = await stage.createDatabase(about.name.replaceAll('-', '_'));
   const server = await stage.startGateway({ databaseUrl, distDir });
   const users = userIds(`${about.name}-absent`, DEVICES);
