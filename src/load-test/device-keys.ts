@@ -4,6 +4,7 @@
  */
 import { generateKeyPairSync, type KeyObject, randomBytes, randomInt, sign } from 'node:crypto';
 import type { RequestInput } from '../protocol/events.ts';
+import { KYBER_1024_KEY_BYTES, KYBER_1024_PREFIX } from '../protocol/keys.ts';
 import { REGISTRATION_ID_MAX } from '../protocol/limits.ts';
 
 export interface LoadKeys {
@@ -19,9 +20,6 @@ export interface LoadKeys {
 
 /** The first byte of an EC public key in Signal's serialised form. */
 const CURVE_KEY_TYPE = 0x05;
-/** And of an ML-KEM-1024 one, with its length. */
-const KYBER_1024_KEY_TYPE = 0x08;
-const KYBER_1024_KEY_BYTES = 1569;
 const SIGNED_PRE_KEY_ID = 1;
 const PQ_LAST_RESORT_PRE_KEY_ID = 2;
 
@@ -79,7 +77,7 @@ function curveKey(): Buffer {
 /** Nothing is encapsulated to it, and a server has no use for its inside. */
 function pqPublicKey(): Buffer {
   const key = randomBytes(KYBER_1024_KEY_BYTES);
-  key[0] = KYBER_1024_KEY_TYPE;
+  key[0] = KYBER_1024_PREFIX;
   return key;
 }
 

@@ -6,9 +6,9 @@ import { UPLOAD_PRE_KEYS_MAX } from './limits.ts';
 import { shown } from './redact.ts';
 
 const EC_KEY_PREFIX = 0x05;
-const KYBER_1024_PREFIX = 0x08;
+export const KYBER_1024_PREFIX = 0x08;
 /** 0x08 and the 1568 bytes of an ML-KEM-1024 public key. */
-const KYBER_1024_KEY_BYTES = 1569;
+export const KYBER_1024_KEY_BYTES = 1569;
 const SIGNATURE_BYTES = 64;
 
 /** 33 bytes `0x05 ‖ u`, or the raw 32 bytes of u. Both are 44 characters long. */

@@ -469,7 +469,7 @@ describe.each([
     sent.map(({ values }) => String(values.find((value) => String(value).startsWith('{'))).split(',').length);
 
   describe('what waits goes in one statement, up to what one should hold', () => {
-    const together = <Result>(count: number, ask: (index: number) => Promise<Result>) =>
+    const atOnce = <Result>(count: number, ask: (index: number) => Promise<Result>) =>
       Promise.all(Array.from({ length: count }, (_, index) => ask(index)));
 
     it('of claims five hundred, and a quarter of that where each is of all devices of a user', async () => {
@@ -481,7 +481,7 @@ describe.each([
       ] as const) {
         const record = recording(database);
         const claims = claimsOver(record);
-        const claimed = await together(600, () =>
+        const claimed = await atOnce(600, () =>
           claims.claim(newDevice(), { claimId: randomUUID(), userId, deviceId }),
         );
         expect(claimed.every(({ devices }) => devices.length === (deviceId === undefined ? 2 : 1))).toBe(
@@ -503,7 +503,7 @@ describe.each([
       ]) {
         const record = recording(database);
         const messages = createMessageStore(record);
-        await together(count, () => storeFor(messages, { sender: newDevice(), content }, ...to));
+        await atOnce(count, () => storeFor(messages, { sender: newDevice(), content }, ...to));
         expect(listedIn(record.hotSent)).toEqual(sizes);
       }
     });
